@@ -1,0 +1,291 @@
+//! The contract that all drivers keep: what a volume, its locator, its identity and its device are, what a driver can be
+//! asked, and how it says no. Pure: no I/O, and no knowledge of any of our other crates.
+
+mod error;
+mod locator;
+mod names;
+mod volume;
+
+pub use error::{Error, Result};
+pub use locator::{Backend, Locator, LogicalUnit, LogicalVolume, RawFile, Scope};
+pub use names::{AttachmentId, Iqn, Lun, LvName, NameTemplate, Portal, VgName, VolumeId, VolumeName, Wwn};
+pub use volume::{Adoption, Candidate, Refusal, Release, Volume};
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::PathBuf};
+use tokio::time::Instant;
+
+/// One storage technology on this host.
+///
+/// Every verb may be repeated; the second time changes nothing. `prepare`, `find`, `prove`, `users` and everything that
+/// lists only read.
+///
+/// ```text
+///            prepare            attach                  detach
+///   (absent) ───────▶ footprint ───────▶ device ──────────────────▶ (absent)
+///                         │                 ▲  prove: is it still the volume?
+///                         └── after a crash: detach, with the footprint alone
+/// ```
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Which backend this is.
+    fn backend(&self) -> Backend;
+
+    /// What the driver needs on this host, and whether it is there.
+    async fn readiness(&self) -> Readiness;
+
+    /// Checks that the volume can be attached as asked and notes what is on the host already, so that a later detach
+    /// (or the undo after a crash) takes away just what the attach brought.
+    async fn prepare(&self, spec: &Spec) -> Result<Footprint>;
+
+    /// Makes the volume present and returns its device, proved.
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, access: &Access, deadline: Instant) -> Result<Device>;
+
+    /// The device as the kernel lists it, or `None` where there is none. Asks no device.
+    async fn find(&self, at: &Attached) -> Result<Option<Device>>;
+
+    /// The device, after it has proved that it is the volume; `None` where there is none.
+    /// [`Error::Mismatch`] if it is another volume.
+    async fn prove(&self, at: &Attached) -> Result<Option<Device>>;
+
+    /// Who uses the device: mounts in any namespace, holders, openers; each in words that an operator understands.
+    async fn users(&self, at: &Attached) -> Result<Vec<String>>;
+
+    /// Flushes and takes away all that [`Driver::attach`] brought, however far it came, and sees that it is gone.
+    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached>;
+
+    /// Learns the size anew after the volume grew.
+    async fn extend(&self, at: &Attached, deadline: Instant) -> Result<Device>;
+
+    /// What could be managed in `scope`, and why not.
+    async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>>;
+
+    /// One volume as [`Driver::manageable`] would list it. [`Error::NotFound`] if there is none.
+    async fn inspect(&self, locator: &Locator) -> Result<Candidate>;
+
+    /// Writes the origin onto the storage and renames, from whichever step is still undone.
+    async fn manage(&self, adoption: &Adoption) -> Result<Volume>;
+
+    /// The way back of [`Driver::manage`], from whichever step is still undone.
+    async fn unmanage(&self, release: &Release) -> Result<()>;
+
+    /// The managed volumes as the storage tells them; everywhere this driver knows of if `scope` is `None`.
+    async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>>;
+}
+
+/// What is to be attached, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Where the volume is.
+    pub locator: Locator,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// The WWN that the device must have.
+    pub expected_wwn: Option<Wwn>,
+    /// The size in bytes that the device must have.
+    pub expected_size: Option<u64>,
+}
+
+impl Spec {
+    /// Holds a device against what the caller expects of it. [`Error::Mismatch`] names both.
+    pub fn check(&self, device: &Device) -> Result<()> {
+        if let Some(expected) = &self.expected_wwn {
+            let found = match &device.identity {
+                Identity::Scsi { wwn } => wwn.to_string(),
+                other => format!("none ({other})"),
+            };
+            if found != expected.to_string() {
+                return Err(Error::Mismatch {
+                    what: format!("the WWN of {} at {}", self.locator, device.path.display()),
+                    expected: expected.to_string(),
+                    found,
+                });
+            }
+        }
+        if let Some(expected) = self.expected_size
+            && expected != device.size_bytes
+        {
+            return Err(Error::Mismatch {
+                what: format!("the size in bytes of {} at {}", self.locator, device.path.display()),
+                expected: expected.to_string(),
+                found: device.size_bytes.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What the backend asks for before it lets us in. Travels in the call only.
+#[derive(Debug, Default)]
+pub struct Access {
+    /// One-way CHAP.
+    pub chap: Option<Chap>,
+}
+
+/// One-way CHAP (RFC 7143 section 12.1): this host proves itself to the target.
+#[derive(Debug)]
+pub struct Chap {
+    /// The name that the target knows this host by.
+    pub user: String,
+    /// Its password.
+    pub password: SecretString,
+}
+
+/// What was on the host before an attach, noted before its first effect. With it, detach and undo know what to leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "backend", rename_all = "snake_case")]
+pub enum Footprint {
+    /// iSCSI.
+    Iscsi {
+        /// The LUN's device was here already, on a session that is not ours: it stays.
+        device_was_here: bool,
+    },
+    /// LVM.
+    Lvm {
+        /// The LV by its UUIDs, which a rename does not change.
+        identity: Identity,
+        /// The LV was active already: it stays active.
+        was_active: bool,
+    },
+    /// File on a loop device.
+    File {
+        /// The file by device and inode number, which a rename does not change.
+        identity: Identity,
+    },
+}
+
+/// What proves that a device is the volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Identity {
+    /// A logical unit's name from VPD page 0x83, or 0x80 where it has none (SPC-4 7.8.6, 7.8.15).
+    Scsi {
+        /// In udev's form.
+        wwn: Wwn,
+    },
+    /// An LV's UUIDs without dashes: `/sys/block/dm-N/dm/uuid` is `LVM-` and both.
+    Lvm {
+        /// The VG's.
+        vg_uuid: String,
+        /// The LV's.
+        lv_uuid: String,
+    },
+    /// A file's device and inode number, which the loop device tells of its backing file.
+    File {
+        /// `st_dev`
+        device: u64,
+        /// `st_ino`
+        inode: u64,
+    },
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scsi { wwn } => write!(f, "wwn:{wwn}"),
+            Self::Lvm { vg_uuid, lv_uuid } => write!(f, "lvm:{vg_uuid}/{lv_uuid}"),
+            Self::File { device, inode } => write!(f, "file:{device}:{inode}"),
+        }
+    }
+}
+
+/// An attachment as its driver sees it: after an attach that ended, or (without an identity) one that did not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// What was asked for.
+    pub spec: Spec,
+    /// What was here before.
+    pub footprint: Footprint,
+    /// What the device proved; `None` if the attach did not come so far.
+    pub identity: Option<Identity>,
+}
+
+/// A volume's device on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The kernel's node: `/dev/sdb`.
+    pub path: PathBuf,
+    /// What it proved to be.
+    pub identity: Identity,
+    /// In bytes.
+    pub size_bytes: u64,
+    /// In bytes.
+    pub logical_block_size: u32,
+    /// In bytes.
+    pub physical_block_size: u32,
+    /// It refuses writes.
+    pub read_only: bool,
+    /// Every way to it.
+    pub paths: Vec<DevicePath>,
+}
+
+/// One way to a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicePath {
+    /// `/dev/sdb`
+    pub device: PathBuf,
+    /// iSCSI only.
+    pub portal: Option<Portal>,
+    /// The kernel's word: `running`, `offline`, …; `active` where the kernel has none.
+    pub state: String,
+}
+
+/// What a detach did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// What could not be removed; empty is success.
+    pub residuals: Vec<Residual>,
+    /// What was here before the attachment, and stays; in words.
+    pub kept: Vec<String>,
+}
+
+/// Something that a detach could not remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Residual {
+    /// What sort of thing.
+    pub kind: ResidualKind,
+    /// Its name.
+    pub name: String,
+    /// Why it is still there.
+    pub reason: String,
+}
+
+/// The sorts of [`Residual`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResidualKind {
+    /// A SCSI device.
+    Device,
+    /// An iSCSI session.
+    Session,
+    /// An open-iscsi node record.
+    NodeRecord,
+    /// An active LV.
+    Activation,
+    /// A loop device.
+    Loop,
+    /// Our own stable path.
+    Link,
+}
+
+/// Whether a driver can work on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// What is missing, and what to do about it; `None` if it can work.
+    pub problem: Option<String>,
+    /// The programs and kernel interfaces it relies on.
+    pub tools: Vec<Tool>,
+}
+
+/// A program or kernel interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    /// `iscsiadm`
+    pub name: String,
+    /// `/usr/sbin/iscsiadm`
+    pub path: PathBuf,
+    /// As it says itself.
+    pub version: String,
+}

@@ -1,0 +1,356 @@
+//! Where a volume is, as text and as a type: what parses here can be handed to a tool without another look.
+
+use crate::{Error, Iqn, Lun, LvName, Portal, Result, VgName};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+};
+
+/// The backends that this build knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// A raw file on a loop device.
+    File,
+    /// A logical unit of an iSCSI target.
+    Iscsi,
+    /// A logical volume.
+    Lvm,
+}
+
+impl Backend {
+    /// Every backend, in the order in which they are listed.
+    pub const ALL: [Self; 3] = [Self::File, Self::Iscsi, Self::Lvm];
+
+    /// `file`, `iscsi`, `lvm`
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Iscsi => "iscsi",
+            Self::Lvm => "lvm",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is needed to find a volume.
+///
+/// | backend | text |
+/// |---|---|
+/// | iSCSI | `iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0`, several portals separated by commas |
+/// | LVM | `lvm:vg/lv` |
+/// | file | `file:/srv/volumes/a.raw` |
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Locator {
+    /// A logical unit of an iSCSI target.
+    Iscsi(LogicalUnit),
+    /// A logical volume.
+    Lvm(LogicalVolume),
+    /// A raw file.
+    File(RawFile),
+}
+
+/// A logical unit of an iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LogicalUnit {
+    /// At least one; in the caller's order, without repeats.
+    pub portals: Vec<Portal>,
+    /// The target.
+    pub iqn: Iqn,
+    /// The unit.
+    pub lun: Lun,
+}
+
+/// A logical volume by its names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LogicalVolume {
+    /// The volume group.
+    pub vg: VgName,
+    /// The logical volume.
+    pub lv: LvName,
+}
+
+/// A raw file by its absolute path, which has no `.`, `..` or empty parts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RawFile {
+    path: PathBuf,
+}
+
+impl RawFile {
+    /// The longest path that the kernel takes, its final NUL included (`PATH_MAX`).
+    const MAX: usize = 4096;
+
+    /// Checks an absolute path.
+    pub fn new(path: &str) -> Result<Self> {
+        Ok(Self { path: absolute("locator", path)? })
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file `name` in the same directory.
+    pub fn sibling(&self, name: &str) -> Self {
+        Self { path: self.path.with_file_name(name) }
+    }
+}
+
+/// A part of a backend in which volumes are listed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// `lvm:VG`
+    Lvm(VgName),
+    /// `file:/DIRECTORY`
+    File(PathBuf),
+}
+
+impl Scope {
+    /// The backend it is a part of.
+    pub fn backend(&self) -> Backend {
+        match self {
+            Self::Lvm(_) => Backend::Lvm,
+            Self::File(_) => Backend::File,
+        }
+    }
+}
+
+impl Locator {
+    /// Which backend the volume is on.
+    pub fn backend(&self) -> Backend {
+        match self {
+            Self::Iscsi(_) => Backend::Iscsi,
+            Self::Lvm(_) => Backend::Lvm,
+            Self::File(_) => Backend::File,
+        }
+    }
+
+    /// The volume `name` beside this one: what a rename within the VG or directory makes of it.
+    pub fn beside(&self, name: &str) -> Result<Self> {
+        match self {
+            Self::Lvm(volume) => Ok(Self::Lvm(LogicalVolume { vg: volume.vg.clone(), lv: name.parse()? })),
+            Self::File(file) => RawFile::new(&file.sibling(name).path.to_string_lossy()).map(Self::File),
+            Self::Iscsi(_) => {
+                Err(Error::Unsupported { what: "a logical unit has no name on this host that could be changed".into() })
+            }
+        }
+    }
+
+    /// Where a list of it and the volumes beside it is found.
+    pub fn scope(&self) -> Result<Scope> {
+        match self {
+            Self::Lvm(volume) => Ok(Scope::Lvm(volume.vg.clone())),
+            Self::File(file) => Ok(Scope::File(file.path.parent().unwrap_or(Path::new("/")).to_owned())),
+            Self::Iscsi(_) => Err(Error::Unsupported {
+                what: "the volumes of an iSCSI target are managed on the host that serves it".into(),
+            }),
+        }
+    }
+
+    /// The key under which operations on the volume exclude each other. Portals are left out of it: two ways to the
+    /// same unit are the same volume.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Iscsi(unit) => format!("iscsi:{}/{}", unit.iqn, unit.lun),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Locator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iscsi(unit) => {
+                let portals: Vec<_> = unit.portals.iter().map(Portal::to_string).collect();
+                write!(f, "iscsi://{}/{}/{}", portals.join(","), unit.iqn, unit.lun)
+            }
+            Self::Lvm(volume) => write!(f, "lvm:{}/{}", volume.vg, volume.lv),
+            Self::File(file) => write!(f, "file:{}", file.path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lvm(vg) => write!(f, "lvm:{vg}"),
+            Self::File(directory) => write!(f, "file:{}", directory.display()),
+        }
+    }
+}
+
+impl FromStr for Locator {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = |why: &str| Error::invalid("locator", format!("{}: {why}", shown(text)));
+        if let Some(rest) = text.strip_prefix("iscsi://") {
+            let (portals, rest) =
+                rest.split_once('/').ok_or_else(|| invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN"))?;
+            let (iqn, lun) = rest.rsplit_once('/').ok_or_else(|| invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN"))?;
+            let mut unit = LogicalUnit { portals: Vec::new(), iqn: iqn.parse()?, lun: lun.parse()? };
+            for portal in portals.split(',') {
+                let portal = portal.parse()?;
+                if !unit.portals.contains(&portal) {
+                    unit.portals.push(portal);
+                }
+            }
+            Ok(Self::Iscsi(unit))
+        } else if let Some(rest) = text.strip_prefix("lvm:") {
+            let (vg, lv) = rest.split_once('/').ok_or_else(|| invalid("write lvm:VG/LV"))?;
+            Ok(Self::Lvm(LogicalVolume { vg: vg.parse()?, lv: lv.parse()? }))
+        } else if let Some(rest) = text.strip_prefix("file:") {
+            Ok(Self::File(RawFile::new(rest)?))
+        } else if text.starts_with("rbd:") {
+            Err(Error::Unsupported { what: "this build has no RBD driver yet".into() })
+        } else {
+            Err(invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV or file:/ABSOLUTE/PATH"))
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(vg) = text.strip_prefix("lvm:") {
+            Ok(Self::Lvm(vg.parse()?))
+        } else if let Some(directory) = text.strip_prefix("file:") {
+            Ok(Self::File(absolute("scope", directory)?))
+        } else if text.starts_with("rbd:") {
+            Err(Error::Unsupported { what: "this build has no RBD driver yet".into() })
+        } else if text.starts_with("iscsi:") {
+            Err(Error::Unsupported {
+                what: "the volumes of an iSCSI target are managed on the host that serves it".into(),
+            })
+        } else {
+            Err(Error::invalid("scope", format!("{}: write lvm:VG or file:/DIRECTORY", shown(text))))
+        }
+    }
+}
+
+impl TryFrom<String> for Locator {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Locator> for String {
+    fn from(locator: Locator) -> Self {
+        locator.to_string()
+    }
+}
+
+/// A path that means the same wherever it is read: absolute, without `.`, `..` or empty parts.
+fn absolute(field: &'static str, text: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(text);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let rebuilt: PathBuf = path.components().collect();
+    if !path.is_absolute() || !plain || rebuilt.as_os_str().len() != text.len() || text == "/" {
+        return Err(Error::invalid(
+            field,
+            format!("{}: write an absolute path without `.`, `..` or empty parts", shown(text)),
+        ));
+    }
+    if text.len() >= RawFile::MAX {
+        return Err(Error::invalid(field, format!("the path has {} bytes, at most 4095 are allowed", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(field, format!("{}: a path may not hold control characters", shown(text))));
+    }
+    Ok(path)
+}
+
+/// The caller's text as it may stand in an error: escaped, and cut where it is long.
+pub(crate) fn shown(text: &str) -> String {
+    const LIMIT: usize = 80;
+    let cut: String = text.chars().take(LIMIT).collect();
+    if cut.len() < text.len() { format!("{cut:?}…") } else { format!("{cut:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn canonical_text() {
+        for (given, canonical) in [
+            ("iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0", "iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0"),
+            (
+                "iscsi://[FE80::A]:3260,[fe80:0::a]/iqn.2026-11.org.example:t1/7",
+                "iscsi://[fe80::a]:3260/iqn.2026-11.org.example:t1/7",
+            ),
+            ("lvm:cinder-volumes/int32bit-test-LV", "lvm:cinder-volumes/int32bit-test-LV"),
+            ("file:/srv/a b.raw", "file:/srv/a b.raw"),
+        ] {
+            assert_eq!(given.parse::<Locator>().unwrap().to_string(), canonical);
+        }
+    }
+
+    #[test]
+    fn refused() {
+        for text in [
+            "",
+            "lvm:",
+            "lvm:vg",
+            "lvm:vg/",
+            "lvm:/lv",
+            "lvm:--foo/lv",
+            "lvm:vg/-n",
+            "lvm:vg/../x",
+            "lvm:vg/a b",
+            "lvm:vg/a\n",
+            "file:",
+            "file:/",
+            "file:relative",
+            "file:/a/../b",
+            "file:/a//b",
+            "file:/a/",
+            "file:/a/./b",
+            "file:/a\u{7}",
+            "iscsi://10.0.0.5",
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:t1",
+            "iscsi://10.0.0.5:0/iqn.2026-11.org.example:t1/0",
+            "iscsi://10.0.0.5:65536/iqn.2026-11.org.example:t1/0",
+            "iscsi://10.0.0.5:x/iqn.2026-11.org.example:t1/0",
+            "iscsi://host/iqn.2026-11.org.example:t1/0",
+            "iscsi:///iqn.2026-11.org.example:t1/0",
+            "iscsi://10.0.0.5,/iqn.2026-11.org.example:t1/0",
+            "iscsi://10.0.0.5/example:t1/0",
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/-1",
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/16384",
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:../t1/0",
+            "https://10.0.0.5/x",
+        ] {
+            assert!(matches!(text.parse::<Locator>(), Err(Error::Invalid { .. })), "{text:?} was taken");
+        }
+        assert!(format!("lvm:vg/{}", "x".repeat(300)).parse::<Locator>().is_err());
+    }
+
+    #[test]
+    fn two_ways_to_a_unit_are_one_volume() {
+        let a: Locator = "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0".parse().unwrap();
+        let b: Locator = "iscsi://10.0.0.6/iqn.2026-11.org.example:t1/0".parse().unwrap();
+        assert_eq!(a.key(), b.key());
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_round_trips(text in "(iscsi://|lvm:|file:/|rbd:)?[ -~\u{e9}/]{0,60}") {
+            if let Ok(locator) = text.parse::<Locator>() {
+                prop_assert_eq!(locator.to_string().parse::<Locator>().unwrap(), locator);
+            }
+        }
+    }
+}
