@@ -1,0 +1,88 @@
+//! A tool to run: which, with what, how long, and whether it may be killed.
+
+use std::{path::PathBuf, time::Duration};
+
+/// The programs that we start. There are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tool {
+    /// open-iscsi's client.
+    Iscsiadm,
+    /// LVM's one binary, whose first argument is the verb.
+    Lvm,
+}
+
+impl Tool {
+    /// The program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iscsiadm => "iscsiadm",
+            Self::Lvm => "lvm",
+        }
+    }
+}
+
+/// A tool's run. Its environment is empty but for a fixed `PATH` and `LC_ALL=C`; its arguments never hold a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// What is run.
+    pub tool: Tool,
+    /// With what.
+    pub args: Vec<String>,
+    /// How long it is waited for.
+    pub timeout: Duration,
+    /// It changes something: then it is never killed half-way, and counts as an effect.
+    pub writes: bool,
+}
+
+impl Command {
+    /// A run that only reads, and is killed if it takes longer than 60 seconds.
+    pub fn read<A: Into<String>>(tool: Tool, args: impl IntoIterator<Item = A>) -> Self {
+        Self { tool, args: args.into_iter().map(Into::into).collect(), timeout: Duration::from_secs(60), writes: false }
+    }
+
+    /// A run that changes something, and is waited for up to 120 seconds.
+    pub fn write<A: Into<String>>(tool: Tool, args: impl IntoIterator<Item = A>) -> Self {
+        Self { timeout: Duration::from_secs(120), writes: true, ..Self::read(tool, args) }
+    }
+
+    /// Waits at most so long.
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// As a shell would show it, for logs and errors.
+    pub fn line(&self) -> String {
+        let mut line = self.tool.name().to_owned();
+        for arg in &self.args {
+            line.push(' ');
+            line.push_str(arg);
+        }
+        line
+    }
+}
+
+/// How a tool ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit code; 128 and the signal's number if a signal ended it.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Its own words on one line: stderr, or else stdout, each line trimmed, at most 500 characters.
+    pub fn said(&self) -> String {
+        let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines.join("; ").chars().filter(|c| !c.is_control()).take(500).collect()
+    }
+}
+
+/// Where tools are looked for, in this order.
+pub(crate) fn tool_directories() -> impl Iterator<Item = PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].into_iter().map(PathBuf::from)
+}

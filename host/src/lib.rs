@@ -1,0 +1,153 @@
+//! The machine beneath us: processes, sysfs, block devices, uevents, files. The only crate that touches it, and it knows
+//! nothing of volumes.
+//!
+//! [`Host`] is the seam: [`Linux`] is the real machine, `sim::Machine` (feature `sim`) is one in memory that answers in
+//! the same way, so that the whole agent runs in a test without root.
+
+mod block;
+mod command;
+mod error;
+#[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
+mod linux;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod uevent;
+
+pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
+pub use command::{Command, Output, Tool};
+pub use error::{Error, Result};
+pub use linux::Linux;
+pub use uevent::{Uevent, Uevents, wait_for};
+
+use async_trait::async_trait;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// The machine beneath us. Everything privileged goes through here.
+///
+/// What only reads the kernel's own memory (sysfs, procfs, a stat) is a plain function; what may wait for a device, a
+/// disk or a process is `async` and never blocks the runtime.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    // ---- processes ----
+
+    /// Runs a tool to its end. A non-zero exit is an [`Output`], not an error.
+    ///
+    /// [`Error::TimedOut`] if it did not end in time: then what it did is unknown, so look before you decide. One that
+    /// only reads is killed; one that writes is left to finish.
+    async fn run(&self, command: Command) -> Result<Output>;
+
+    /// Where a tool is, in a fixed list of directories that `$PATH` has no part in.
+    fn tool(&self, tool: Tool) -> Option<PathBuf>;
+
+    /// Waits for tools that an agent before us started and that outlived it: what they do is not done yet. Returns the
+    /// command lines of those that still run at the deadline.
+    async fn outlived(&self, deadline: Instant) -> Result<Vec<String>>;
+
+    // ---- the kernel's own files ----
+
+    /// An attribute's text without the newline at its end; `None` if there is no such file.
+    fn read(&self, path: &Path) -> Result<Option<String>>;
+
+    /// The names in a directory, sorted; none if there is no such directory.
+    fn list(&self, directory: &Path) -> Result<Vec<String>>;
+
+    /// Where a path leads once every link in it is followed; `None` if it leads nowhere.
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>>;
+
+    /// Writes an attribute. It may sleep in the kernel.
+    async fn write(&self, attribute: &Path, value: &str) -> Result<()>;
+
+    /// Kernel events from now on: subscribe before you act.
+    fn uevents(&self) -> Uevents;
+
+    // ---- block devices ----
+
+    /// A vital product data page, as the device itself answers now (SG_IO, INQUIRY with EVPD, SPC-4 section 6.6).
+    async fn inquiry(&self, device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>>;
+
+    /// Opens a device for nobody else to mount or hold. [`Error::Busy`] if somebody has.
+    async fn claim(&self, device: &Path) -> Result<Claim>;
+
+    /// Writes all that the kernel has cached of a device to it, and forgets the cache (fsync, then BLKFLSBUF).
+    async fn flush(&self, device: &Path, timeout: Duration) -> Result<()>;
+
+    /// Makes a device refuse writes, or take them again (BLKROSET).
+    async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()>;
+
+    /// Who uses a device or one of its partitions: mounts in any namespace, swap, holders, openers. Neither we nor udev
+    /// count.
+    async fn users(&self, device: &Path) -> Result<Vec<User>>;
+
+    /// The first bytes of a device or file.
+    async fn head(&self, path: &Path, length: usize, timeout: Duration) -> Result<Vec<u8>>;
+
+    // ---- loop devices ----
+
+    /// Every loop device that is bound to a file.
+    fn loop_devices(&self) -> Result<Vec<LoopDevice>>;
+
+    /// Binds a free loop device and returns its node.
+    async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf>;
+
+    /// Unbinds a loop device. One that is not bound is fine.
+    async fn loop_detach(&self, device: &Path) -> Result<()>;
+
+    /// Lets a loop device see that its file grew.
+    async fn loop_resize(&self, device: &Path) -> Result<()>;
+
+    // ---- files ----
+
+    /// What a path is, its last link not followed; `None` if it is not there.
+    fn stat(&self, path: &Path) -> Result<Option<FileStat>>;
+
+    /// Puts a file in place whole: written beside it, synced, renamed, its directory synced. Missing directories are
+    /// made, with mode 0700.
+    async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()>;
+
+    /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
+    async fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Removes a file, a link or an empty directory. Absent is fine, and so is a directory that is not empty.
+    async fn remove(&self, path: &Path) -> Result<()>;
+
+    /// Makes or replaces a symbolic link, whole at any moment. Missing directories are made.
+    async fn link(&self, name: &Path, target: &Path) -> Result<()>;
+
+    /// A file's extended attributes whose names begin with `prefix`, the name space (`user.`, `trusted.`) left off.
+    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>>;
+
+    /// Sets (or, with `None`, removes) extended attributes: in `user.` where the file system has it, else in `trusted.`.
+    async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()>;
+
+    // ---- the rest ----
+
+    /// Whether somebody listens at an address. [`Error::Unreachable`] says what was seen instead.
+    async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()>;
+
+    /// What machine this is.
+    fn facts(&self) -> Result<Facts>;
+
+    /// Told of an effect outside this trait (a commit of the journal), so that a test can crash there too.
+    async fn effect(&self, _what: &str) {}
+}
+
+/// What machine this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its host name.
+    pub name: String,
+    /// As `uname -r` says.
+    pub kernel: String,
+    /// As `uname -m` says.
+    pub platform: String,
+    /// New at every boot (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// Neither loopback nor link-local.
+    pub addresses: Vec<IpAddr>,
+}

@@ -1,0 +1,285 @@
+//! The real machine.
+//!
+//! What may wait for a device or a disk runs on a thread of its own (`blocking`), so that one that never comes back holds
+//! up nothing but its own caller, and that one only until its timeout.
+
+mod files;
+mod loops;
+mod netlink;
+mod process;
+mod scsi;
+mod usage;
+
+use crate::{
+    Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
+    command::tool_directories, wait_for,
+};
+use async_trait::async_trait;
+use nix::{
+    fcntl::{OFlag, open},
+    sys::{stat::Mode, utsname::uname},
+    unistd::fsync,
+};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, broadcast},
+    time::{Instant, timeout, timeout_at},
+};
+
+/// The real machine. Clones are the same machine.
+#[derive(Debug, Clone)]
+pub struct Linux {
+    events: broadcast::Sender<crate::Uevent>,
+    processes: Arc<Semaphore>,
+}
+
+impl Linux {
+    /// Listens to the kernel's events; must be called within a runtime. At most `processes` tools run at a time.
+    ///
+    /// Without events (a container may not have them) everything works, with more latency; that is logged once.
+    pub fn new(processes: usize) -> Self {
+        let (events, _) = broadcast::channel(1024);
+        if let Err(error) = netlink::listen(events.clone()) {
+            tracing::warn!(%error, "no kernel events; device changes are seen by looking four times a second");
+        }
+        Self { events, processes: Arc::new(Semaphore::new(processes)) }
+    }
+}
+
+/// Runs what may block on a thread of its own, and stops waiting for it (not the thread itself) when its time is over.
+async fn blocking<T: Send + 'static>(
+    what: impl Into<String>,
+    limit: Duration,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match timeout(limit, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        Err(_) => Err(Error::TimedOut { what: what.into(), after: limit }),
+    }
+}
+
+/// How long the kernel is waited for where the caller gives no time of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn open_device(device: &Path, flags: OFlag) -> Result<OwnedFd> {
+    open(device, flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| match errno {
+        nix::Error::EBUSY => Error::Busy { path: device.into() },
+        other => Error::io("open", device)(other.into()),
+    })
+}
+
+mod ioctls {
+    //! The ioctls on any block device (`include/uapi/linux/fs.h`).
+    nix::ioctl_none_bad!(blkflsbuf, nix::request_code_none!(0x12, 97));
+    nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), nix::libc::c_int);
+}
+
+#[async_trait]
+impl Host for Linux {
+    async fn run(&self, command: Command) -> Result<Output> {
+        process::run(&self.processes, command).await
+    }
+
+    fn tool(&self, tool: Tool) -> Option<PathBuf> {
+        tool_directories().map(|directory| directory.join(tool.name())).find(|path| path.is_file())
+    }
+
+    async fn outlived(&self, deadline: Instant) -> Result<Vec<String>> {
+        let none_left = || Ok(process::orphans().is_empty().then_some(()));
+        match wait_for(self, deadline, none_left).await? {
+            Some(()) => Ok(Vec::new()),
+            None => Ok(process::orphans()),
+        }
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<String>> {
+        match fs::read(path) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
+            }
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+
+    fn list(&self, directory: &Path) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("list", directory)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(Error::io("list", directory))?.file_name();
+            names.extend(name.into_string().ok());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>> {
+        match fs::canonicalize(path) {
+            Ok(resolved) => Ok(Some(resolved)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(Error::io("resolve", path)(error)),
+        }
+    }
+
+    async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
+        let (path, value) = (attribute.to_owned(), value.to_owned());
+        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+            let fd = open_device(&path, OFlag::O_WRONLY)?;
+            nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn uevents(&self) -> Uevents {
+        Uevents::new(self.events.subscribe())
+    }
+
+    async fn inquiry(&self, device: &Path, page: u8, limit: Duration) -> Result<Vec<u8>> {
+        let path = device.to_owned();
+        blocking(format!("INQUIRY to {}", device.display()), limit, move || scsi::inquiry(&path, page, limit)).await
+    }
+
+    async fn claim(&self, device: &Path) -> Result<Claim> {
+        let path = device.to_owned();
+        blocking(format!("open {}", device.display()), PATIENCE, move || {
+            open_device(&path, OFlag::O_RDONLY | OFlag::O_EXCL).map(|fd| Claim(Some(fd)))
+        })
+        .await
+    }
+
+    async fn flush(&self, device: &Path, limit: Duration) -> Result<()> {
+        let path = device.to_owned();
+        blocking(format!("flush of {}", device.display()), limit, move || {
+            let fd = open_device(&path, OFlag::O_RDONLY)?;
+            fsync(&fd).map_err(|errno| Error::io("sync", &path)(errno.into()))?;
+            // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the whole call.
+            #[expect(unsafe_code, reason = "ioctl")]
+            unsafe { ioctls::blkflsbuf(fd.as_raw_fd()) }
+                .map_err(|errno| Error::io("drop the cache of", &path)(errno.into()))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
+        let path = device.to_owned();
+        blocking(format!("BLKROSET on {}", device.display()), PATIENCE, move || {
+            let fd = open_device(&path, OFlag::O_RDONLY)?;
+            // SAFETY: BLKROSET reads one int; the descriptor and the int live for the whole call.
+            #[expect(unsafe_code, reason = "ioctl")]
+            unsafe { ioctls::blkroset(fd.as_raw_fd(), &i32::from(read_only)) }
+                .map_err(|errno| Error::io("change the read-only flag of", &path)(errno.into()))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn users(&self, device: &Path) -> Result<Vec<User>> {
+        let path = device.to_owned();
+        blocking(format!("search for users of {}", device.display()), PATIENCE, move || usage::users(&path)).await
+    }
+
+    async fn head(&self, path: &Path, length: usize, limit: Duration) -> Result<Vec<u8>> {
+        let owned = path.to_owned();
+        blocking(format!("read of {}", path.display()), limit, move || files::head(&owned, length)).await
+    }
+
+    fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
+        loops::list(self)
+    }
+
+    async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
+        let setup = setup.clone();
+        blocking("loop set-up", PATIENCE, move || loops::attach(&setup)).await
+    }
+
+    async fn loop_detach(&self, device: &Path) -> Result<()> {
+        let path = device.to_owned();
+        blocking("loop removal", PATIENCE, move || loops::detach(&path)).await
+    }
+
+    async fn loop_resize(&self, device: &Path) -> Result<()> {
+        let path = device.to_owned();
+        blocking("loop resize", PATIENCE, move || loops::resize(&path)).await
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
+        files::stat(path)
+    }
+
+    async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let (owned, content) = (path.to_owned(), content.to_owned());
+        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode)).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let (old, new) = (from.to_owned(), to.to_owned());
+        blocking(format!("rename of {}", from.display()), PATIENCE, move || files::rename(&old, &new)).await
+    }
+
+    async fn remove(&self, path: &Path) -> Result<()> {
+        let owned = path.to_owned();
+        blocking(format!("removal of {}", path.display()), PATIENCE, move || files::remove(&owned)).await
+    }
+
+    async fn link(&self, name: &Path, target: &Path) -> Result<()> {
+        let (name, target) = (name.to_owned(), target.to_owned());
+        blocking("link", PATIENCE, move || files::link(&name, &target)).await
+    }
+
+    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
+        files::attributes(path, prefix)
+    }
+
+    async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()> {
+        let attributes: Vec<(String, Option<String>)> =
+            attributes.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned))).collect();
+        let owned = path.to_owned();
+        blocking(format!("attributes of {}", path.display()), PATIENCE, move || {
+            files::set_attributes(&owned, &attributes)
+        })
+        .await
+    }
+
+    async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
+        match timeout_at(deadline, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Error::Unreachable { why: error.kind().to_string() }),
+            Err(_) => Err(Error::Unreachable { why: "no answer".into() }),
+        }
+    }
+
+    fn facts(&self) -> Result<Facts> {
+        let system = uname().map_err(|errno| Error::io("ask the name of", "/")(errno.into()))?;
+        let text = |value: &std::ffi::OsStr| value.to_string_lossy().into_owned();
+        let boot_id = self.read(Path::new("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
+        Ok(Facts {
+            name: text(system.nodename()),
+            kernel: text(system.release()),
+            platform: text(system.machine()),
+            boot_id,
+            addresses: netlink::addresses(),
+        })
+    }
+}
+
+/// The kernel's two ways to say that something is not there, and sysfs's third: an attribute of a device that went.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO))
+}

@@ -1,0 +1,222 @@
+//! Files: whole or not at all, and never one over another.
+
+use super::is_absent;
+use crate::{Error, FileStat, Result};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsString},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+pub(super) fn head(path: &Path, length: usize) -> Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    let mut bytes = Vec::with_capacity(length);
+    file.take(length as u64).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    Ok(bytes)
+}
+
+pub(super) fn stat(path: &Path) -> Result<Option<FileStat>> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(FileStat {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size_bytes: meta.size(),
+            is_file: meta.is_file(),
+            is_directory: meta.is_dir(),
+        })),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(Error::io("look at", path)(error)),
+    }
+}
+
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let directory = parent(path);
+    make_directories(directory, 0o700)?;
+    let beside = beside(path);
+    let write = || -> io::Result<()> {
+        remove_stale(&beside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        sync_directory(directory)
+    };
+    write().map_err(|error| {
+        let _half_written = fs::remove_file(&beside);
+        Error::io("write", path)(error)
+    })
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => sync_directory(parent(to)).map_err(Error::io("sync", parent(to))),
+        Err(nix::Error::EEXIST) => Err(Error::Exists { path: to.into() }),
+        Err(errno) => Err(Error::io("rename", from)(errno.into())),
+    }
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other.map_err(Error::io("remove", path)),
+    }
+}
+
+pub(super) fn link(name: &Path, target: &Path) -> Result<()> {
+    make_directories(parent(name), 0o755)?;
+    let beside = beside(name);
+    let make = || -> io::Result<()> {
+        remove_stale(&beside)?;
+        std::os::unix::fs::symlink(target, &beside)?;
+        fs::rename(&beside, name)
+    };
+    make().map_err(Error::io("link", name))
+}
+
+/// The name spaces in the order in which they are tried: tmpfs has no `user.` before Linux 6.6.
+const NAME_SPACES: [&str; 2] = ["user.", "trusted."];
+
+pub(super) fn attributes(path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for name in xattr::names(path).map_err(Error::io("read the attributes of", path))? {
+        let Some(plain) = NAME_SPACES.iter().find_map(|space| name.strip_prefix(space)) else { continue };
+        if plain.starts_with(prefix) {
+            let value = xattr::get(path, &name).map_err(Error::io("read the attributes of", path))?;
+            found.insert(plain.to_owned(), value);
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn set_attributes(path: &Path, attributes: &[(String, Option<String>)]) -> Result<()> {
+    for (name, value) in attributes {
+        match value {
+            Some(value) => {
+                let mut result = Ok(());
+                for space in NAME_SPACES {
+                    result = xattr::set(path, &format!("{space}{name}"), value);
+                    if !matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
+                        break;
+                    }
+                }
+                result.map_err(Error::io("set an attribute of", path))?;
+            }
+            None => {
+                for space in NAME_SPACES {
+                    xattr::remove(path, &format!("{space}{name}"))
+                        .map_err(Error::io("remove an attribute of", path))?;
+                }
+            }
+        }
+    }
+    let sync = || File::open(path)?.sync_all();
+    sync().map_err(Error::io("sync", path))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// The name under which a file is made before it takes its place. There is one for each name, so that what a crash
+/// leaves is overwritten, not gathered.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn make_directories(directory: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(directory).map_err(Error::io("make", directory))
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+mod xattr {
+    //! Extended attributes of a path, links not followed (xattr(7)).
+
+    use super::*;
+
+    fn c_path(path: &Path) -> io::Result<CString> {
+        Ok(CString::new(path.as_os_str().as_bytes())?)
+    }
+
+    /// A value longer than this is none of ours.
+    const LONGEST: usize = 64 << 10;
+
+    /// A system call's result as a length, or its error.
+    fn length(result: isize) -> io::Result<usize> {
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    pub(super) fn names(path: &Path) -> io::Result<Vec<String>> {
+        let path = c_path(path)?;
+        let mut buffer = vec![0_u8; LONGEST];
+        // SAFETY: the path ends with a NUL, and the buffer has the length given.
+        #[expect(unsafe_code, reason = "no safe wrapper")]
+        let got = length(unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) });
+        match got {
+            Ok(got) => Ok(buffer[..got]
+                .split(|byte| *byte == 0)
+                .filter(|name| !name.is_empty())
+                .map(|name| String::from_utf8_lossy(name).into_owned())
+                .collect()),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn get(path: &Path, name: &str) -> io::Result<String> {
+        let (path, name) = (c_path(path)?, CString::new(name)?);
+        let mut buffer = vec![0_u8; LONGEST];
+        // SAFETY: path and name end with a NUL, and the buffer has the length given.
+        #[expect(unsafe_code, reason = "no safe wrapper")]
+        let got = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        Ok(String::from_utf8_lossy(&buffer[..length(got)?]).into_owned())
+    }
+
+    pub(super) fn set(path: &Path, name: &str, value: &str) -> io::Result<()> {
+        let (path, name) = (c_path(path)?, CString::new(name)?);
+        // SAFETY: path and name end with a NUL, and the value has the length given.
+        #[expect(unsafe_code, reason = "no safe wrapper")]
+        let done = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    pub(super) fn remove(path: &Path, name: &str) -> io::Result<()> {
+        let (path, name) = (c_path(path)?, CString::new(name)?);
+        // SAFETY: path and name end with a NUL.
+        #[expect(unsafe_code, reason = "no safe wrapper")]
+        let done = unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) };
+        match io::Error::last_os_error() {
+            _ if done == 0 => Ok(()),
+            error if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
+            error => Err(error),
+        }
+    }
+}

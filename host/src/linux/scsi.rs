@@ -1,0 +1,106 @@
+//! Asking a SCSI device who it is: INQUIRY through SG_IO (`include/uapi/scsi/sg.h`, SPC-4 section 6.6).
+
+use super::open_device;
+use crate::{Error, Result};
+use nix::fcntl::OFlag;
+use std::{io, os::fd::AsRawFd, path::Path, time::Duration};
+
+/// The interface that the `S` in its first field stands for.
+#[repr(C)]
+struct SgIoHdr {
+    interface_id: i32,
+    dxfer_direction: i32,
+    cmd_len: u8,
+    mx_sb_len: u8,
+    iovec_count: u16,
+    dxfer_len: u32,
+    dxferp: *mut u8,
+    cmdp: *const u8,
+    sbp: *mut u8,
+    timeout: u32,
+    flags: u32,
+    pack_id: i32,
+    usr_ptr: *mut u8,
+    status: u8,
+    masked_status: u8,
+    msg_status: u8,
+    sb_len_wr: u8,
+    host_status: u16,
+    driver_status: u16,
+    resid: i32,
+    duration: u32,
+    info: u32,
+}
+
+const SG_IO: u64 = 0x2285;
+const SG_DXFER_FROM_DEV: i32 = -3;
+const INQUIRY: u8 = 0x12;
+/// What one page may hold; a page 0x83 with every designator that targets send fits well.
+const PAGE_SIZE: usize = 1024;
+
+nix::ioctl_readwrite_bad!(sg_io, SG_IO, SgIoHdr);
+
+/// The vital product data page as the device answers now.
+pub(super) fn inquiry(device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>> {
+    let failed = |why: String| Error::io("ask the identity of", device)(io::Error::other(why));
+    let fd = open_device(device, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+    let mut data = vec![0_u8; PAGE_SIZE];
+    let mut sense = [0_u8; 32];
+    let [high, low] = u16::try_from(PAGE_SIZE).unwrap_or(u16::MAX).to_be_bytes();
+    let command = [INQUIRY, 1, page, high, low, 0];
+    let mut header = SgIoHdr {
+        interface_id: i32::from(b'S'),
+        dxfer_direction: SG_DXFER_FROM_DEV,
+        cmd_len: 6,
+        mx_sb_len: 32,
+        iovec_count: 0,
+        dxfer_len: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
+        dxferp: data.as_mut_ptr(),
+        cmdp: command.as_ptr(),
+        sbp: sense.as_mut_ptr(),
+        timeout: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+        flags: 0,
+        pack_id: 0,
+        usr_ptr: std::ptr::null_mut(),
+        status: 0,
+        masked_status: 0,
+        msg_status: 0,
+        sb_len_wr: 0,
+        host_status: 0,
+        driver_status: 0,
+        resid: 0,
+        duration: 0,
+        info: 0,
+    };
+    // SAFETY: the header has the layout of `sg_io_hdr`; its pointers are to buffers of the lengths it gives, and they
+    // and the descriptor live until the call returns.
+    #[expect(unsafe_code, reason = "ioctl")]
+    unsafe { sg_io(fd.as_raw_fd(), &raw mut header) }
+        .map_err(|errno| Error::io("ask the identity of", device)(errno.into()))?;
+    if header.host_status != 0 || header.driver_status & 0x0f != 0 {
+        return Err(failed(format!(
+            "no answer (host status {:#x}, driver status {:#x})",
+            header.host_status, header.driver_status
+        )));
+    }
+    if header.status != 0 {
+        let (key, code) = sense_of(&sense[..usize::from(header.sb_len_wr).min(sense.len())]);
+        return Err(failed(format!("SCSI status {:#x}, sense key {key:#x}, code {code:#06x}", header.status)));
+    }
+    let got = PAGE_SIZE - usize::try_from(header.resid).unwrap_or(0).min(PAGE_SIZE);
+    data.truncate(got);
+    if data.get(1) != Some(&page) {
+        return Err(failed(format!("it has no page {page:#04x}")));
+    }
+    Ok(data)
+}
+
+/// Sense key, and additional code with its qualifier, in fixed or descriptor format (SPC-4 section 4.5).
+fn sense_of(sense: &[u8]) -> (u8, u16) {
+    let at = |index: usize| sense.get(index).copied().unwrap_or(0);
+    if at(0) & 0x7f >= 0x72 {
+        (at(1) & 15, u16::from_be_bytes([at(2), at(3)]))
+    } else {
+        (at(2) & 15, u16::from_be_bytes([at(12), at(13)]))
+    }
+}

@@ -1,0 +1,204 @@
+//! Who uses a device. The kernel has no one list, so four places are read: holders in sysfs, mounts of every mount
+//! namespace, swap areas, and what every process has open.
+
+use crate::{Error, Result, User};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// A device and its partitions.
+struct Devices {
+    /// `8:16`, as sysfs and mountinfo write it.
+    numbers: BTreeSet<String>,
+    /// As stat writes it.
+    rdevs: BTreeSet<u64>,
+    directories: Vec<PathBuf>,
+}
+
+pub(super) fn users(device: &Path) -> Result<Vec<User>> {
+    let meta = fs::metadata(device).map_err(Error::io("look at", device))?;
+    if !meta.file_type().is_block_device() {
+        return Err(Error::io("look at", device)(std::io::Error::other("it is no block device")));
+    }
+    let devices = with_partitions(meta.rdev());
+    let mut users = holders(&devices);
+    users.extend(swaps(&devices));
+    users.extend(mounts(&devices));
+    users.extend(openers(&devices));
+    Ok(users)
+}
+
+fn number(rdev: u64) -> String {
+    format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev))
+}
+
+fn with_partitions(rdev: u64) -> Devices {
+    let mut devices = Devices { numbers: BTreeSet::new(), rdevs: BTreeSet::new(), directories: Vec::new() };
+    let Ok(whole) = fs::canonicalize(Path::new("/sys/dev/block").join(number(rdev))) else { return devices };
+    let parts = entries(&whole).into_iter().filter(|path| path.join("partition").exists());
+    for directory in std::iter::once(whole.clone()).chain(parts) {
+        let Ok(text) = fs::read_to_string(directory.join("dev")) else { continue };
+        let Some((major, minor)) = text.trim().split_once(':') else { continue };
+        if let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) {
+            devices.numbers.insert(text.trim().to_owned());
+            devices.rdevs.insert(nix::sys::stat::makedev(major, minor));
+            devices.directories.push(directory);
+        }
+    }
+    devices
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn holders(devices: &Devices) -> Vec<User> {
+    let all = devices.directories.iter().flat_map(|directory| entries(&directory.join("holders")));
+    all.map(|holder| {
+        let label = fs::read_to_string(holder.join("dm/name")).unwrap_or_default().trim().to_owned();
+        User::Holder { name: file_name(&holder), label }
+    })
+    .collect()
+}
+
+fn swaps(devices: &Devices) -> Vec<User> {
+    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let of_ours = |line: &str| {
+        let path = line.split_whitespace().next()?;
+        let rdev = fs::metadata(unescape(path)).ok()?.rdev();
+        devices.rdevs.contains(&rdev).then_some(User::Swap)
+    };
+    table.lines().skip(1).filter_map(of_ours).collect()
+}
+
+/// Every process's number.
+fn processes() -> impl Iterator<Item = u32> {
+    entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok())
+}
+
+fn command_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// A mount is in the table of every process in its namespace, so one process a namespace is asked; ours first, so that
+/// a mount that we see ourselves is told without a process.
+fn mounts(devices: &Devices) -> Vec<User> {
+    let own = std::process::id();
+    let (mut namespaces, mut places, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for pid in std::iter::once(own).chain(processes()) {
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+        if !namespaces.insert(namespace) {
+            continue;
+        }
+        let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        for at in mounted(&table, devices) {
+            if places.insert(at.clone()) {
+                let seen_by = (pid != own).then(|| format!("{} (pid {pid})", command_of(pid)));
+                found.push(User::Mount { at, seen_by });
+            }
+        }
+    }
+    found
+}
+
+/// The mount points of the devices in a mountinfo table (proc_pid_mountinfo(5)). A file system over several devices
+/// (btrfs) has a number of its own, so its source counts as well.
+fn mounted(table: &str, devices: &Devices) -> Vec<String> {
+    let of_ours = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(2);
+        let (number, _root, at) = (fields.next()?, fields.next()?, fields.next()?);
+        let source = after.split(' ').nth(1)?;
+        let by_source = || {
+            source.starts_with("/dev/")
+                && fs::metadata(unescape(source)).is_ok_and(|meta| devices.rdevs.contains(&meta.rdev()))
+        };
+        (devices.numbers.contains(number) || by_source()).then(|| unescape(at))
+    };
+    table.lines().filter_map(of_ours).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        plain.push_str(before);
+        match after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(char::from(byte));
+                rest = &after[3..];
+            }
+            None => {
+                plain.push('\\');
+                rest = after;
+            }
+        }
+    }
+    plain + rest
+}
+
+/// udev and its helpers (`scsi_id`, `blkid`, …) open a device for a moment after each of its events, and let go by
+/// themselves. Under systemd they are all in one control group; elsewhere they are udevd or its children.
+fn is_udev(pid: u32) -> bool {
+    let runs_udevd = |pid: &str| {
+        fs::read_link(format!("/proc/{pid}/exe"))
+            .is_ok_and(|exe| matches!(file_name(&exe).as_str(), "systemd-udevd" | "udevadm" | "udevd"))
+    };
+    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    if group.contains("/systemd-udevd.service") || runs_udevd(&pid.to_string()) {
+        return true;
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.is_some_and(|parent| runs_udevd(parent.trim()))
+}
+
+fn openers(devices: &Devices) -> Vec<User> {
+    let mut found = Vec::new();
+    for pid in processes().filter(|pid| *pid != std::process::id()) {
+        let open = entries(&PathBuf::from(format!("/proc/{pid}/fd"))).into_iter().any(|fd| {
+            // The link's text is enough to leave out sockets, pipes and most files without a stat.
+            fs::read_link(&fd).is_ok_and(|target| target.starts_with("/dev"))
+                && fs::metadata(&fd)
+                    .is_ok_and(|meta| meta.file_type().is_block_device() && devices.rdevs.contains(&meta.rdev()))
+        });
+        if open && !is_udev(pid) {
+            found.push(User::Opener { pid, command: command_of(pid) });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn devices(number: &str) -> Devices {
+        Devices { numbers: BTreeSet::from([number.to_owned()]), rdevs: BTreeSet::new(), directories: Vec::new() }
+    }
+
+    #[test]
+    fn finds_mounts_by_number() {
+        let table = "36 35 8:16 / /mnt/a\\040b rw,noatime shared:1 - ext4 /dev/sdb rw\n\
+                     37 35 8:32 / /mnt/c rw - ext4 /dev/sdc rw\n\
+                     38 35 0:5 / /dev rw - devtmpfs udev rw\n\
+                     broken line";
+        assert_eq!(mounted(table, &devices("8:16")), ["/mnt/a b"]);
+        assert_eq!(mounted(table, &devices("8:48")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn unescapes_what_the_kernel_escapes() {
+        assert_eq!(unescape("a\\040b\\134c"), "a b\\c");
+        assert_eq!(unescape("a\\9"), "a\\9");
+    }
+}

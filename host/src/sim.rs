@@ -1,0 +1,597 @@
+//! A machine in memory that answers as the real one does: files, processes, block devices, uevents, without root.
+//!
+//! Every call that changes something is a numbered *effect*. A test lets the machine die after any of them
+//! ([`Machine::crash_after`]), starts the process again ([`Machine::restart`]) or the whole host ([`Machine::reboot`]), and
+//! compares what is left with what was there before ([`Machine::snapshot`]). What the crash kills is the process under
+//! test: its calls never return. The machine itself keeps its state, as a host does when a daemon dies.
+//!
+//! The world behind it is one struct under one lock. Each backend adds one module with its own part of that struct, and
+//! answers for its tool, its attributes and its devices through the hooks named in [`World`].
+
+mod files;
+pub mod iscsi;
+mod loops;
+pub mod lvm;
+mod process;
+mod world;
+
+pub(crate) use files::{Files, Node};
+pub use process::Fault;
+pub(crate) use world::{Reach, World};
+
+use crate::{Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User};
+use async_trait::async_trait;
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// A simulated machine, or rather one process's view of it: a clone is another view of the same machine, and belongs to
+/// the same process.
+///
+/// After [`Machine::restart`] or [`Machine::reboot`] the view that was restarted belongs to a new process. Views cloned
+/// before belong to the dead one: as a [`Host`] they never answer again. What a test asks (everything outside of `Host`)
+/// works on any of them.
+#[derive(Clone)]
+pub struct Machine {
+    world: Arc<Mutex<World>>,
+    /// The process that this view belongs to.
+    life: u64,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Machine of process {}", self.life)
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a test does to a machine.
+impl Machine {
+    /// A machine that has just booted, with every tool and kernel module and nothing on it.
+    pub fn new() -> Self {
+        Self { world: Arc::new(Mutex::new(World::new())), life: 0 }
+    }
+
+    /// The `n`-th effect from now still happens, then its call and every later one never returns. 0: already now.
+    pub fn crash_after(&self, n: usize) {
+        self.with(|world| world.process.crash_after(n));
+    }
+
+    /// Ends when the process is dead.
+    pub async fn crashed(&self) {
+        let mut dead = self.with(|world| world.process.watch());
+        // The sender lives in the world, which lives at least as long as `self`.
+        let _seen = dead.wait_for(|dead| *dead).await;
+    }
+
+    /// Ends the process, if it lives, and starts the next one. The machine keeps its state.
+    pub fn restart(&mut self) {
+        self.life = self.with(|world| world.process.start_next());
+    }
+
+    /// Turns the machine off and on: what is on its disks stays, all else is new.
+    pub fn reboot(&mut self) {
+        self.restart();
+        self.with(World::boot);
+    }
+
+    /// The next call whose name holds `name` fails: it does nothing, and ends as `fault` says. Calls are named as in
+    /// [`Machine::effects`]; those that change nothing as `inquiry /dev/sdb`, `claim …`, `users …`, `head …`, `reach …`.
+    /// A time-out ends after the time that the call was given.
+    pub fn fail_next(&self, name: impl Into<String>, fault: impl Into<Fault>) {
+        self.with(|world| world.process.fail_next(name.into(), fault.into(), false));
+    }
+
+    /// As [`Machine::fail_next`], but what the call was to do is done before it fails.
+    pub fn lose_next(&self, name: impl Into<String>, fault: impl Into<Fault>) {
+        self.with(|world| world.process.fail_next(name.into(), fault.into(), true));
+    }
+
+    /// Just before the next call whose name holds `name`, somebody else does something: for races.
+    pub fn before_next(&self, name: impl Into<String>, interfere: impl FnOnce(&Machine) + Send + 'static) {
+        self.with(|world| world.process.interfere(name.into(), Box::new(interfere)));
+    }
+
+    /// The effects so far, each with the name of its call: `run lvm lvchange …`, `write /sys/…`, `rename A B`.
+    pub fn effects(&self) -> Vec<String> {
+        self.with(|world| world.process.effects().to_vec())
+    }
+
+    /// The command lines of all processes that were started.
+    pub fn commands(&self) -> Vec<String> {
+        self.with(|world| world.process.commands().to_vec())
+    }
+
+    /// How many processes were started.
+    pub fn processes(&self) -> u64 {
+        self.with(|world| world.process.commands().len() as u64)
+    }
+
+    /// All that can be seen of the machine, as text whose lines are sorted: files, devices, users and what the backends
+    /// hold. Inodes, unbound loop devices and empty directories in `/dev`, `/run` and `/sys` are left out.
+    pub fn snapshot(&self) -> String {
+        self.with(|world| world.snapshot())
+    }
+
+    /// Takes a tool from the machine.
+    pub fn remove_tool(&self, tool: Tool) {
+        self.with(|world| world.tools.remove(&tool));
+    }
+
+    /// Writes a file, which keeps its identity if it is there. Missing directories are made.
+    pub fn put_file(&self, path: impl AsRef<Path>, text: impl Into<String>) {
+        self.with(|world| world.files.put(path, text));
+    }
+
+    /// Puts a new raw file of zeros in place of whatever has the name.
+    pub fn put_raw(&self, path: impl AsRef<Path>, size_bytes: u64) {
+        self.with(|world| world.files.create(path, Vec::new(), size_bytes, 0o600));
+    }
+
+    /// Lets a file grow or shrink.
+    pub fn truncate(&self, path: impl AsRef<Path>, size_bytes: u64) {
+        self.with(|world| {
+            let file = world.files.file_mut(&path).expect("a test truncates a file that is there");
+            file.size_bytes = size_bytes;
+            file.content.truncate(usize::try_from(size_bytes).expect("a file in memory"));
+        });
+    }
+
+    /// Makes a directory, and those above it.
+    pub fn put_directory(&self, path: impl AsRef<Path>) {
+        self.with(|world| world.files.make_directory(path));
+    }
+
+    /// Makes or replaces a link.
+    pub fn put_link(&self, name: impl AsRef<Path>, target: impl Into<PathBuf>) {
+        self.with(|world| world.files.link(name, target));
+    }
+
+    /// Gives a file a second name. What is written under one of them is not seen under the other.
+    pub fn put_hard_link(&self, file: impl AsRef<Path>, name: impl AsRef<Path>) {
+        self.with(|world| world.files.hard_link(file, name));
+    }
+
+    /// Removes whatever has the name, with all below it.
+    pub fn remove_tree(&self, path: impl AsRef<Path>) {
+        self.with(|world| world.remove_tree(path.as_ref()));
+    }
+
+    /// Gives a file or a directory another name, over whatever has it.
+    pub fn move_tree(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) {
+        self.with(|world| {
+            world.remove_tree(to.as_ref());
+            world.rename(from.as_ref(), to.as_ref());
+        });
+    }
+
+    /// Mounts a device: `mount("sdb", "/mnt/a")`.
+    pub fn mount(&self, device: &str, at: &str) {
+        self.engage(device, User::Mount { at: at.into(), seen_by: None });
+    }
+
+    /// Puts a device on top of another: `hold("sdb", "dm-7", "guest-root")`.
+    pub fn hold(&self, device: &str, name: &str, label: &str) {
+        self.engage(device, User::Holder { name: name.into(), label: label.into() });
+    }
+
+    /// Lets a process open a device: `open("sdb", 4711, "qemu-system-x86")`.
+    pub fn open(&self, device: &str, pid: u32, command: &str) {
+        self.engage(device, User::Opener { pid, command: command.into() });
+    }
+
+    /// Gives a device a user of any sort.
+    pub fn engage(&self, device: &str, user: User) {
+        self.with(|world| world.users.entry(device.into()).or_default().push(user));
+    }
+
+    /// Takes all users of a device away.
+    pub fn release(&self, device: &str) {
+        self.with(|world| {
+            world.users.remove(device);
+            loops::released(world);
+        });
+    }
+
+    /// The world, for the test-facing methods of the backends.
+    pub(crate) fn with<T>(&self, ask: impl FnOnce(&mut World) -> T) -> T {
+        let mut world = self.lock();
+        let answer = ask(&mut world);
+        self.let_time_pass(&mut world);
+        answer
+    }
+}
+
+/// How calls reach the world.
+impl Machine {
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call of the process. It never returns if the process is dead, or dies of it.
+    async fn call<T>(&self, name: &str, ask: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+        if let Some(interfere) = self.with(|world| world.process.interference(self.life, name)) {
+            interfere(self);
+        }
+        let answer = {
+            let mut world = self.lock();
+            if world.process.lives(self.life) {
+                let answer = ask(&mut world);
+                self.let_time_pass(&mut world);
+                world.process.lives(self.life).then_some(answer)
+            } else {
+                None
+            }
+        };
+        match answer {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// As [`Machine::call`], where an answer that comes too late takes its time.
+    async fn call_within<T>(
+        &self,
+        name: &str,
+        timeout: Duration,
+        ask: impl FnOnce(&mut World) -> Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + timeout;
+        let answer = self.call(name, ask).await;
+        if let Err(Error::TimedOut { .. }) = &answer {
+            tokio::time::sleep_until(deadline).await;
+        }
+        answer
+    }
+
+    /// A call that cannot wait. A dead process gets an error, which nobody will hear of.
+    fn look<T>(&self, path: &Path, ask: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+        let mut world = self.lock();
+        if world.process.lives(self.life) {
+            ask(&mut world)
+        } else {
+            Err(Error::io("read", path)(io::Error::other("the process has crashed")))
+        }
+    }
+
+    /// Starts what the kernel will do later by itself.
+    fn let_time_pass(&self, world: &mut World) {
+        for later in std::mem::take(&mut world.later) {
+            let (machine, boot, deadline) = (self.clone(), world.boot_id.clone(), Instant::now() + later.after);
+            tokio::spawn(async move {
+                tokio::time::sleep_until(deadline).await;
+                machine.with(|world| {
+                    if world.boot_id == boot {
+                        (later.what)(world);
+                    }
+                });
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Host for Machine {
+    async fn run(&self, command: Command) -> Result<Output> {
+        let name = format!("run {}", command.line());
+        self.call_within(&name, command.timeout, |world| world.run(&name, &command)).await
+    }
+
+    fn tool(&self, tool: Tool) -> Option<PathBuf> {
+        self.with(|world| world.tools.contains(&tool).then(|| Path::new("/usr/sbin").join(tool.name())))
+    }
+
+    async fn outlived(&self, _deadline: Instant) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<String>> {
+        self.look(path, |world| Ok(world.files.text(path)))
+    }
+
+    fn list(&self, directory: &Path) -> Result<Vec<String>> {
+        self.look(directory, |world| Ok(world.files.list(directory)))
+    }
+
+    fn resolve(&self, path: &Path) -> Result<Option<PathBuf>> {
+        self.look(path, |world| Ok(world.files.resolve(path)))
+    }
+
+    async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
+        let name = format!("write {} {value}", attribute.display());
+        self.call(&name, |world| world.effect(&name, |world| world.write(attribute, value))).await
+    }
+
+    async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
+        let name = format!("set_read_only {} {read_only}", device.display());
+        self.call(&name, |world| world.effect(&name, |world| world.set_read_only(device, read_only))).await
+    }
+
+    fn uevents(&self) -> Uevents {
+        self.with(|world| Uevents::new(world.events.subscribe()))
+    }
+
+    async fn inquiry(&self, device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>> {
+        let name = format!("inquiry {} {page:#x}", device.display());
+        self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.inquiry(device, page))).await
+    }
+
+    async fn claim(&self, device: &Path) -> Result<Claim> {
+        let name = format!("claim {}", device.display());
+        self.call(&name, |world| world.attempt(&name, |world| world.claim(device))).await.map(|()| Claim(None))
+    }
+
+    async fn flush(&self, device: &Path, timeout: Duration) -> Result<()> {
+        let name = format!("flush {}", device.display());
+        self.call_within(&name, timeout, |world| world.effect(&name, |world| world.block("flush", device).map(drop)))
+            .await
+    }
+
+    async fn users(&self, device: &Path) -> Result<Vec<User>> {
+        let name = format!("users {}", device.display());
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.users_of(&world.block("open", device)?)))).await
+    }
+
+    async fn head(&self, path: &Path, length: usize, timeout: Duration) -> Result<Vec<u8>> {
+        let name = format!("head {}", path.display());
+        self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.head(path, length))).await
+    }
+
+    fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
+        self.look(Path::new("/dev/loop-control"), |world| Ok(world.loops.list()))
+    }
+
+    async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
+        let name = format!("loop_attach {}", setup.file.display());
+        self.call(&name, |world| world.effect(&name, |world| loops::attach(world, setup))).await
+    }
+
+    async fn loop_detach(&self, device: &Path) -> Result<()> {
+        let name = format!("loop_detach {}", device.display());
+        self.call(&name, |world| match world.loops.is_bound(device) {
+            true => world.effect(&name, |world| loops::detach(world, device)),
+            false => Ok(()),
+        })
+        .await
+    }
+
+    async fn loop_resize(&self, device: &Path) -> Result<()> {
+        let name = format!("loop_resize {}", device.display());
+        self.call(&name, |world| world.effect(&name, |world| loops::resize(world, device))).await
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
+        self.look(path, |world| Ok(world.files.stat(path)))
+    }
+
+    async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let put = |world: &mut World| {
+            world.files.create(path, content.to_vec(), content.len() as u64, mode);
+            Ok(())
+        };
+        let name = format!("replace {}", path.display());
+        self.call(&name, |world| world.effect(&name, put)).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let rename = |world: &mut World| match (world.files.stat(from), world.files.stat(to)) {
+            (_, Some(_)) => Err(Error::Exists { path: to.into() }),
+            (None, None) => Err(Error::io("rename", from)(io::ErrorKind::NotFound.into())),
+            (Some(_), None) => {
+                world.rename(from, to);
+                Ok(())
+            }
+        };
+        let name = format!("rename {} {}", from.display(), to.display());
+        self.call(&name, |world| world.effect(&name, rename)).await
+    }
+
+    async fn remove(&self, path: &Path) -> Result<()> {
+        let name = format!("remove {}", path.display());
+        self.call(&name, |world| match world.files.stat(path) {
+            None => Ok(()),
+            Some(stat) if stat.is_directory && !world.files.list(path).is_empty() => Ok(()),
+            Some(_) => world.effect(&name, |world| {
+                world.remove_tree(path);
+                Ok(())
+            }),
+        })
+        .await
+    }
+
+    async fn link(&self, name: &Path, target: &Path) -> Result<()> {
+        let link = |world: &mut World| {
+            world.files.link(name, target);
+            Ok(())
+        };
+        let call = format!("link {} {}", name.display(), target.display());
+        self.call(&call, |world| world.effect(&call, link)).await
+    }
+
+    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
+        self.look(path, |world| {
+            let file = world.files.file(path).ok_or_else(|| absent("read", path))?;
+            let found = file.attributes.iter().filter(|(name, _)| name.starts_with(prefix));
+            Ok(found.map(|(name, value)| (name.clone(), value.clone())).collect())
+        })
+    }
+
+    /// One effect for each of them, as the kernel takes them one by one.
+    async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()> {
+        for (name, value) in attributes {
+            let set = |world: &mut World| {
+                let file = world.files.file_mut(path).ok_or_else(|| absent("write", path))?;
+                match value {
+                    Some(value) => file.attributes.insert((*name).into(), (*value).into()),
+                    None => file.attributes.remove(*name),
+                };
+                Ok(())
+            };
+            let call = format!("set_attributes {} {name}", path.display());
+            self.call(&call, |world| world.effect(&call, set)).await?;
+        }
+        Ok(())
+    }
+
+    async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
+        let unreachable = |why: &str| Error::Unreachable { why: why.into() };
+        let name = format!("reach {address}");
+        match self.call(&name, |world| world.attempt(&name, |world| Ok(iscsi::reach(world, address)))).await? {
+            Reach::Listens => Ok(()),
+            Reach::Refused => Err(unreachable("connection refused")),
+            Reach::Silent => {
+                tokio::time::sleep_until(deadline).await;
+                Err(unreachable("no answer"))
+            }
+        }
+    }
+
+    fn facts(&self) -> Result<Facts> {
+        self.look(Path::new("/proc/sys/kernel/random/boot_id"), |world| {
+            Ok(Facts {
+                name: "sim".into(),
+                kernel: "6.12.0".into(),
+                platform: "x86_64".into(),
+                boot_id: world.boot_id.clone(),
+                addresses: vec![[10, 0, 0, 1].into()],
+            })
+        })
+    }
+
+    async fn effect(&self, what: &str) {
+        // Nobody but a fault can refuse it, and a fault has nobody to tell.
+        let _done = self.call(what, |world| world.effect(what, |_| Ok(()))).await;
+    }
+}
+
+/// The error of a kernel that does not find a file.
+pub(crate) fn absent(doing: &'static str, path: impl Into<PathBuf>) -> Error {
+    Error::io(doing, path)(io::ErrorKind::NotFound.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait_for;
+
+    fn loops(file: &str) -> LoopSetup {
+        LoopSetup { file: file.into(), read_only: false, label: "mortar".into() }
+    }
+
+    /// Whether a call is still waiting after all that could happen has happened.
+    async fn hangs<T>(call: impl Future<Output = T>) -> bool {
+        tokio::time::timeout(Duration::from_secs(3600), call).await.is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crash_comes_after_its_effect_and_before_its_answer() {
+        let mut machine = Machine::new();
+        let old = machine.clone();
+        machine.crash_after(2);
+        machine.replace(Path::new("/srv/a"), b"one", 0o600).await.unwrap();
+        machine.remove(Path::new("/srv/none")).await.unwrap();
+        assert!(hangs(machine.link(Path::new("/dev/mortar/a"), Path::new("/dev/sdb"))).await);
+        machine.crashed().await;
+        assert!(hangs(machine.replace(Path::new("/srv/a"), b"two", 0o600)).await);
+        assert!(machine.read(Path::new("/srv/a")).is_err());
+
+        machine.restart();
+        assert_eq!(machine.read(Path::new("/srv/a")).unwrap().unwrap(), "one");
+        assert!(machine.stat(Path::new("/dev/mortar/a")).unwrap().is_some());
+        assert_eq!(machine.effects(), ["replace /srv/a", "link /dev/mortar/a /dev/sdb"]);
+        assert!(hangs(old.effect("the journal's commit")).await, "the dead process came back");
+        assert!(old.read(Path::new("/srv/a")).is_err());
+        machine.effect("the journal's commit").await;
+        assert_eq!(old.effects().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_reboot_leaves_the_disks_and_nothing_else() {
+        let mut machine = Machine::new();
+        let boot_id = machine.facts().unwrap().boot_id;
+        machine.put_raw("/srv/a.raw", 4096);
+        let before = machine.snapshot();
+        machine.loop_attach(&loops("/srv/a.raw")).await.unwrap();
+        machine.link(Path::new("/dev/mortar/a"), Path::new("/dev/loop0")).await.unwrap();
+        machine.mount("loop0", "/mnt");
+        machine.reboot();
+        let new_boot_id = machine.facts().unwrap().boot_id;
+        assert_ne!(new_boot_id, boot_id);
+        assert_eq!(machine.snapshot().replace(&new_boot_id, &boot_id), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn planned_faults_hit_once_and_late_ones_take_their_time() {
+        let machine = Machine::new();
+        machine.put_raw("/srv/a.raw", 4096);
+        let device = machine.loop_attach(&loops("/srv/a.raw")).await.unwrap();
+        let timeout = Duration::from_secs(5);
+        machine.fail_next("flush /dev/loop0", Error::TimedOut { what: "flush".into(), after: timeout });
+        let start = Instant::now();
+        assert!(matches!(machine.flush(&device, timeout).await, Err(Error::TimedOut { .. })));
+        assert_eq!(start.elapsed(), timeout);
+        machine.flush(&device, timeout).await.unwrap();
+
+        machine.lose_next("remove /srv/a.raw", Error::Busy { path: "/srv/a.raw".into() });
+        assert!(machine.remove(Path::new("/srv/a.raw")).await.is_err());
+        assert_eq!(machine.stat(Path::new("/srv/a.raw")).unwrap(), None);
+        assert_eq!(machine.effects(), ["loop_attach /srv/a.raw", "flush /dev/loop0", "remove /srv/a.raw"]);
+    }
+
+    #[tokio::test]
+    async fn tools_are_counted_and_can_be_missing() {
+        let machine = Machine::new();
+        let version = || Command::read(Tool::Lvm, ["version"]);
+        machine.fail_next("run lvm version", Output { code: 5, ..Output::default() });
+        assert_eq!(machine.run(version()).await.unwrap().code, 5);
+        assert_eq!((machine.processes(), machine.commands()), (1, vec!["lvm version".to_owned()]));
+        assert!(machine.tool(Tool::Lvm).is_some());
+        machine.remove_tool(Tool::Lvm);
+        assert_eq!(machine.tool(Tool::Lvm), None);
+        assert!(matches!(machine.run(version()).await, Err(Error::Start { .. })));
+        assert_eq!((machine.processes(), machine.effects().len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn users_are_found_and_only_openers_may_be_shared_with() {
+        let machine = Machine::new();
+        machine.put_raw("/srv/a.raw", 4096);
+        let device = machine.loop_attach(&loops("/srv/a.raw")).await.unwrap();
+        machine.put_link("/dev/mortar/a", &device);
+        machine.open("loop0", 7, "cat");
+        machine.claim(&device).await.unwrap();
+        machine.mount("loop0", "/mnt");
+        assert!(matches!(machine.claim(Path::new("/dev/mortar/a")).await, Err(Error::Busy { .. })));
+        let users = machine.users(Path::new("/dev/mortar/a")).await.unwrap();
+        assert_eq!(users.iter().map(User::to_string).collect::<Vec<_>>(), ["open by cat (pid 7)", "mounted at /mnt"]);
+        machine.release("loop0");
+        machine.claim(&device).await.unwrap();
+        assert!(machine.claim(Path::new("/dev/sdz")).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_kernel_does_later_wakes_who_waits() {
+        let machine = Machine::new();
+        machine.with(|world| {
+            world.later(Duration::from_millis(333), |world| {
+                world.files.put("/sys/block/sdb/size", "8\n");
+                world.emit("add", "/devices/sdb", "block");
+            });
+        });
+        let start = Instant::now();
+        let probe = || machine.read(Path::new("/sys/block/sdb/size"));
+        let found = wait_for(&machine, start + Duration::from_secs(9), probe).await.unwrap();
+        assert_eq!((found.as_deref(), start.elapsed()), (Some("8"), Duration::from_millis(333)));
+    }
+}

@@ -1,0 +1,134 @@
+//! The process under test, as the machine sees it: what it did, when it dies, and which of its calls fail.
+
+use super::Machine;
+use crate::{Error, Output};
+use std::collections::VecDeque;
+use tokio::sync::watch;
+
+/// How a call ends that was told to fail.
+#[derive(Debug)]
+pub enum Fault {
+    /// Any call.
+    Error(Error),
+    /// A tool's run.
+    Output(Output),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Output> for Fault {
+    fn from(output: Output) -> Self {
+        Self::Output(output)
+    }
+}
+
+/// A fault that waits for its call.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// A part of the call's name.
+    name: String,
+    pub(crate) fault: Fault,
+    /// What the call was to do is done all the same.
+    pub(crate) done: bool,
+}
+
+/// What somebody else does just before a call.
+pub(crate) type Interference = Box<dyn FnOnce(&Machine) + Send>;
+
+pub(crate) struct Process {
+    /// Which process is the present one; all those before it are dead.
+    life: u64,
+    /// The present one is dead too.
+    dead: watch::Sender<bool>,
+    /// How many effects it still has to live.
+    effects_left: Option<usize>,
+    effects: Vec<String>,
+    commands: Vec<String>,
+    faults: VecDeque<Planned>,
+    /// With a part of the call's name.
+    interferences: Vec<(String, Interference)>,
+}
+
+impl Process {
+    pub(crate) fn new() -> Self {
+        Self {
+            life: 0,
+            dead: watch::Sender::new(false),
+            effects_left: None,
+            effects: Vec::new(),
+            commands: Vec::new(),
+            faults: VecDeque::new(),
+            interferences: Vec::new(),
+        }
+    }
+
+    /// Whether a process is the present one, and lives.
+    pub(crate) fn lives(&self, life: u64) -> bool {
+        self.life == life && !*self.dead.borrow()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+        self.dead.subscribe()
+    }
+
+    pub(crate) fn crash_after(&mut self, effects: usize) {
+        self.effects_left = Some(effects);
+        if effects == 0 {
+            self.dead.send_replace(true);
+        }
+    }
+
+    /// Starts the next process, and says which it is.
+    pub(crate) fn start_next(&mut self) -> u64 {
+        self.life += 1;
+        self.effects_left = None;
+        self.dead.send_replace(false);
+        self.life
+    }
+
+    pub(crate) fn did(&mut self, effect: &str) {
+        self.effects.push(effect.to_owned());
+        if let Some(left) = &mut self.effects_left {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.dead.send_replace(true);
+            }
+        }
+    }
+
+    pub(crate) fn effects(&self) -> &[String] {
+        &self.effects
+    }
+
+    pub(crate) fn started(&mut self, command: String) {
+        self.commands.push(command);
+    }
+
+    pub(crate) fn commands(&self) -> &[String] {
+        &self.commands
+    }
+
+    pub(crate) fn fail_next(&mut self, name: String, fault: Fault, done: bool) {
+        self.faults.push_back(Planned { name, fault, done });
+    }
+
+    /// The fault that was planned for a call, if any.
+    pub(crate) fn fault(&mut self, call: &str) -> Option<Planned> {
+        let place = self.faults.iter().position(|planned| call.contains(&planned.name))?;
+        self.faults.remove(place)
+    }
+
+    pub(crate) fn interfere(&mut self, name: String, what: Interference) {
+        self.interferences.push((name, what));
+    }
+
+    /// What somebody else was to do before a call of a living process, if anything.
+    pub(crate) fn interference(&mut self, life: u64, call: &str) -> Option<Interference> {
+        let place = self.interferences.iter().position(|(name, _)| call.contains(name.as_str()))?;
+        self.lives(life).then(|| self.interferences.remove(place).1)
+    }
+}
