@@ -1,0 +1,198 @@
+//! Raw files on loop devices: the backend that needs no storage at hand, and no process at all.
+//!
+//! A file is known by its device and inode number, never by its name alone: a rename does not change them, and the
+//! kernel tells them of the file below a loop device. A loop device is ours by the label that we bind it with; every other
+//! one is somebody else's, and stays as it is.
+
+mod adoption;
+mod binding;
+mod listing;
+mod provenance;
+mod refusal;
+mod volume;
+
+use async_trait::async_trait;
+use driver::{
+    Access, Adoption, Attached, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
+    Readiness, Release, Result, Scope, Spec, Tool, Volume,
+};
+use host::Host;
+use listing::Listing;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::time::Instant;
+
+/// What binds loop devices; it is there as soon as the module is.
+const LOOP_CONTROL: &str = "/dev/loop-control";
+
+/// What the driver has to be told.
+#[derive(Debug, Clone)]
+pub struct FileConfig {
+    /// Where managed volumes are looked for by themselves.
+    pub directories: Vec<PathBuf>,
+    /// How they are named.
+    pub template: driver::NameTemplate,
+}
+
+/// The file backend on one machine.
+pub struct FileDriver {
+    host: Arc<dyn Host>,
+    config: FileConfig,
+}
+
+impl FileDriver {
+    /// The file backend on `host`.
+    pub fn new(host: Arc<dyn Host>, config: FileConfig) -> Self {
+        Self { host, config }
+    }
+
+    fn listing(&self) -> Result<Listing<'_>> {
+        Listing::new(self.host.as_ref(), &self.config.template)
+    }
+}
+
+#[async_trait]
+impl Driver for FileDriver {
+    fn backend(&self) -> Backend {
+        Backend::File
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let control = Path::new(LOOP_CONTROL);
+        let problem = match self.host.stat(control) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some("loop devices are missing: modprobe loop".to_owned()),
+            Err(error) => Some(Error::host("look for loop devices")(error).chain()),
+        };
+        let version = self.host.facts().map(|facts| facts.kernel).unwrap_or_default();
+        let tools = match problem {
+            None => vec![Tool { name: "loop".into(), path: control.into(), version }],
+            Some(_) => Vec::new(),
+        };
+        Readiness { problem, tools }
+    }
+
+    async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
+        let found = volume::attachable(self.host.as_ref(), &spec.locator)?;
+        if let Some(bound) = binding::reusable(self.host.as_ref(), &spec.locator, &found.identity)? {
+            binding::check_mode(self.host.as_ref(), spec, &bound)?;
+        }
+        Ok(Footprint::File { identity: found.identity })
+    }
+
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, _: &Access, deadline: Instant) -> Result<Device> {
+        let host = self.host.as_ref();
+        let identity = noted(footprint)?;
+        let found = volume::attachable(host, &spec.locator)?;
+        volume::same(&spec.locator, identity, &found.identity)?;
+        if let Some(bound) = binding::reusable(host, &spec.locator, identity)? {
+            binding::check_mode(host, spec, &bound)?;
+            let device = binding::wait_for_device(host, &bound, deadline).await?;
+            spec.check(&device)?;
+            return Ok(device);
+        }
+        binding::bind(host, spec, identity, deadline).await
+    }
+
+    async fn find(&self, at: &Attached) -> Result<Option<Device>> {
+        match binding::ours(self.host.as_ref(), identity(at)?)?.first() {
+            Some(bound) => binding::device(self.host.as_ref(), bound),
+            None => Ok(None),
+        }
+    }
+
+    async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
+        let found = self.find(at).await?;
+        // The device proves itself by the numbers of its file. A name that is gone was changed, by us or by somebody
+        // else; one that another file has now would be attached again as another volume.
+        if found.is_some()
+            && let Some(named) = volume::look(self.host.as_ref(), &at.spec.locator)?
+        {
+            volume::same(&at.spec.locator, identity(at)?, &named.identity)?;
+        }
+        Ok(found)
+    }
+
+    async fn users(&self, at: &Attached) -> Result<Vec<String>> {
+        let mut users = Vec::new();
+        for bound in binding::ours(self.host.as_ref(), identity(at)?)? {
+            users.extend(binding::users(self.host.as_ref(), &bound).await?);
+        }
+        Ok(users)
+    }
+
+    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        let mut detached = Detached::default();
+        for bound in binding::ours(self.host.as_ref(), identity(at)?)? {
+            detached.residuals.extend(binding::unbind(self.host.as_ref(), &bound, deadline).await?);
+        }
+        Ok(detached)
+    }
+
+    async fn extend(&self, at: &Attached, _: Instant) -> Result<Device> {
+        let host = self.host.as_ref();
+        let bound = binding::ours(host, identity(at)?)?.into_iter().next();
+        let bound = bound.ok_or_else(|| Error::NotFound { what: format!("the device of {}", at.spec.locator) })?;
+        binding::grow(host, &bound, &at.spec.locator).await
+    }
+
+    async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>> {
+        self.listing()?.candidates(directory(scope)?).await
+    }
+
+    async fn inspect(&self, locator: &Locator) -> Result<Candidate> {
+        let found = volume::present(self.host.as_ref(), locator)?;
+        self.listing()?.candidate(volume::file(locator)?, found).await
+    }
+
+    async fn manage(&self, adoption: &Adoption) -> Result<Volume> {
+        adoption::manage(self.host.as_ref(), adoption).await
+    }
+
+    async fn unmanage(&self, release: &Release) -> Result<()> {
+        adoption::unmanage(self.host.as_ref(), release).await
+    }
+
+    async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
+        match scope {
+            Some(scope) => listing::volumes(self.host.as_ref(), directory(scope)?),
+            None => {
+                let mut volumes = Vec::new();
+                for directory in &self.config.directories {
+                    match listing::volumes(self.host.as_ref(), directory) {
+                        Ok(found) => volumes.extend(found),
+                        // It need not be there before something is put into it.
+                        Err(Error::NotFound { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(volumes)
+            }
+        }
+    }
+}
+
+/// What an attachment's device must prove to be.
+fn identity(at: &Attached) -> Result<&Identity> {
+    at.identity.as_ref().map_or_else(|| noted(&at.footprint), Ok)
+}
+
+/// The file as it was when the attachment was prepared.
+fn noted(footprint: &Footprint) -> Result<&Identity> {
+    match footprint {
+        Footprint::File { identity } => Ok(identity),
+        _ => Err(Error::invalid("footprint", "it is not that of a file")),
+    }
+}
+
+fn directory(scope: &Scope) -> Result<&Path> {
+    match scope {
+        Scope::File(directory) => Ok(directory),
+        other => Err(Error::invalid("scope", format!("{other} is no directory; write file:/DIRECTORY"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! What is in a directory: volumes that are managed, files that could be, and why others could not.
+
+use crate::{binding, provenance, volume};
+use driver::{Candidate, Error, Locator, NameTemplate, RawFile, Refusal, Result, Volume};
+use host::{Host, LoopDevice};
+use std::path::Path;
+use volume::Found;
+
+/// Looks at files; the loop devices are asked for once, however many files there are.
+pub(crate) struct Listing<'a> {
+    host: &'a dyn Host,
+    template: &'a NameTemplate,
+    bound: Vec<LoopDevice>,
+}
+
+impl<'a> Listing<'a> {
+    pub(crate) fn new(host: &'a dyn Host, template: &'a NameTemplate) -> Result<Self> {
+        Ok(Self { host, template, bound: binding::all(host)? })
+    }
+
+    /// Every regular file of a directory.
+    pub(crate) async fn candidates(&self, directory: &Path) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for (file, found) in files(self.host, directory)? {
+            match self.candidate(&file, found).await {
+                Ok(candidate) => candidates.push(candidate),
+                Err(error) => unless_gone(self.host, file, error)?,
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// One file.
+    pub(crate) async fn candidate(&self, file: &RawFile, found: Found) -> Result<Candidate> {
+        let (managed, refusal) = match managed(self.host, file, &found) {
+            Ok(Some(volume)) => {
+                let why = format!("managed as {}", volume.id);
+                (Some(volume), Some(Refusal::Managed(why)))
+            }
+            Ok(None) => (None, self.refusal(file, &found).await?),
+            Err(Error::WrongState { what }) => (None, Some(Refusal::Kind(what))),
+            Err(error) => return Err(error),
+        };
+        let Found { identity, size_bytes } = found;
+        Ok(Candidate { locator: Locator::File(file.clone()), identity, size_bytes, refusal, managed })
+    }
+
+    /// Why a file that is not managed by us cannot be.
+    async fn refusal(&self, file: &RawFile, found: &Found) -> Result<Option<Refusal>> {
+        let name = file.path().file_name().and_then(|name| name.to_str());
+        if let Some(id) = name.and_then(|name| self.template.id_in(name)) {
+            return Ok(Some(Refusal::Managed(format!("named like a managed volume, as {id}"))));
+        }
+        if let Some(why) = found.unfit() {
+            return Ok(Some(Refusal::Kind(why)));
+        }
+        let mut by = Vec::new();
+        for bound in self.bound.iter().filter(|bound| binding::proved(bound) == found.identity) {
+            by.push(format!("bound to {}", binding::node(bound).display()));
+            by.extend(binding::users(self.host, bound).await?);
+        }
+        Ok((!by.is_empty()).then_some(Refusal::InUse(by)))
+    }
+}
+
+/// The managed volumes of a directory.
+pub(crate) fn volumes(host: &dyn Host, directory: &Path) -> Result<Vec<Volume>> {
+    let mut volumes = Vec::new();
+    for (file, found) in files(host, directory)? {
+        match managed(host, &file, &found) {
+            Ok(volume) => volumes.extend(volume),
+            Err(Error::WrongState { what }) => tracing::warn!("{} is passed over: {what}", file.path().display()),
+            Err(error) => unless_gone(host, file, error)?,
+        }
+    }
+    Ok(volumes)
+}
+
+/// An error counts only while the file is there: it may go while we look at others.
+fn unless_gone(host: &dyn Host, file: RawFile, error: Error) -> Result<()> {
+    match volume::look(host, &Locator::File(file)) {
+        Ok(None) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// The volume that a file tells to be; `None` if it is not managed.
+fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Option<Volume>> {
+    Ok(provenance::read(host, file)?.map(|provenance| Volume {
+        origin: provenance.way_back(file),
+        id: provenance.id,
+        name: provenance.name,
+        locator: Locator::File(file.clone()),
+        size_bytes: found.size_bytes,
+        identity: found.identity.clone(),
+    }))
+}
+
+/// The regular files of a directory, sorted by name. Hidden ones are somebody's own business, half-written ones among
+/// them; one whose name cannot stand in a locator could not be named to us.
+fn files(host: &dyn Host, directory: &Path) -> Result<Vec<(RawFile, Found)>> {
+    let doing = || format!("list {}", directory.display());
+    let place = host.resolve(directory).map_err(Error::host(doing()))?;
+    let place = place.ok_or_else(|| Error::NotFound { what: format!("the directory {}", directory.display()) })?;
+    if !host.stat(&place).map_err(Error::host(doing()))?.is_some_and(|stat| stat.is_directory) {
+        return Err(Error::invalid("scope", format!("{} is not a directory", directory.display())));
+    }
+    let mut files = Vec::new();
+    for name in host.list(directory).map_err(Error::host(doing()))? {
+        let path = directory.join(&name);
+        let Some(Ok(file)) = path.to_str().map(RawFile::new) else { continue };
+        let stat = host.stat(&path).map_err(Error::host(doing()))?;
+        if !name.starts_with('.')
+            && stat.is_some_and(|stat| stat.is_file)
+            && let Some(found) = volume::look(host, &Locator::File(file.clone()))?
+        {
+            files.push((file, found));
+        }
+    }
+    Ok(files)
+}

@@ -1,0 +1,73 @@
+//! Where a managed file came from, written onto the file itself: extended attributes go with it wherever it is renamed.
+//!
+//! The id is written last and removed first: a file that has it has the others.
+
+use crate::refusal;
+use driver::{Error, Locator, RawFile, Result, VolumeId, VolumeName};
+use host::Host;
+use std::{collections::BTreeMap, io::ErrorKind};
+
+const PREFIX: &str = "mortar.";
+const ID: &str = "mortar.id";
+const NAME: &str = "mortar.name";
+const ORIGIN: &str = "mortar.origin";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Provenance {
+    pub(crate) id: VolumeId,
+    pub(crate) name: VolumeName,
+    /// The path that the file had before.
+    pub(crate) origin: RawFile,
+}
+
+/// What a file tells; `None` if it is not managed.
+pub(crate) fn read(host: &dyn Host, file: &RawFile) -> Result<Option<Provenance>> {
+    let attributes = attributes(host, file)?;
+    let Some(id) = attributes.get(ID) else { return Ok(None) };
+    let text = |name: &str| attributes.get(name).map(String::as_str).unwrap_or_default();
+    let parsed = || Ok(Provenance { id: id.parse()?, name: text(NAME).parse()?, origin: RawFile::new(text(ORIGIN))? });
+    match parsed() {
+        Ok(found) => Ok(Some(found)),
+        Err::<_, Error>(error) => Err(Error::WrongState {
+            what: format!("its attributes {PREFIX}* are not ours ({error}); `setfattr -x` removes them"),
+        }),
+    }
+}
+
+pub(crate) async fn write(host: &dyn Host, file: &RawFile, provenance: &Provenance) -> Result<()> {
+    let Provenance { id, name, origin } = provenance;
+    let (id, origin) = (id.to_string(), origin.path().to_string_lossy());
+    let attributes = [(ORIGIN, Some(origin.as_ref())), (NAME, Some(name.as_str())), (ID, Some(id.as_str()))];
+    let doing = format!("write the attributes of {}", file.path().display());
+    let locator = Locator::File(file.clone());
+    host.set_attributes(file.path(), &attributes).await.map_err(refusal::of(&locator, doing))
+}
+
+/// Forgets it. A file that tells nothing is left as it is.
+pub(crate) async fn remove(host: &dyn Host, file: &RawFile) -> Result<()> {
+    let there = attributes(host, file)?;
+    let there: Vec<_> = [ID, NAME, ORIGIN].into_iter().filter(|name| there.contains_key(*name)).collect();
+    if there.is_empty() {
+        return Ok(());
+    }
+    let nothing: Vec<_> = there.into_iter().map(|name| (name, None)).collect();
+    let doing = format!("remove the attributes of {}", file.path().display());
+    host.set_attributes(file.path(), &nothing).await.map_err(refusal::of(&Locator::File(file.clone()), doing))
+}
+
+/// None where the file system has none.
+fn attributes(host: &dyn Host, file: &RawFile) -> Result<BTreeMap<String, String>> {
+    match host.attributes(file.path(), PREFIX) {
+        Err(host::Error::Io { source, .. }) if source.kind() == ErrorKind::Unsupported => Ok(BTreeMap::new()),
+        other => other.map_err(Error::host(format!("read the attributes of {}", file.path().display()))),
+    }
+}
+
+impl Provenance {
+    /// Where a file that is at `now` would go back to: its name of before, in the directory where it is. The directory
+    /// may have been moved since, and with it all that is in it.
+    pub(crate) fn way_back(&self, now: &RawFile) -> Locator {
+        let name = self.origin.path().file_name().and_then(|name| name.to_str());
+        Locator::File(name.map_or_else(|| self.origin.clone(), |name| now.sibling(name)))
+    }
+}
