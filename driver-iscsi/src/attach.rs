@@ -1,0 +1,321 @@
+//! Attach: from a locator to a device that has proved what it is.
+
+use crate::{
+    IscsiDriver, iscsiadm,
+    iscsiadm::Verb,
+    machine,
+    place::Place,
+    proof, record,
+    record::Credentials,
+    session,
+    session::{Session, Unit},
+};
+use driver::{Access, Device, Error, Footprint, Identity, Result, Spec};
+use host::{BlockDevice, Output, wait_for};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// How long one login is tried. A target that is well answers in a tenth of a second.
+const LOGIN: Duration = Duration::from_secs(8);
+
+/// How long the undo of an attach that failed may take. The attach's own time may be over by then.
+const UNDO: Duration = Duration::from_secs(30);
+
+/// How far an attach came, and so what its undo has to look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    Nowhere,
+    ToTheSession,
+    /// There may be a unit of ours that was not there before.
+    ToTheUnit,
+}
+
+/// The unit of an attachment that stood here before it, on a session that is not ours.
+pub(crate) fn was_here(footprint: &Footprint) -> bool {
+    matches!(footprint, Footprint::Iscsi { device_was_here: true })
+}
+
+impl IscsiDriver {
+    /// All of it; or nothing, with the reason.
+    pub(crate) async fn bring(
+        &self,
+        spec: &Spec,
+        footprint: &Footprint,
+        access: &Access,
+        deadline: Instant,
+    ) -> Result<Device> {
+        let place = Place::of(&spec.locator)?;
+        let credentials = access.chap.as_ref().map(Credentials::new).transpose()?;
+        let mut came = Came::Nowhere;
+        let device = self.try_to_bring(&place, spec, footprint, credentials.as_ref(), deadline, &mut came).await;
+        if device.is_err() {
+            self.undo(&place, came).await;
+        }
+        device
+    }
+
+    /// `came` says how far, before each step that has something to take back.
+    async fn try_to_bring(
+        &self,
+        place: &Place,
+        spec: &Spec,
+        footprint: &Footprint,
+        credentials: Option<&Credentials>,
+        deadline: Instant,
+        came: &mut Came,
+    ) -> Result<Device> {
+        if !self.is_at_hand(place, footprint)? {
+            self.reach(place, deadline).await?;
+        }
+        let (session, unit) = {
+            let _turn = self.turns.take(place, deadline).await?;
+            *came = Came::ToTheSession;
+            let session = self.session_for(place, footprint, credentials, deadline).await?;
+            let unit = session.unit(place.lun);
+            if unit.is_present(self.host()).map_err(machine("look for the unit"))? {
+                self.refresh(place, &session, &unit, deadline).await?;
+            }
+            if !unit.is_present(self.host()).map_err(machine("look for the unit"))? {
+                if session.ours {
+                    *came = Came::ToTheUnit;
+                }
+                self.scan(place, &session, &unit, deadline).await?;
+            }
+            (session, unit)
+        };
+        let disk = self.disk(place, &unit, deadline).await?;
+        let answer = proof::ask(self.host(), &disk.node()).await?;
+        if let Some(cached) = unit.cached_name(self.host()).map_err(machine("read the unit's name"))?
+            && !answer.goes_by(&cached)
+        {
+            return Err(Error::Mismatch {
+                what: format!("{place}, which was mapped anew while it was attached,"),
+                expected: cached,
+                found: answer.wwn.to_string(),
+            });
+        }
+        let device = self.device(place, &unit, disk, Identity::Scsi { wwn: answer.wwn })?;
+        spec.check(&device)?;
+        self.protect(place, spec, &session, device).await
+    }
+
+    /// Whether a session stands that can be used, so that the portal need not be tried.
+    fn is_at_hand(&self, place: &Place, footprint: &Footprint) -> Result<bool> {
+        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        Ok(sessions.iter().any(|session| session.is_up() && (session.ours || was_here(footprint))))
+    }
+
+    /// Refused is known at once; that nobody answers, at the deadline.
+    async fn reach(&self, place: &Place, deadline: Instant) -> Result<()> {
+        let address = (place.portal.address, place.portal.port).into();
+        self.host().reach(address, deadline).await.map_err(|error| match error {
+            host::Error::Unreachable { why } => {
+                Error::Unreachable { what: format!("portal {} of target {}", place.portal, place.iqn), why }
+            }
+            other => machine(format!("connect to portal {}", place.portal))(other),
+        })
+    }
+
+    /// The session to use. Somebody else's only if the unit stands on it already: a unit that we bring is always on a session
+    /// of ours, so that what may be taken away again needs no record.
+    async fn session_for(
+        &self,
+        place: &Place,
+        footprint: &Footprint,
+        credentials: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Session> {
+        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        if was_here(footprint) {
+            for session in sessions.iter().filter(|session| !session.ours) {
+                if session.unit(place.lun).is_present(self.host()).map_err(machine("look for the unit"))? {
+                    return Ok(session.clone());
+                }
+            }
+        }
+        match sessions.into_iter().find(|session| session.ours) {
+            Some(session) if session.is_up() => Ok(session),
+            Some(_) => self.session_comes_up(place, deadline).await,
+            None => {
+                self.login(place, credentials, deadline).await?;
+                self.session_comes_up(place, deadline).await
+            }
+        }
+    }
+
+    async fn session_comes_up(&self, place: &Place, deadline: Instant) -> Result<Session> {
+        let up = |session: &Session| session.ours && session.is_up();
+        wait_for(self.host(), deadline, || Ok(session::sessions(self.host(), place)?.into_iter().find(up)))
+            .await
+            .map_err(machine("wait for the session"))?
+            .ok_or_else(|| Error::Unreachable { what: place.target(), why: "its session did not come up".into() })
+    }
+
+    async fn login(&self, place: &Place, credentials: Option<&Credentials>, deadline: Instant) -> Result<()> {
+        let ran = {
+            let _visit = self.database.visit(self.host()).await?;
+            self.login_by_record(place, credentials, deadline).await?
+        };
+        self.database.tidy(self.host()).await;
+        let output = match ran {
+            Ok(output) => output,
+            Err(host::Error::TimedOut { .. }) if self.has_session(place)? => return Ok(()),
+            Err(error) => return Err(machine(format!("log in to {}", place.target()))(error)),
+        };
+        match iscsiadm::classify(Verb::Login, place, &output) {
+            // Something in the data base that has nothing to do with us; the login was done all the same.
+            Err(_) if output.code == iscsiadm::DATABASE && self.has_session(place)? => Ok(()),
+            result => result,
+        }
+    }
+
+    fn has_session(&self, place: &Place) -> Result<bool> {
+        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        Ok(sessions.iter().any(|session| session.ours))
+    }
+
+    /// The record is there only while the login runs, whatever its end.
+    async fn login_by_record(
+        &self,
+        place: &Place,
+        credentials: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<host::Result<Output>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let text = record::render(place, credentials, left.min(LOGIN).as_secs().max(2));
+        let path = self.database.record(place);
+        let doing = || format!("write the node record {}", path.display());
+        self.host().replace(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
+        let ran = self.host().run(iscsiadm::login(place, left)).await;
+        if let Err(error) = self.database.clear(self.host(), place).await {
+            // Nobody may read it but root; the detach removes it.
+            tracing::warn!(%error, path = %path.display(), "cannot remove the node record");
+        }
+        Ok(ran)
+    }
+
+    /// A unit stands where the new one should. If it is what the kernel thinks, its size is learned anew; if the target has
+    /// mapped another volume there since, or it does not answer, it is taken away.
+    async fn refresh(&self, place: &Place, session: &Session, unit: &Unit, deadline: Instant) -> Result<()> {
+        let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
+        let Some(disk) = disk.filter(|disk| self.host().stat(&disk.node()).ok().flatten().is_some()) else {
+            return Ok(());
+        };
+        let node = disk.node();
+        let cached = unit.cached_name(self.host()).map_err(machine("read the unit's name"))?;
+        let stale = match proof::ask(self.host(), &node).await {
+            Ok(answer) => match cached {
+                Some(cached) if !answer.goes_by(&cached) => format!("it was {cached} and is now {}", answer.wwn),
+                _ if session.ours => return self.rescan(place, unit, deadline).await,
+                _ => return Ok(()),
+            },
+            Err(error) => error.chain(),
+        };
+        let what = format!("{}, which stands at {place} but is stale ({stale}),", node.display());
+        let claim = self.claim(&node, &what).await?;
+        tracing::warn!(device = %node.display(), %place, stale, "removing a stale device");
+        let gone = self.delete(unit, Some(&disk), deadline).await;
+        drop(claim);
+        gone.map_err(|reason| Error::TimedOut { waiting_for: format!("{what} to go: {reason}") })
+    }
+
+    /// Looks for just this unit. The kernel answers when it is done, so what is not there then is not offered (the write does
+    /// what REPORT LUNS and INQUIRY would tell).
+    async fn scan(&self, place: &Place, session: &Session, unit: &Unit, deadline: Instant) -> Result<()> {
+        let (attribute, one) = (session.scan(), session.scan_for(place.lun));
+        match timeout_at(deadline, self.host().write(&attribute, &one)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(host::Error::TimedOut { .. })) | Err(_) => {
+                return Err(Error::TimedOut { waiting_for: format!("the scan for {place}") });
+            }
+            Ok(Err(error)) => return Err(machine(format!("scan for {place}"))(error)),
+        }
+        if unit.is_present(self.host()).map_err(machine("look for the unit"))? {
+            return Ok(());
+        }
+        match session.again(self.host()).map_err(machine("read the session"))? {
+            Some(session) if session.is_up() => Err(Error::NotFound { what: place.to_string() }),
+            Some(session) => {
+                Err(Error::Unreachable { what: place.target(), why: format!("its session is {}", session.state()) })
+            }
+            None => Err(Error::Unreachable { what: place.target(), why: "its session went away".into() }),
+        }
+    }
+
+    /// The unit's block device with its node. The disk driver takes a unit in the background.
+    async fn disk(&self, place: &Place, unit: &Unit, deadline: Instant) -> Result<BlockDevice> {
+        /// Direct access block device (SPC-4 table 142).
+        const DISK: u8 = 0;
+        let kind = unit.kind(self.host()).map_err(machine("read the unit's type"))?;
+        if let Some(kind) = kind.filter(|kind| *kind != DISK) {
+            return Err(Error::WrongState { what: format!("{place} is no disk: its SCSI device type is {kind:#x}") });
+        }
+        let probe = || {
+            let disk = unit.disk(self.host())?;
+            Ok(disk.filter(|disk| matches!(self.host().stat(&disk.node()), Ok(Some(_)))))
+        };
+        wait_for(self.host(), deadline, probe)
+            .await
+            .map_err(machine("wait for the block device"))?
+            .ok_or_else(|| Error::TimedOut { waiting_for: format!("the block device of {place}") })
+    }
+
+    /// Makes the device refuse writes if that was asked for.
+    async fn protect(&self, place: &Place, spec: &Spec, session: &Session, mut device: Device) -> Result<Device> {
+        if !spec.read_only || device.read_only {
+            return Ok(device);
+        }
+        if !session.ours {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{} was here before, writable, as {place}; detach it there to have it read-only",
+                    device.path.display()
+                ),
+            });
+        }
+        let doing = format!("make {} read-only", device.path.display());
+        self.host().set_read_only(&device.path, true).await.map_err(machine(doing))?;
+        device.read_only = true;
+        Ok(device)
+    }
+
+    /// Takes away what an attach that failed has brought. What stays is said in the log; the agent detaches once more.
+    async fn undo(&self, place: &Place, came: Came) {
+        if came == Came::Nowhere {
+            return;
+        }
+        let deadline = Instant::now() + UNDO;
+        if came == Came::ToTheUnit
+            && let Err(error) = self.undo_unit(place, deadline).await
+        {
+            tracing::warn!(%place, error = error.chain(), "cannot take back a unit");
+        }
+        match self.leave(place, deadline).await {
+            Ok(residuals) => {
+                for residual in residuals {
+                    tracing::warn!(%place, name = residual.name, reason = residual.reason, "left by an attach");
+                }
+            }
+            Err(error) => tracing::warn!(%place, error = error.chain(), "cannot take back a session"),
+        }
+    }
+
+    async fn undo_unit(&self, place: &Place, deadline: Instant) -> Result<()> {
+        for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
+            let unit = session.unit(place.lun);
+            if !session.ours || !unit.is_present(self.host()).map_err(machine("look for the unit"))? {
+                continue;
+            }
+            // Nobody was given it, so there is nothing to flush; but somebody may have taken it all the same.
+            let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
+            let claim = match &disk {
+                Some(disk) => Some(self.claim(&disk.node(), &disk.node().display().to_string()).await?),
+                None => None,
+            };
+            let gone = self.delete(&unit, disk.as_ref(), deadline).await;
+            drop(claim);
+            gone.map_err(|reason| Error::TimedOut { waiting_for: format!("the device of {place} to go: {reason}") })?;
+        }
+        Ok(())
+    }
+}

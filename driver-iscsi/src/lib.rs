@@ -1,0 +1,300 @@
+//! iSCSI: a logical unit of a target as a disk of this host, by open-iscsi's daemon and the kernel's sysfs.
+//!
+//! ```text
+//! attach                                                     by                      takes
+//!   is there a session of ours that is up?                   sysfs
+//!   if not:  does somebody listen at the portal?             connect(2)              < 1 ms
+//!            our interface, the node record (0600)           files
+//!            log in                                          iscsiadm, one process   0.3 s
+//!            remove the record                               files
+//!   a device stands there already: is it still the volume?   INQUIRY
+//!   scan for this one LUN; none then: the target has none    sysfs                   10 ms
+//!   wait for the block device and its node                   uevents, sysfs          10 ms
+//!   who are you?                                             INQUIRY 0x83, 0x80
+//!   size, WWN, read-only as asked                            sysfs, ioctl
+//! detach
+//!   who uses it? keep new users out                          procfs, open(2)
+//!   flush; unless it is another volume by now                fsync
+//!   delete the unit, see it gone                             sysfs
+//!   the session of ours is empty: log out, see it gone       iscsiadm, one process   0.3 s
+//! ```
+//!
+//! Whatever is ours says so itself: the session's interface is called `mortar` ([`database`]). A unit that we bring is
+//! always on such a session, so no state, and no loss of it, can make us take away what is an operator's.
+
+mod attach;
+mod database;
+mod detach;
+mod iscsiadm;
+mod place;
+mod proof;
+mod record;
+mod session;
+#[cfg(test)]
+mod tests;
+mod turns;
+
+use async_trait::async_trait;
+use database::Database;
+use driver::{
+    Access, Adoption, Attached, Backend, Candidate, Detached, Device, DevicePath, Driver, Error, Footprint, Identity,
+    Locator, Readiness, Release, Result, Scope, Spec, Volume,
+};
+use host::{BlockDevice, Command, Host, Tool};
+use place::Place;
+use session::{Session, Unit};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::time::{Instant, timeout_at};
+use turns::Turns;
+
+/// Where open-iscsi keeps its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IscsiConfig {
+    /// The node records.
+    pub nodes: PathBuf,
+    /// The interfaces.
+    pub interfaces: PathBuf,
+    /// This host's iSCSI name.
+    pub initiator_name: PathBuf,
+}
+
+impl Default for IscsiConfig {
+    fn default() -> Self {
+        let directory = Path::new("/etc/iscsi");
+        Self {
+            nodes: directory.join("nodes"),
+            interfaces: directory.join("ifaces"),
+            initiator_name: directory.join("initiatorname.iscsi"),
+        }
+    }
+}
+
+/// The iSCSI driver.
+pub struct IscsiDriver {
+    host: Arc<dyn Host>,
+    config: IscsiConfig,
+    database: Database,
+    turns: Turns,
+}
+
+/// For `map_err`: the machine failed, or was too slow, while we were `doing` something.
+pub(crate) fn machine(doing: impl Into<String>) -> impl FnOnce(host::Error) -> Error {
+    let doing = doing.into();
+    move |error| match error {
+        host::Error::TimedOut { what, .. } => Error::TimedOut { waiting_for: format!("{what} (to {doing})") },
+        error => Error::host(doing)(error),
+    }
+}
+
+impl IscsiDriver {
+    /// A driver on this machine.
+    pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
+        let database = Database::new(&config.nodes, &config.interfaces);
+        Self { host, config, database, turns: Turns::default() }
+    }
+
+    pub(crate) fn host(&self) -> &dyn Host {
+        self.host.as_ref()
+    }
+
+    /// The unit of an attachment: ours, or the one that was here before it.
+    fn locate(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Session, Unit)>> {
+        for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
+            let unit = session.unit(place.lun);
+            if (session.ours || attach::was_here(footprint))
+                && unit.is_present(self.host()).map_err(machine("look for the unit"))?
+            {
+                return Ok(Some((session, unit)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`IscsiDriver::locate`], with its block device. One that has none yet is not there yet.
+    fn locate_disk(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Unit, BlockDevice)>> {
+        let Some((_, unit)) = self.locate(place, footprint)? else { return Ok(None) };
+        let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
+        Ok(disk.map(|disk| (unit, disk)))
+    }
+
+    fn device(&self, place: &Place, unit: &Unit, disk: BlockDevice, identity: Identity) -> Result<Device> {
+        let path = disk.node();
+        let state = unit.state(self.host()).map_err(machine("read the unit's state"))?;
+        Ok(Device {
+            paths: vec![DevicePath { device: path.clone(), portal: Some(place.portal), state }],
+            path,
+            identity,
+            size_bytes: disk.size_bytes,
+            logical_block_size: disk.logical_block_size,
+            physical_block_size: disk.physical_block_size,
+            read_only: disk.read_only,
+        })
+    }
+
+    /// Lets the kernel ask a unit again for its size and its names.
+    pub(crate) async fn rescan(&self, place: &Place, unit: &Unit, deadline: Instant) -> Result<()> {
+        let late = || Error::Unreachable { what: place.to_string(), why: "it was not asked again in time".into() };
+        match timeout_at(deadline, self.host().write(&unit.attribute("rescan"), "1")).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(host::Error::TimedOut { .. })) | Err(_) => Err(late()),
+            Ok(Err(error)) => Err(machine(format!("rescan {place}"))(error)),
+        }
+    }
+
+    /// Holds what a device says now against what it proved when it was attached.
+    async fn proved(&self, place: &Place, at: &Attached, unit: &Unit, disk: BlockDevice) -> Result<Device> {
+        let found = Identity::Scsi { wwn: proof::ask(self.host(), &disk.node()).await?.wwn };
+        if let Some(expected) = at.identity.as_ref().filter(|expected| **expected != found) {
+            return Err(Error::Mismatch {
+                what: format!("{} ({place})", disk.node().display()),
+                expected: expected.to_string(),
+                found: found.to_string(),
+            });
+        }
+        self.device(place, unit, disk, found)
+    }
+
+    /// What is missing on this host, in words.
+    fn problem(&self) -> Result<Option<String>> {
+        if self.host().tool(Tool::Iscsiadm).is_none() {
+            let packages = "open-iscsi (Debian, Ubuntu, SUSE) or iscsi-initiator-utils (Fedora, Red Hat)";
+            return Ok(Some(format!("iscsiadm is not installed; install the package {packages}")));
+        }
+        let file = &self.config.initiator_name;
+        let text = self.host().read(file).map_err(machine("read this host's iSCSI name"))?.unwrap_or_default();
+        let named = text.lines().filter_map(|line| line.trim().strip_prefix("InitiatorName=")).any(|n| !n.is_empty());
+        Ok((!named).then(|| {
+            format!(
+                "{} has no InitiatorName, so this host has no iSCSI name; run \
+                 `echo InitiatorName=$(iscsi-iname) >{}` and restart iscsid",
+                file.display(),
+                file.display()
+            )
+        }))
+    }
+
+    async fn tools(&self) -> Vec<driver::Tool> {
+        let mut tools = Vec::new();
+        if let Some(path) = self.host().tool(Tool::Iscsiadm) {
+            let version = match self.host().run(Command::read(Tool::Iscsiadm, ["--version"])).await {
+                Ok(output) => iscsiadm::version(&output).map_or_else(|| output.said(), str::to_owned),
+                Err(error) => error.to_string(),
+            };
+            tools.push(driver::Tool { name: "iscsiadm".into(), path, version });
+        }
+        let transport = PathBuf::from("/sys/class/iscsi_transport/tcp");
+        let version = match self.host().resolve(&transport) {
+            Ok(Some(_)) => "loaded",
+            _ => "not loaded yet: iscsid does it",
+        };
+        tools.push(driver::Tool { name: "iscsi_tcp".into(), path: transport, version: version.into() });
+        tools
+    }
+}
+
+#[async_trait]
+impl Driver for IscsiDriver {
+    fn backend(&self) -> Backend {
+        Backend::Iscsi
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let problem = self.problem().unwrap_or_else(|error| Some(error.chain()));
+        Readiness { problem, tools: self.tools().await }
+    }
+
+    async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
+        let place = Place::of(&spec.locator)?;
+        if let Some(problem) = self.problem()? {
+            return Err(Error::WrongState { what: problem });
+        }
+        let located = self.locate(&place, &Footprint::Iscsi { device_was_here: true })?;
+        Ok(Footprint::Iscsi { device_was_here: located.is_some_and(|(session, _)| !session.ours) })
+    }
+
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, access: &Access, deadline: Instant) -> Result<Device> {
+        self.bring(spec, footprint, access, deadline).await
+    }
+
+    async fn find(&self, at: &Attached) -> Result<Option<Device>> {
+        let place = Place::of(&at.spec.locator)?;
+        let Some((unit, disk)) = self.locate_disk(&place, &at.footprint)? else { return Ok(None) };
+        let identity = match &at.identity {
+            Some(identity) => identity.clone(),
+            // The attach did not come so far as to prove it; the kernel's memory is all there is.
+            None => {
+                match unit.cached_name(self.host()).map_err(machine("read the unit's name"))?.map(|name| name.parse()) {
+                    Some(Ok(wwn)) => Identity::Scsi { wwn },
+                    Some(Err(_)) | None => return Ok(None),
+                }
+            }
+        };
+        self.device(&place, &unit, disk, identity).map(Some)
+    }
+
+    async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
+        let place = Place::of(&at.spec.locator)?;
+        match self.locate_disk(&place, &at.footprint)? {
+            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn users(&self, at: &Attached) -> Result<Vec<String>> {
+        let place = Place::of(&at.spec.locator)?;
+        let Some((_, disk)) = self.locate_disk(&place, &at.footprint)? else { return Ok(Vec::new()) };
+        let doing = format!("look who uses {}", disk.node().display());
+        let users = self.host().users(&disk.node()).await.map_err(machine(doing))?;
+        Ok(users.iter().map(ToString::to_string).collect())
+    }
+
+    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        self.take_away(at, deadline).await
+    }
+
+    async fn extend(&self, at: &Attached, deadline: Instant) -> Result<Device> {
+        let place = Place::of(&at.spec.locator)?;
+        let Some((session, unit)) = self.locate(&place, &at.footprint)? else {
+            return Err(Error::NotFound { what: format!("a device of {place}") });
+        };
+        if !session.is_up() {
+            let why = format!("its session is {}", session.state());
+            return Err(Error::Unreachable { what: place.to_string(), why });
+        }
+        self.rescan(&place, &unit, deadline).await?;
+        match self.locate_disk(&place, &at.footprint)? {
+            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await,
+            None => Err(Error::NotFound { what: format!("a device of {place}") }),
+        }
+    }
+
+    async fn manageable(&self, _scope: &Scope) -> Result<Vec<Candidate>> {
+        Err(unmanaged())
+    }
+
+    async fn inspect(&self, _locator: &Locator) -> Result<Candidate> {
+        Err(unmanaged())
+    }
+
+    async fn manage(&self, _adoption: &Adoption) -> Result<Volume> {
+        Err(unmanaged())
+    }
+
+    async fn unmanage(&self, _release: &Release) -> Result<()> {
+        Err(unmanaged())
+    }
+
+    async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
+        match scope {
+            Some(_) => Err(unmanaged()),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+fn unmanaged() -> Error {
+    Error::Unsupported { what: "the volumes of an iSCSI target are managed on the host that serves it".into() }
+}

@@ -1,0 +1,88 @@
+//! What a device says that it is, asked anew each time.
+//!
+//! The kernel asks a device once and keeps the answer (`wwid`). When the target maps another volume to the same LUN, the
+//! kernel does not notice: the old device stands, with the old name and the old size, and reads and writes the new volume. So
+//! nothing that the kernel remembers is a proof.
+
+use driver::{Error, Result, Wwn};
+use host::Host;
+use std::{path::Path, time::Duration};
+
+/// How long a device has to answer an INQUIRY, which needs no medium.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a device answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) wwn: Wwn,
+    /// Its page 0x83, empty if it has none.
+    page: Vec<u8>,
+}
+
+impl Answer {
+    /// Whether the device goes by the name that the kernel remembers of it. Which of several names the kernel picked does
+    /// not matter. A name that cannot be looked for counts as right: then there is only the device's own word.
+    pub(crate) fn goes_by(&self, cached: &str) -> bool {
+        let designator = cached.strip_prefix("naa.").or_else(|| cached.strip_prefix("eui.")).and_then(bytes);
+        designator.is_none_or(|name| self.page.windows(name.len()).any(|window| window == name))
+    }
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        hex.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    let digits = digits.filter(|digits| !digits.is_empty() && digits.len().is_multiple_of(2))?;
+    Some(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
+/// Asks a device for its name: VPD page 0x83, or else 0x80 (SPC-4 sections 7.8.6 and 7.8.15).
+pub(crate) async fn ask(host: &dyn Host, node: &Path) -> Result<Answer> {
+    let silent = |error: host::Error| Error::Unreachable { what: node.display().to_string(), why: chain(&error) };
+    let page = match host.inquiry(node, 0x83, PATIENCE).await {
+        Ok(page) => page,
+        Err(error @ host::Error::TimedOut { .. }) => return Err(silent(error)),
+        // It may not have this page; whether it is there at all, the next one tells.
+        Err(_) => Vec::new(),
+    };
+    if let Some(wwn) = Wwn::from_page_83(&page) {
+        return Ok(Answer { wwn, page });
+    }
+    let serial = host.inquiry(node, 0x80, PATIENCE).await.map_err(silent)?;
+    match Wwn::from_page_80(&serial) {
+        Some(wwn) => Ok(Answer { wwn, page }),
+        None => Err(Error::WrongState {
+            what: format!(
+                "{} has neither a WWN nor a serial number, so nothing can prove which volume it is; let the target \
+                 give its LUNs names",
+                node.display()
+            ),
+        }),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Captured from LIO (Linux 6.1), as far as the T10 designator.
+    const LIO: [u8; 69] =
+        *b"\x00\x83\x00\xa1\x01\x03\x00\x10\x60\x01\x40\x50\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xa1\
+        \x02\x01\x00\x29LIO-ORG FILEIO:00000000000000000000000a1\x00";
+
+    #[test]
+    fn a_name_that_the_kernel_remembers_is_held_against_the_device() {
+        let answer = Answer { wwn: Wwn::from_page_83(&LIO).unwrap(), page: LIO.to_vec() };
+        assert_eq!(answer.wwn.to_string(), "3600140500000000000000000000000a1");
+        assert!(answer.goes_by("naa.600140500000000000000000000000a1"));
+        assert!(!answer.goes_by("naa.600140500000000000000000000000b2"));
+        assert!(answer.goes_by("t10.ATA     whatever"));
+        assert!(answer.goes_by("naa."));
+    }
+}

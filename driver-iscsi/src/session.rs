@@ -1,0 +1,161 @@
+//! What sysfs tells of iSCSI sessions and the units behind them (`drivers/scsi/scsi_transport_iscsi.c`,
+//! `Documentation/ABI/testing/sysfs-class-iscsi*`, `drivers/scsi/scsi_sysfs.c`).
+//!
+//! ```text
+//! /sys/class/iscsi_session/session3/      targetname, state, ifacename, target_id
+//!                         …/device  ────▶ /sys/devices/platform/host2/session3
+//! /sys/class/iscsi_connection/connection3:0/  persistent_address, persistent_port
+//! /sys/class/scsi_host/host2/scan             ◀── "0 0 1"
+//! /sys/class/scsi_device/2:0:0:1/device/      type, state, wwid, block/sdb, delete, rescan
+//! ```
+
+use crate::{place::Place, record::INTERFACE};
+use driver::{Lun, Portal};
+use host::{BlockDevice, Host, Result, block_device};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+const SESSIONS: &str = "/sys/class/iscsi_session";
+const UNITS: &str = "/sys/class/scsi_device";
+
+/// A login to a target by one portal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Session {
+    /// The number that `iscsiadm` knows it by.
+    pub(crate) id: u32,
+    /// It was made through our interface.
+    pub(crate) ours: bool,
+    state: String,
+    host: u32,
+    target: u32,
+}
+
+impl Session {
+    /// Commands pass. Otherwise it has lost its connection, and the daemon tries to get it back.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == "LOGGED_IN"
+    }
+
+    pub(crate) fn state(&self) -> &str {
+        &self.state
+    }
+
+    /// Where units are looked for.
+    pub(crate) fn scan(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/class/scsi_host/host{}/scan", self.host))
+    }
+
+    /// What is written there to look for one unit: channel, target, unit.
+    pub(crate) fn scan_for(&self, lun: Lun) -> String {
+        format!("0 {} {lun}", self.target)
+    }
+
+    /// A unit's place on this session, whether or not it is there.
+    pub(crate) fn unit(&self, lun: Lun) -> Unit {
+        Unit { address: format!("{}:0:{}:{lun}", self.host, self.target) }
+    }
+
+    /// Whether the kernel has a device for any unit on this session.
+    pub(crate) fn has_units(&self, host: &dyn Host) -> Result<bool> {
+        let ours = format!("{}:0:{}:", self.host, self.target);
+        Ok(host.list(Path::new(UNITS))?.iter().any(|address| address.starts_with(&ours)))
+    }
+
+    /// The same session as it is now; `None` if it is gone.
+    pub(crate) fn again(&self, host: &dyn Host) -> Result<Option<Self>> {
+        Ok(read(host, &format!("session{}", self.id))?.map(|(session, ..)| session))
+    }
+}
+
+/// The sessions to a target by a portal: ours first, those that are up first.
+pub(crate) fn sessions(host: &dyn Host, place: &Place) -> Result<Vec<Session>> {
+    let mut found = Vec::new();
+    for name in host.list(Path::new(SESSIONS))? {
+        // iSCSI names are without regard to case (RFC 7143 section 4.2.7.2).
+        if let Some((session, iqn, portal)) = read(host, &name)?
+            && iqn.eq_ignore_ascii_case(place.iqn.as_str())
+            && portal == Some(place.portal)
+        {
+            found.push(session);
+        }
+    }
+    found.sort_by_key(|session| (!session.ours, !session.is_up(), session.id));
+    Ok(found)
+}
+
+/// Whether there is any session of ours on this machine.
+pub(crate) fn any_ours(host: &dyn Host) -> Result<bool> {
+    for name in host.list(Path::new(SESSIONS))? {
+        if host.read(&Path::new(SESSIONS).join(name).join("ifacename"))?.as_deref() == Some(INTERFACE) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// One session, its target and its portal; `None` if it goes just now.
+fn read(host: &dyn Host, name: &str) -> Result<Option<(Session, String, Option<Portal>)>> {
+    let directory = Path::new(SESSIONS).join(name);
+    let attribute = |name: &str| host.read(&directory.join(name));
+    let Some(id) = name.strip_prefix("session").and_then(|id| id.parse().ok()) else { return Ok(None) };
+    let (Some(iqn), Some(state)) = (attribute("targetname")?, attribute("state")?) else { return Ok(None) };
+    let Some(device) = host.resolve(&directory.join("device"))? else { return Ok(None) };
+    let Some(number) = device.parent().and_then(scsi_host) else { return Ok(None) };
+    let target = attribute("target_id")?.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let ours = attribute("ifacename")?.as_deref() == Some(INTERFACE);
+    Ok(Some((Session { id, ours, state, host: number, target }, iqn, portal(host, id)?)))
+}
+
+/// `/sys/devices/platform/host2` → 2
+fn scsi_host(directory: &Path) -> Option<u32> {
+    directory.file_name()?.to_str()?.strip_prefix("host")?.parse().ok()
+}
+
+/// The portal as it was given at the login: a target may have sent us on to another (RFC 7143 section 11.13.5).
+fn portal(host: &dyn Host, session: u32) -> Result<Option<Portal>> {
+    let directory = PathBuf::from(format!("/sys/class/iscsi_connection/connection{session}:0"));
+    let address = host.read(&directory.join("persistent_address"))?.and_then(|text| text.parse::<IpAddr>().ok());
+    let port = host.read(&directory.join("persistent_port"))?.and_then(|text| text.parse().ok());
+    Ok(address.zip(port).map(|(address, port)| Portal { address: address.to_canonical(), port }))
+}
+
+/// A logical unit by its address on this machine: `2:0:0:1` is host, channel, target, unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unit {
+    address: String,
+}
+
+impl Unit {
+    pub(crate) fn attribute(&self, name: &str) -> PathBuf {
+        Path::new(UNITS).join(&self.address).join("device").join(name)
+    }
+
+    pub(crate) fn is_present(&self, host: &dyn Host) -> Result<bool> {
+        Ok(host.resolve(&Path::new(UNITS).join(&self.address))?.is_some())
+    }
+
+    /// The peripheral device type (SPC-4 section 6.6.2).
+    pub(crate) fn kind(&self, host: &dyn Host) -> Result<Option<u8>> {
+        Ok(host.read(&self.attribute("type"))?.and_then(|text| text.parse().ok()))
+    }
+
+    /// `running`, `blocked`, `transport-offline`, …
+    pub(crate) fn state(&self, host: &dyn Host) -> Result<String> {
+        Ok(host.read(&self.attribute("state"))?.unwrap_or_else(|| "gone".into()))
+    }
+
+    /// The name that the unit had when the kernel first met it, in sysfs's form.
+    pub(crate) fn cached_name(&self, host: &dyn Host) -> Result<Option<String>> {
+        Ok(host.read(&self.attribute("wwid"))?.filter(|name| !name.is_empty()))
+    }
+
+    /// Its block device; `None` until the disk driver has taken it.
+    pub(crate) fn disk(&self, host: &dyn Host) -> Result<Option<BlockDevice>> {
+        match host.list(&self.attribute("block"))?.first() {
+            Some(name) => block_device(host, name),
+            None => Ok(None),
+        }
+    }
+}
