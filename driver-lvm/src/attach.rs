@@ -1,0 +1,301 @@
+//! Attaching and detaching: one LV is activated, and what became of it is read from the kernel.
+
+use crate::{
+    absent,
+    active::{self, Active},
+    lvm::{Change, Lvm},
+    refuse, scan, tags, uuids, volume_of,
+};
+use driver::{
+    Attached, Detached, Device, Error, Footprint, Identity, LogicalVolume, Residual, ResidualKind, Result, Spec,
+};
+use host::{Host, wait_for};
+use std::{path::Path, time::Duration};
+use tokio::time::Instant;
+
+/// How long the kernel is given to show what lvm said it has done. It has done it when lvm ends: this is for udev's part.
+const SETTLING: Duration = Duration::from_secs(5);
+
+/// What a footprint tells.
+struct Print<'a> {
+    identity: &'a Identity,
+    vg_uuid: &'a str,
+    lv_uuid: &'a str,
+    was_active: bool,
+}
+
+impl<'a> Print<'a> {
+    fn of(footprint: &'a Footprint) -> Result<Self> {
+        let Footprint::Lvm { identity, was_active } = footprint else {
+            return Err(Error::invalid("footprint", "it is none of an LV"));
+        };
+        let (vg_uuid, lv_uuid) = uuids(identity)?;
+        Ok(Self { identity, vg_uuid, lv_uuid, was_active: *was_active })
+    }
+
+    fn active(&self, host: &dyn Host) -> Result<Option<Active>> {
+        active::find(host, self.vg_uuid, self.lv_uuid)
+    }
+}
+
+/// The device as the kernel lists it: the UUIDs in its name are the proof.
+pub(crate) fn find(host: &dyn Host, footprint: &Footprint) -> Result<Option<Device>> {
+    match Print::of(footprint)?.active(host)? {
+        Some(active) => active.device(host),
+        None => Ok(None),
+    }
+}
+
+/// As [`find`]; an LV that has taken the place and the name of ours is an error.
+pub(crate) fn prove(host: &dyn Host, at: &Attached) -> Result<Option<Device>> {
+    if let Some(device) = find(host, &at.footprint)? {
+        return Ok(Some(device));
+    }
+    let (print, name) = (Print::of(&at.footprint)?, volume_of(&at.spec.locator)?);
+    match active::list(host)?.into_iter().find(|other| other.at == *name) {
+        None => Ok(None),
+        Some(other) => Err(Error::Mismatch {
+            what: format!("{} at {}", at.spec.locator, other.node().display()),
+            expected: print.identity.to_string(),
+            found: Identity::Lvm { vg_uuid: other.vg_uuid, lv_uuid: other.lv_uuid }.to_string(),
+        }),
+    }
+}
+
+/// Who uses a device, in words.
+pub(crate) async fn users(host: &dyn Host, node: &Path) -> Result<Vec<String>> {
+    let users = host.users(node).await.map_err(Error::host(format!("look who uses {}", node.display())))?;
+    Ok(users.iter().map(ToString::to_string).collect())
+}
+
+impl Lvm {
+    /// See [`driver::Driver::prepare`].
+    pub(crate) async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
+        let at = volume_of(&spec.locator)?;
+        let vg = self.group(&at.vg).await?;
+        let refused = |why: Option<String>| why.map_or(Ok(()), |what| Err(Error::WrongState { what }));
+        refused(refuse::group(&vg))?;
+        let lv = vg.lv(at.lv.as_str()).ok_or_else(|| absent(at))?;
+        refused(refuse::attach(&vg, lv, spec.read_only))?;
+        let active = active::find(self.host.as_ref(), &vg.uuid, &lv.uuid)?;
+        let device = active.as_ref().map(|active| active.device(self.host.as_ref())).transpose()?.flatten();
+        match &device {
+            Some(device) if device.read_only != spec.read_only => {
+                self.can_flip(at, device, spec.read_only).await?;
+                if lv.is("thicksnapshot") || lv.is("thickorigin") || lv.is_laid_out_as("thin") {
+                    return Err(Error::WrongState {
+                        what: format!(
+                            "{0}/{1} is active for writing, and what it shares its data with would become read-only \
+                             too; deactivate it with lvchange -an first, or attach it for writing",
+                            at.vg, at.lv
+                        ),
+                    });
+                }
+            }
+            // With a device that is read-only although the LV is not, a detach could not tell whether it was we who made
+            // it so.
+            Some(device) if device.read_only && lv.writable => {
+                return Err(Error::WrongState {
+                    what: format!(
+                        "{}/{} was made active read-only by somebody else; deactivate it with lvchange -an first",
+                        at.vg, at.lv
+                    ),
+                });
+            }
+            None if spec.read_only && lv.writable && lv.is_laid_out_as("thin") => return Err(thin(at)),
+            _ => {}
+        }
+        Ok(Footprint::Lvm { identity: tags::identity(&vg, lv), was_active: device.is_some() })
+    }
+
+    /// Whether an active LV may be made read-only. That takes the writing away even from those who have it open.
+    async fn can_flip(&self, at: &LogicalVolume, device: &Device, read_only: bool) -> Result<()> {
+        let name = format!("{}/{}", at.vg, at.lv);
+        if !read_only {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{name} is active read-only; attach it read-only, or deactivate it with lvchange -an first"
+                ),
+            });
+        }
+        let users = users(self.host.as_ref(), &device.path).await?;
+        match users.is_empty() {
+            true => Ok(()),
+            false => Err(Error::WrongState {
+                what: format!(
+                    "{name} is active for writing and in use ({}): it cannot become read-only under them; free it, or \
+                     attach it for writing",
+                    users.join(", ")
+                ),
+            }),
+        }
+    }
+
+    /// See [`driver::Driver::attach`].
+    pub(crate) async fn attach(&self, spec: &Spec, footprint: &Footprint, deadline: Instant) -> Result<Device> {
+        let (at, print) = (volume_of(&spec.locator)?, Print::of(footprint)?);
+        let _turn = self.lock(&at.vg, Some(deadline)).await?;
+        let here = find(self.host.as_ref(), footprint)?;
+        let change = match &here {
+            Some(device) if device.read_only == spec.read_only => None,
+            Some(device) => {
+                self.can_flip(at, device, spec.read_only).await?;
+                if !print.was_active {
+                    // It is not ours to change, and the footprint does not know of it.
+                    return Err(Error::WrongState {
+                        what: format!("{}/{} was activated by somebody else meanwhile; try again", at.vg, at.lv),
+                    });
+                }
+                Some(Change::Refresh { read_only: true })
+            }
+            None => Some(Change::Activate { read_only: spec.read_only }),
+        };
+        let attached = async {
+            if let Some(change) = change {
+                self.change(at, print.identity, change, Some(deadline)).await?;
+            }
+            let device = self.shown(at, &print, deadline).await?;
+            if device.read_only != spec.read_only {
+                return Err(Error::WrongState {
+                    what: format!("lvm did not activate {} {}", spec.locator, mode(spec.read_only)),
+                });
+            }
+            spec.check(&device)?;
+            Ok(device)
+        };
+        let result = attached.await;
+        if result.is_err() && change.is_some() {
+            let at = Attached { spec: spec.clone(), footprint: footprint.clone(), identity: None };
+            if let Err(error) = self.take_back(&at, deadline).await {
+                // The caller detaches what is left of a failed attach, and hears of it then.
+                tracing::warn!(locator = %spec.locator, error = error.chain(), "cannot take back an activation");
+            }
+        }
+        result
+    }
+
+    /// The device of an LV that was activated.
+    async fn shown(&self, at: &LogicalVolume, print: &Print<'_>, deadline: Instant) -> Result<Device> {
+        let host = self.host.as_ref();
+        let until = deadline.min(Instant::now() + SETTLING);
+        let active = wait_for(host, until, || {
+            let active = active::read(host)?;
+            let found = active.into_iter().find(|lv| lv.lv_uuid == print.lv_uuid && lv.vg_uuid == print.vg_uuid);
+            match found {
+                Some(found) if host.stat(&found.node())?.is_some() => Ok(Some(found)),
+                _ => Ok(None),
+            }
+        });
+        let active = active.await.map_err(Error::host(format!("wait for the device of {}/{}", at.vg, at.lv)))?;
+        let device = active.map(|active| active.device(host)).transpose()?.flatten();
+        device.ok_or_else(|| Error::WrongState {
+            what: format!(
+                "lvm activated no {}/{} with the UUID {}: it was renamed or replaced meanwhile; try again",
+                at.vg, at.lv, print.lv_uuid
+            ),
+        })
+    }
+
+    /// See [`driver::Driver::detach`].
+    pub(crate) async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        let _turn = self.lock(&volume_of(&at.spec.locator)?.vg, Some(deadline)).await?;
+        self.take_back(at, deadline).await
+    }
+
+    /// Leaves the LV as the footprint says it was, by whatever name it has today.
+    async fn take_back(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        let (host, print) = (self.host.as_ref(), Print::of(&at.footprint)?);
+        let Some(active) = print.active(host)? else { return Ok(Detached::default()) };
+        let Some(device) = active.device(host)? else { return Ok(Detached::default()) };
+        let flipped = print.was_active && at.spec.read_only && device.read_only;
+        let claim = match !print.was_active || flipped {
+            true => {
+                self.leave_companions(&active).await?;
+                Some(self.claim(&device.path).await?)
+            }
+            // It stays as it is, and so do those who used it before us.
+            false => None,
+        };
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let what = device.path.display().to_string();
+        host.flush(&device.path, patience).await.map_err(|source| Error::Flush { what, source: Box::new(source) })?;
+        drop(claim);
+        if flipped {
+            let back = Change::Refresh { read_only: false };
+            self.change(&active.at, print.identity, back, Some(deadline)).await?;
+        }
+        if print.was_active {
+            let kept = format!("{}/{} was active before and stays active", active.at.vg, active.at.lv);
+            return Ok(Detached { kept: vec![kept], ..Detached::default() });
+        }
+        let reason = match self.change(&active.at, print.identity, Change::Deactivate, Some(deadline)).await {
+            Ok(()) if self.gone(&print, deadline).await? => return Ok(Detached::default()),
+            Ok(()) => "lvm deactivated it, and it is still there".to_owned(),
+            Err(Error::InUse { by: said, .. }) => {
+                let by = Some(users(host, &device.path).await?).filter(|by| !by.is_empty());
+                return Err(Error::InUse { what: device.path.display().to_string(), by: by.unwrap_or(said) });
+            }
+            // Its disks are gone, and lvm knows it no more.
+            Err(error @ Error::NotFound { .. }) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        let name = format!("{} ({}/{})", active.device, active.at.vg, active.at.lv);
+        Ok(Detached {
+            residuals: vec![Residual { kind: ResidualKind::Activation, name, reason }],
+            ..Detached::default()
+        })
+    }
+
+    /// Refuses to take away what goes with an LV and is in use, or attached.
+    async fn leave_companions(&self, lv: &Active) -> Result<()> {
+        let host = self.host.as_ref();
+        for other in active::companions(host, lv)? {
+            let mut by = users(host, &other.node()).await?;
+            let attached = scan::attached(host, &self.links).map_err(Error::host("look at the stable paths"))?;
+            if attached.contains(&other.device) {
+                by.push("attached".into());
+            }
+            if !by.is_empty() {
+                let what = format!("{}/{}, which goes with {},", other.at.vg, other.at.lv, lv.at.lv);
+                return Err(Error::InUse { what, by });
+            }
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, node: &Path) -> Result<host::Claim> {
+        match self.host.claim(node).await {
+            Ok(claim) => Ok(claim),
+            Err(host::Error::Busy { .. }) => {
+                let by = users(self.host.as_ref(), node).await?;
+                Err(Error::InUse { what: node.display().to_string(), by })
+            }
+            Err(other) => Err(Error::host(format!("claim {}", node.display()))(other)),
+        }
+    }
+
+    async fn gone(&self, print: &Print<'_>, deadline: Instant) -> Result<bool> {
+        let host = self.host.as_ref();
+        let until = deadline.min(Instant::now() + SETTLING);
+        let gone = wait_for(host, until, || {
+            let here = active::read(host)?.iter().any(|lv| lv.lv_uuid == print.lv_uuid && lv.vg_uuid == print.vg_uuid);
+            Ok((!here).then_some(()))
+        });
+        Ok(gone.await.map_err(Error::host("wait for a device to go"))?.is_some())
+    }
+}
+
+fn mode(read_only: bool) -> &'static str {
+    if read_only { "read-only" } else { "for writing" }
+}
+
+/// LVM hands the wish for reading only on to the pool, whose table the kernel then refuses.
+fn thin(at: &LogicalVolume) -> Error {
+    Error::Unsupported {
+        what: format!(
+            "LVM cannot activate the thin volume {0}/{1} read-only; attach it for writing, or set it read-only for \
+             everybody with lvchange -pr {0}/{1}",
+            at.vg, at.lv
+        ),
+    }
+}

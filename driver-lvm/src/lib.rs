@@ -1,0 +1,220 @@
+//! The LVM driver: activates one LV, proves by the kernel's own word which LV that is, and takes LVs into management by
+//! renaming them.
+//!
+//! What LVM holds is read by one `lvm fullreport`; what is active is read from sysfs; what is changed is changed by one
+//! `lvm` for each step. Nothing is kept but which VG was last seen on which PVs.
+
+mod active;
+mod attach;
+mod label;
+mod lvm;
+mod manage;
+mod refuse;
+mod report;
+mod scan;
+mod tags;
+#[cfg(test)]
+mod tests;
+
+use async_trait::async_trait;
+use driver::{
+    Access, Adoption, Attached, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
+    LogicalVolume, NameTemplate, Readiness, Refusal, Release, Result, Scope, Spec, Tool, VgName, Volume,
+};
+use host::Host;
+use lvm::Lvm;
+use report::{Lv, Vg};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::OnceCell, time::Instant};
+
+/// Where the device mapper shows itself when it is loaded.
+const DEVICE_MAPPER: &str = "/sys/class/misc/device-mapper";
+
+/// The settings of the driver.
+#[derive(Debug, Clone)]
+pub struct LvmConfig {
+    /// How managed LVs are named.
+    pub template: NameTemplate,
+    /// The directory of the stable paths: the devices that they lead to belong to guests, and are not searched for VGs.
+    pub exclude_links: PathBuf,
+}
+
+/// The driver for LVs.
+pub struct LvmDriver {
+    lvm: Lvm,
+    template: NameTemplate,
+    version: OnceCell<String>,
+}
+
+impl LvmDriver {
+    /// A driver that works on `host`.
+    pub fn new(host: Arc<dyn Host>, config: LvmConfig) -> Self {
+        Self { lvm: Lvm::new(host, config.exclude_links), template: config.template, version: OnceCell::new() }
+    }
+
+    fn host(&self) -> &dyn Host {
+        self.lvm.host.as_ref()
+    }
+
+    /// The candidates among some LVs of a VG.
+    async fn candidates(&self, vg: &Vg, lvs: &[&Lv]) -> Result<Vec<Candidate>> {
+        let active = active::list(self.host())?;
+        let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
+        let pvs: BTreeSet<PathBuf> =
+            scan::labelled(&self.lvm.host, lvs.iter().copied().filter_map(node).collect()).await;
+        let mut candidates = Vec::new();
+        for lv in lvs {
+            let node = node(lv);
+            let mut refusal = refuse::manage(vg, lv, &self.template);
+            if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains(node)) {
+                refusal = Some(Refusal::Kind(format!("{}/{} is a PV of another VG", vg.name, lv.name)));
+            }
+            if refusal.is_none() && lv.open {
+                refusal = Some(Refusal::InUse(self.openers(node.as_deref()).await?));
+            }
+            candidates.push(Candidate {
+                locator: Locator::Lvm(tags::at(vg, lv)?),
+                identity: tags::identity(vg, lv),
+                size_bytes: lv.size_bytes,
+                refusal,
+                managed: tags::volume(vg, lv)?,
+            });
+        }
+        Ok(candidates)
+    }
+
+    /// Who uses a device that the kernel says is open.
+    async fn openers(&self, node: Option<&Path>) -> Result<Vec<String>> {
+        let mut users = match node {
+            Some(node) => attach::users(self.host(), node).await?,
+            None => Vec::new(),
+        };
+        if users.is_empty() {
+            users.push("open by someone that this host does not show".into());
+        }
+        Ok(users)
+    }
+}
+
+#[async_trait]
+impl Driver for LvmDriver {
+    fn backend(&self) -> Backend {
+        Backend::Lvm
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let problem = |text: &str| Readiness { problem: Some(text.into()), tools: Vec::new() };
+        let Some(path) = self.host().tool(host::Tool::Lvm) else {
+            return problem("lvm is not installed; install the package lvm2");
+        };
+        match self.host().resolve(Path::new(DEVICE_MAPPER)) {
+            Ok(Some(_)) => {}
+            _ => return problem("the kernel's device mapper is not loaded; run modprobe dm_mod"),
+        }
+        match self.version.get_or_try_init(|| self.lvm.version()).await {
+            Ok(version) if lvm::can_restrict(version) => {
+                Readiness { problem: None, tools: vec![Tool { name: "lvm".into(), path, version: version.clone() }] }
+            }
+            Ok(version) => problem(&format!("lvm {version} knows no --devices; install 2.03.12 or later")),
+            Err(error) => problem(&error.chain()),
+        }
+    }
+
+    async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
+        self.lvm.prepare(spec).await
+    }
+
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, _access: &Access, deadline: Instant) -> Result<Device> {
+        self.lvm.attach(spec, footprint, deadline).await
+    }
+
+    async fn find(&self, at: &Attached) -> Result<Option<Device>> {
+        attach::find(self.host(), &at.footprint)
+    }
+
+    async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
+        attach::prove(self.host(), at)
+    }
+
+    async fn users(&self, at: &Attached) -> Result<Vec<String>> {
+        match attach::find(self.host(), &at.footprint)? {
+            Some(device) => attach::users(self.host(), &device.path).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        self.lvm.detach(at, deadline).await
+    }
+
+    async fn extend(&self, at: &Attached, _deadline: Instant) -> Result<Device> {
+        // lvextend has told the device itself of its new size.
+        let found = attach::find(self.host(), &at.footprint)?;
+        found.ok_or_else(|| Error::NotFound { what: format!("the device of {}", at.spec.locator) })
+    }
+
+    async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>> {
+        let vg = self.lvm.group(vg_of(scope)?).await?;
+        let visible: Vec<&Lv> = vg.lvs.iter().filter(|lv| !lv.hidden).collect();
+        self.candidates(&vg, &visible).await
+    }
+
+    async fn inspect(&self, locator: &Locator) -> Result<Candidate> {
+        let at = volume_of(locator)?;
+        let vg = self.lvm.group(&at.vg).await?;
+        let lv = vg.lv(at.lv.as_str()).ok_or_else(|| absent(at))?;
+        self.candidates(&vg, &[lv]).await?.pop().ok_or_else(|| absent(at))
+    }
+
+    async fn manage(&self, adoption: &Adoption) -> Result<Volume> {
+        self.lvm.manage(adoption).await
+    }
+
+    async fn unmanage(&self, release: &Release) -> Result<()> {
+        self.lvm.unmanage(release).await
+    }
+
+    async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
+        let vgs = match scope {
+            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
+            None => self.lvm.groups().await?,
+        };
+        let mut volumes = Vec::new();
+        // What another host owns is for that host to list.
+        for vg in vgs.iter().filter(|vg| vg.owner.is_none()) {
+            for lv in &vg.lvs {
+                volumes.extend(tags::volume(vg, lv)?);
+            }
+        }
+        Ok(volumes)
+    }
+}
+
+fn vg_of(scope: &Scope) -> Result<&VgName> {
+    match scope {
+        Scope::Lvm(vg) => Ok(vg),
+        other => Err(Error::invalid("scope", format!("{other} is no VG; write lvm:VG"))),
+    }
+}
+
+fn volume_of(locator: &Locator) -> Result<&LogicalVolume> {
+    match locator {
+        Locator::Lvm(at) => Ok(at),
+        other => Err(Error::invalid("locator", format!("{other} is no LV; write lvm:VG/LV"))),
+    }
+}
+
+fn absent(at: &LogicalVolume) -> Error {
+    Error::NotFound { what: format!("the logical volume {}/{}", at.vg, at.lv) }
+}
+
+fn uuids(identity: &Identity) -> Result<(&str, &str)> {
+    match identity {
+        Identity::Lvm { vg_uuid, lv_uuid } => Ok((vg_uuid, lv_uuid)),
+        other => Err(Error::invalid("identity", format!("{other} is no LV"))),
+    }
+}

@@ -1,0 +1,73 @@
+//! Why an LV is not for us. Each answer is a sentence for the person who asked.
+
+use crate::{
+    report::{Lv, Vg},
+    tags,
+};
+use driver::{NameTemplate, Refusal};
+
+/// Why nothing can be done with any LV of this VG.
+pub(crate) fn group(vg: &Vg) -> Option<String> {
+    let name = &vg.name;
+    if let Some(owner) = &vg.owner {
+        return Some(format!("the VG {name} belongs to the host with the system ID {owner} (lvmsystemid(7))"));
+    }
+    if vg.exported {
+        return Some(format!("the VG {name} is exported; bring it in with vgimport first"));
+    }
+    if !matches!(vg.lock_type.as_str(), "" | "none") {
+        return Some(format!("the VG {name} is shared by several hosts through lvmlockd, which is not supported"));
+    }
+    None
+}
+
+/// Why this sort of LV holds no data that anybody else should see.
+pub(crate) fn kind(vg: &Vg, lv: &Lv) -> Option<String> {
+    let name = format!("{}/{}", vg.name, lv.name);
+    if lv.hidden {
+        Some(format!("{name} is a part of another LV"))
+    } else if lv.is_laid_out_as("pool") {
+        let sort = lv.layouts.iter().find(|layout| *layout != "pool").map_or("", String::as_str);
+        Some(format!("{name} is a {sort} pool: it holds volumes and is none"))
+    } else if lv.is("private") {
+        Some(format!("{name} is internal to LVM"))
+    } else {
+        None
+    }
+}
+
+/// Why an LV of a VG that is fine cannot be attached.
+pub(crate) fn attach(vg: &Vg, lv: &Lv, read_only: bool) -> Option<String> {
+    let name = format!("{}/{}", vg.name, lv.name);
+    kind(vg, lv).or_else(|| {
+        if lv.partial {
+            Some(format!("{name} is on a PV that is missing"))
+        } else if !read_only && !lv.writable {
+            Some(format!("{name} is read-only; attach it read-only, or make it writable with lvchange -prw"))
+        } else {
+            None
+        }
+    })
+}
+
+/// Why an LV cannot be managed, as far as LVM itself knows.
+pub(crate) fn manage(vg: &Vg, lv: &Lv, template: &NameTemplate) -> Option<Refusal> {
+    let name = format!("{}/{}", vg.name, lv.name);
+    if let Some(id) = tags::id(lv) {
+        return Some(Refusal::Managed(format!("managed as {id}")));
+    }
+    if let Some(id) = template.id_in(&lv.name) {
+        return Some(Refusal::Managed(format!("named as the managed volume {id}")));
+    }
+    let why = group(vg).or_else(|| kind(vg, lv)).or_else(|| {
+        if vg.missing_pvs > 0 {
+            Some(format!("{} PVs of the VG {} are missing, and LVM would not change it", vg.missing_pvs, vg.name))
+        } else if lv.is("snapshot") {
+            let origin = lv.origin.as_deref().unwrap_or("another LV");
+            Some(format!("{name} is a snapshot of {origin}"))
+        } else {
+            None
+        }
+    });
+    why.map(Refusal::Kind)
+}
