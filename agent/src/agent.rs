@@ -1,0 +1,38 @@
+//! The agent: a host, its drivers, a journal, locks; and the tasks that work with them.
+
+use crate::{config::Config, drivers::Drivers, journal::Journal, locks::Locks, watch::Watch};
+use driver::{Error, Result};
+use host::Host;
+use std::{future::Future, sync::Arc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Everything that an operation works with.
+pub(crate) struct Agent {
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) drivers: Drivers,
+    pub(crate) journal: Journal,
+    pub(crate) locks: Locks,
+    pub(crate) watch: Watch,
+    pub(crate) config: Config,
+    /// Operations under way.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the agent is to stop: no operation begins any more, watchers are let go, retries end.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Agent {
+    /// Runs an operation in a task of its own: a caller that hangs up ends only its wait.
+    pub(crate) async fn in_own_task<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.stop.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
+        match self.tasks.spawn(work).await {
+            Ok(result) => result,
+            Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+            Err(_) => Err(Error::ShuttingDown),
+        }
+    }
+}

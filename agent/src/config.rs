@@ -1,0 +1,271 @@
+//! The config file: TOML, every default written down here, and a key that we do not know is refused.
+
+use driver::{Backend, NameTemplate};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where the config is looked for if the command line names no other. It may be missing.
+pub const DEFAULT_PATH: &str = "/etc/mortar/mortard.toml";
+
+/// All of it. Without a file, the defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The daemon itself.
+    pub agent: AgentConfig,
+    /// What it allows at a time.
+    pub limits: Limits,
+    /// Its memory.
+    pub journal: JournalConfig,
+    /// Volumes of any backend.
+    pub volumes: Volumes,
+    /// The file driver.
+    pub file: File,
+}
+
+/// The daemon itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// The Unix socket that gRPC is served on.
+    pub socket: PathBuf,
+    /// The group that may use the socket. If it is missing, only root may, and that is logged.
+    pub socket_group: String,
+    /// The journal lives here.
+    pub state_directory: PathBuf,
+    /// The stable paths are made here.
+    pub device_directory: PathBuf,
+    /// `"auto"`: every driver whose tools this host has. Or a list, whose tools must be there.
+    pub drivers: Drivers,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter for tracing-subscriber.
+    pub log: String,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            socket: "/run/mortar/agent.sock".into(),
+            socket_group: "mortar".into(),
+            state_directory: "/var/lib/mortar".into(),
+            device_directory: "/dev/mortar".into(),
+            drivers: Drivers::Auto(Auto::Auto),
+            log: "info".into(),
+        }
+    }
+}
+
+/// Which drivers are switched on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "\"auto\", or a list of \"file\", \"iscsi\", \"lvm\"")]
+pub enum Drivers {
+    /// Those that can work here.
+    Auto(Auto),
+    /// These, or the daemon does not start.
+    List(Vec<Backend>),
+}
+
+/// The word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// `auto`
+    Auto,
+}
+
+/// What the agent allows at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Tools that run at a time; more wait.
+    pub processes: usize,
+    /// How long an operation waits for the outside world where the caller does not say, in milliseconds.
+    pub operation_timeout_ms: u64,
+    /// How long a stop waits for running operations, in milliseconds. What is not done then is recovered at the next
+    /// start.
+    pub stop_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { processes: 8, operation_timeout_ms: 60_000, stop_timeout_ms: 80_000 }
+    }
+}
+
+impl Limits {
+    /// See `operation_timeout_ms`.
+    pub fn operation_timeout(&self) -> Duration {
+        Duration::from_millis(self.operation_timeout_ms)
+    }
+
+    /// See `stop_timeout_ms`.
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_millis(self.stop_timeout_ms)
+    }
+}
+
+/// The agent's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// Operations that have ended are kept up to this number, the newest of them.
+    pub keep_operations: u32,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { keep_operations: 10_000 }
+    }
+}
+
+/// Volumes of any backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Volumes {
+    /// How managed volumes are named: `%s` stands for the id.
+    pub name_template: String,
+}
+
+impl Default for Volumes {
+    fn default() -> Self {
+        Self { name_template: "volume-%s".into() }
+    }
+}
+
+/// The file driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// Where managed files are looked for, besides the directories in which they were managed.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self { directories: vec!["/var/lib/mortar/volumes".into(), "/srv/volumes".into()] }
+    }
+}
+
+/// Why a config is refused, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file, or not ours to read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// It does not parse.
+    #[error("{}: {why}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, and what is wrong there.
+        why: String,
+    },
+    /// A value makes no sense.
+    #[error("{key}: {why}")]
+    Value {
+        /// `agent.socket`
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads a file; the defaults if none is named and there is none in the usual place.
+    pub fn load(path: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let named = path.is_some();
+        let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
+        #[expect(clippy::disallowed_methods, reason = "the config is read before there is a host")]
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound && !named => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path, source }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            let message: Vec<&str> = error.message().lines().map(str::trim).collect();
+            ConfigError::Parse { path: path.to_owned(), why: format!("line {line}: {}", message.join(" ")) }
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Values that parse and yet make no sense.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
+        /// `sun_path` has 108 bytes, its final NUL included (unix(7)).
+        const LONGEST_SOCKET: usize = 107;
+        if !self.agent.socket.is_absolute() || self.agent.socket.as_os_str().len() > LONGEST_SOCKET {
+            return value("agent.socket", "write an absolute path of at most 107 bytes");
+        }
+        if !self.agent.state_directory.is_absolute() {
+            return value("agent.state_directory", "write an absolute path");
+        }
+        if !self.agent.device_directory.starts_with("/dev") || self.agent.device_directory.as_os_str() == "/dev" {
+            return value("agent.device_directory", "write a directory below /dev");
+        }
+        if self.limits.processes == 0 {
+            return value("limits.processes", "write 1 or more");
+        }
+        if self.limits.operation_timeout_ms == 0 {
+            return value("limits.operation_timeout_ms", "write 1 or more");
+        }
+        if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
+            return value("file.directories", "write absolute paths");
+        }
+        self.name_template().map(|_| ())
+    }
+
+    /// How managed volumes are named.
+    pub fn name_template(&self) -> Result<NameTemplate, ConfigError> {
+        self.volumes
+            .name_template
+            .parse()
+            .map_err(|error: driver::Error| ConfigError::Value { key: "volumes.name_template", why: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_we_ship_holds_the_defaults() {
+        let shipped = include_str!("../../systemd/mortard.toml");
+        assert_eq!(Config::parse(shipped, Path::new("mortard.toml")).unwrap(), Config::default());
+        let written: toml::Table = toml::from_str(shipped).unwrap();
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        assert_eq!(written, defaults, "every default is written down");
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused_with_their_place() {
+        let error = |text: &str| Config::parse(text, Path::new("mortard.toml")).unwrap_err().to_string();
+        assert!(
+            error("[agent]\nsokcet = '/x'").contains("line 2: unknown field `sokcet`"),
+            "{}",
+            error("[agent]\nsokcet = '/x'")
+        );
+        assert!(error("[limits]\nprocesses = 0").contains("limits.processes"));
+        assert!(error("[agent]\nsocket = 'x'").contains("agent.socket"));
+        assert!(error("[agent]\ndevice_directory = '/dev'").contains("below /dev"));
+        assert!(error("[volumes]\nname_template = 'x'").contains("%s"));
+        assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\""));
+        assert!(error("not toml").contains("line 1"));
+    }
+
+    #[test]
+    fn a_missing_file_is_the_defaults_only_if_nobody_named_it() {
+        assert!(Config::load(Some("/nowhere/mortard.toml".into())).is_err());
+    }
+}

@@ -1,0 +1,286 @@
+//! Between the wire and the agent, field by field. What does not parse is refused here, before anything is started.
+
+use crate::{
+    journal::Record,
+    operation::{AttachRequest, Attachment, DetachReply, ManageRequest, Operation, OutcomeState, Plan, State, Target},
+    watch::Event,
+};
+use driver::{
+    Access, AttachmentId, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, RawFile, Residual,
+    ResidualKind, Result, Scope, Spec, Volume,
+};
+use prost_types::Timestamp;
+use proto::v1;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An optional text: empty is none.
+fn given<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// How long an operation may wait: what the caller says, or the default; never longer than its gRPC deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) default: Duration,
+    /// From the call's `grpc-timeout`.
+    pub(crate) call: Option<Duration>,
+}
+
+impl Patience {
+    /// So that our own answer, which says more, is there before the call's deadline.
+    const MARGIN: Duration = Duration::from_millis(250);
+
+    pub(crate) fn deadline(self, asked_ms: u64) -> Result<Instant> {
+        /// Longer waits are a mistake in the unit.
+        const LONGEST: Duration = Duration::from_secs(24 * 3600);
+        let asked = match asked_ms {
+            0 => self.default,
+            ms => Duration::from_millis(ms),
+        };
+        if asked > LONGEST {
+            return Err(Error::invalid("timeout_ms", format!("{asked_ms} is more than a day; write milliseconds")));
+        }
+        let call = self.call.map(|call| call.saturating_sub(Self::MARGIN).max(call / 2));
+        Ok(Instant::now() + call.map_or(asked, |call| call.min(asked)))
+    }
+}
+
+/// The `grpc-timeout` header: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
+pub(crate) fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number.saturating_mul(3600)),
+        "M" => Duration::from_secs(number.saturating_mul(60)),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Result<AttachRequest> {
+    let locator = match wire.volume {
+        Some(v1::attach_request::Volume::Locator(text)) => text.parse()?,
+        None => return Err(Error::invalid("volume", "say which: give a locator")),
+    };
+    let expected_size = (wire.expected_size_bytes != 0).then_some(wire.expected_size_bytes);
+    let chap = match wire.credentials.and_then(|credentials| credentials.kind) {
+        None => None,
+        Some(v1::credentials::Kind::Chap(chap)) => Some(chap_of(chap, &locator)?),
+    };
+    Ok(AttachRequest {
+        id: given(&wire.id)?,
+        spec: Spec { locator, read_only: wire.read_only, expected_wwn: given(&wire.expected_wwn)?, expected_size },
+        persistent: wire.persistent,
+        access: Access { chap },
+        deadline: patience.deadline(wire.timeout_ms)?,
+    })
+}
+
+fn chap_of(wire: v1::Chap, locator: &Locator) -> Result<Chap> {
+    if !matches!(locator, Locator::Iscsi(_)) {
+        return Err(Error::invalid("credentials", "CHAP is for iSCSI volumes only"));
+    }
+    if wire.user.is_empty() || wire.password.is_empty() {
+        return Err(Error::invalid("credentials", "CHAP needs a user and a password"));
+    }
+    Ok(Chap { user: wire.user, password: wire.password.into() })
+}
+
+pub(crate) fn detach_target(wire: Option<v1::detach_request::Target>) -> Result<Target> {
+    use v1::detach_request::Target as Wire;
+    match wire {
+        Some(Wire::Id(id)) => Ok(Target::Id(id.parse()?)),
+        Some(Wire::Locator(locator)) => Ok(Target::Locator(locator.parse()?)),
+        Some(Wire::Device(path)) => {
+            let path =
+                RawFile::new(&path).map_err(|_| Error::invalid("device", "write an absolute path like /dev/sdb"))?;
+            Ok(Target::Device(path.path().to_owned()))
+        }
+        None => Err(Error::invalid("target", "say which: give an id, a locator or a device")),
+    }
+}
+
+pub(crate) fn attachment_id(text: &str) -> Result<AttachmentId> {
+    text.parse()
+}
+
+pub(crate) fn manage_request(wire: &v1::ManageRequest) -> Result<ManageRequest> {
+    Ok(ManageRequest {
+        locator: wire.locator.parse()?,
+        id: given(&wire.id)?,
+        name: given(&wire.name)?,
+        allow_in_use: wire.allow_in_use,
+    })
+}
+
+pub(crate) fn scope(text: &str) -> Result<Option<Scope>> {
+    given(text)
+}
+
+pub(crate) fn timestamp(milliseconds: i64) -> Option<Timestamp> {
+    let nanos = i32::try_from(milliseconds.rem_euclid(1000)).ok()? * 1_000_000;
+    Some(Timestamp { seconds: milliseconds.div_euclid(1000), nanos })
+}
+
+pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
+    let Attachment { record, stable_path, device, state, problem } = from;
+    let Record { id, attached, persistent, created_ms, .. } = record;
+    let spec = attached.spec;
+    let identity = device.as_ref().map(|device| device.identity.clone()).or(attached.identity);
+    let scsi_wwn = match &identity {
+        Some(Identity::Scsi { wwn }) => wwn.to_string(),
+        _ => String::new(),
+    };
+    let mut wire = v1::Attachment {
+        id: id.to_string(),
+        stable_path: stable_path.display().to_string(),
+        scsi_wwn,
+        r#type: "block".into(),
+        read_only: spec.read_only,
+        persistent,
+        state: match state {
+            State::Ready => v1::AttachmentState::Ready,
+            State::Broken => v1::AttachmentState::Broken,
+            State::Residual => v1::AttachmentState::Residual,
+        }
+        .into(),
+        problem: problem.unwrap_or_default(),
+        created_at: timestamp(created_ms),
+        identity: identity.map(|identity| identity.to_string()).unwrap_or_default(),
+        locator: spec.locator.to_string(),
+        ..v1::Attachment::default()
+    };
+    if let Some(device) = device {
+        let Device { path, size_bytes, logical_block_size, physical_block_size, read_only, paths, .. } = device;
+        wire.path = path.display().to_string();
+        wire.size_bytes = size_bytes;
+        wire.logical_block_size = logical_block_size;
+        wire.physical_block_size = physical_block_size;
+        wire.read_only = read_only;
+        wire.paths = paths.into_iter().map(path_of).collect();
+    }
+    wire
+}
+
+fn path_of(from: DevicePath) -> v1::Path {
+    v1::Path {
+        device: from.device.display().to_string(),
+        portal: from.portal.map(|portal| portal.to_string()).unwrap_or_default(),
+        state: from.state,
+    }
+}
+
+pub(crate) fn detach_response(from: DetachReply) -> v1::DetachResponse {
+    v1::DetachResponse {
+        id: from.id.map(|id| id.to_string()).unwrap_or_default(),
+        changed: from.changed,
+        residuals: from.residuals.into_iter().map(residual).collect(),
+        kept: from.kept,
+        operation_id: from.operation.map(|id| id.to_string()).unwrap_or_default(),
+    }
+}
+
+fn residual(from: Residual) -> v1::Residual {
+    let kind = match from.kind {
+        ResidualKind::Device => v1::ResidualKind::Device,
+        ResidualKind::Session => v1::ResidualKind::Session,
+        ResidualKind::NodeRecord => v1::ResidualKind::NodeRecord,
+        ResidualKind::Activation => v1::ResidualKind::Activation,
+        ResidualKind::Loop => v1::ResidualKind::Loop,
+        ResidualKind::Link => v1::ResidualKind::Link,
+    };
+    v1::Residual { kind: kind.into(), name: from.name, reason: from.reason }
+}
+
+pub(crate) fn manageable(from: Candidate) -> v1::Manageable {
+    v1::Manageable {
+        reference: from.locator.to_string(),
+        size_bytes: from.size_bytes,
+        safe_to_manage: from.refusal.is_none(),
+        reason_not_safe: from.refusal.map(|refusal| refusal.to_string()).unwrap_or_default(),
+        volume_id: from.managed.map(|volume| volume.id.to_string()).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn volume(from: Volume) -> v1::Volume {
+    v1::Volume {
+        id: from.id.to_string(),
+        name: from.name.to_string(),
+        locator: from.locator.to_string(),
+        origin: from.origin.to_string(),
+        size_bytes: from.size_bytes,
+    }
+}
+
+pub(crate) fn operation(from: Operation) -> v1::Operation {
+    let kind = match from.plan {
+        Plan::Attach { .. } => v1::OperationKind::Attach,
+        Plan::Detach { .. } => v1::OperationKind::Detach,
+        Plan::Extend { .. } => v1::OperationKind::Extend,
+        Plan::Manage { .. } => v1::OperationKind::Manage,
+        Plan::Unmanage { .. } => v1::OperationKind::Unmanage,
+    };
+    let state = match from.outcome.as_ref().map(|outcome| outcome.state) {
+        None => v1::OperationState::Running,
+        Some(OutcomeState::Succeeded) => v1::OperationState::Succeeded,
+        Some(OutcomeState::Failed) => v1::OperationState::Failed,
+        Some(OutcomeState::Undone) => v1::OperationState::Undone,
+        Some(OutcomeState::Stuck) => v1::OperationState::Stuck,
+    };
+    let ended_at = from.outcome.as_ref().filter(|_| from.ended).and_then(|outcome| timestamp(outcome.ended_ms));
+    v1::Operation {
+        id: from.id.to_string(),
+        kind: kind.into(),
+        state: state.into(),
+        subject: from.plan.subject(),
+        locator: from.plan.locator().to_string(),
+        started_at: timestamp(from.started_ms),
+        ended_at,
+        error: from.outcome.and_then(|outcome| outcome.error).map(|failure| v1::OperationError {
+            code: failure.code,
+            reason: failure.reason,
+            message: failure.message,
+        }),
+    }
+}
+
+pub(crate) fn event(from: Event) -> v1::WatchEvent {
+    use v1::watch_event::Event as Wire;
+    let event = match from {
+        Event::Attachment(there) => Wire::Attachment(attachment(there)),
+        Event::Gone(id) => Wire::AttachmentGone(id.to_string()),
+        Event::Operation(changed) => Wire::Operation(operation(changed)),
+    };
+    v1::WatchEvent { event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts() {
+        assert_eq!(grpc_timeout("30S"), Some(Duration::from_secs(30)));
+        assert_eq!(grpc_timeout("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(grpc_timeout(""), None);
+        assert_eq!(grpc_timeout("x"), None);
+        assert_eq!(grpc_timeout("5\u{e9}"), None);
+    }
+
+    #[test]
+    fn a_timeout_of_more_than_a_day_is_a_wrong_unit() {
+        let patience = Patience { default: Duration::from_secs(60), call: None };
+        assert!(patience.deadline(30_000).is_ok());
+        assert!(patience.deadline(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn times_before_and_after_1970() {
+        assert_eq!(timestamp(1_500), Some(Timestamp { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(timestamp(-1), Some(Timestamp { seconds: -1, nanos: 999_000_000 }));
+    }
+}

@@ -1,0 +1,164 @@
+//! mortard, the storage agent of one host, as a library: the daemon's `main` gives it the real machine, tests a
+//! simulated one.
+//!
+//! ```text
+//!   service ── convert ──▶ agent ── operation ──▶ drivers ──▶ host
+//!      ▲          │          │          │
+//!   status ◀──────┘        locks     journal
+//! ```
+
+mod agent;
+pub mod config;
+mod convert;
+mod drivers;
+mod hostinfo;
+mod journal;
+mod locks;
+mod operation;
+mod service;
+mod socket;
+mod status;
+mod watch;
+
+use crate::{
+    agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks, service::Service, watch::Watch,
+};
+use host::Host;
+use proto::v1::{
+    attachments_server::AttachmentsServer, host_server::HostServer, operations_server::OperationsServer,
+    volumes_server::VolumesServer,
+};
+use std::{future::Future, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixListener,
+    time::timeout,
+};
+use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::Connected};
+
+/// Why the daemon does not start, or ended; one line each.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A value of the config.
+    #[error(transparent)]
+    Config(#[from] config::ConfigError),
+    /// A driver that was asked for.
+    #[error(transparent)]
+    Driver(#[from] drivers::NotReady),
+    /// The socket, or another agent.
+    #[error(transparent)]
+    Socket(#[from] socket::SocketError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] journal::JournalError),
+    /// What a crash left could not even be looked at.
+    #[error("cannot recover: {0}")]
+    Recover(String),
+    /// gRPC.
+    #[error("cannot serve gRPC: {0}")]
+    Serve(String),
+}
+
+/// An agent that has recovered and is about to serve.
+pub struct Mortard {
+    agent: Arc<Agent>,
+}
+
+impl Mortard {
+    /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
+    /// there and be ours alone.
+    pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
+        config.check()?;
+        let drivers = Drivers::new(&host, &config)?;
+        drivers.check().await?;
+        let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host))?;
+        let agent = Arc::new(Agent {
+            host,
+            drivers,
+            journal,
+            locks: Locks::default(),
+            watch: Watch::new(),
+            config,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        agent.recover().await.map_err(|error| StartError::Recover(error.chain()))?;
+        Ok(Self { agent })
+    }
+
+    /// Serves until `stop` ends; then lets running operations finish, as long as the config allows.
+    pub async fn serve<S, C>(self, incoming: S, stop: impl Future<Output = ()>) -> Result<(), StartError>
+    where
+        S: Stream<Item = std::io::Result<C>> + Send + 'static,
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let service = Service::new(Arc::clone(&self.agent));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<AttachmentsServer<Service>>().await;
+        health.set_serving::<VolumesServer<Service>>().await;
+        health.set_serving::<OperationsServer<Service>>().await;
+        health.set_serving::<HostServer<Service>>().await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let failed = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+        let routes = Server::builder()
+            .add_service(AttachmentsServer::new(service.clone()))
+            .add_service(VolumesServer::new(service.clone()))
+            .add_service(OperationsServer::new(service.clone()))
+            .add_service(HostServer::new(service))
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(failed)?)
+            .add_service(reflection().build_v1alpha().map_err(failed)?);
+        let agent = Arc::clone(&self.agent);
+        let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, agent.stop.clone().cancelled_owned()));
+        tokio::pin!(serving);
+        let early = tokio::select! {
+            ended = &mut serving => Some(ended),
+            () = stop => None,
+        };
+        self.agent.stop.cancel();
+        self.agent.tasks.close();
+        if timeout(self.agent.config.limits.stop_timeout(), self.agent.tasks.wait()).await.is_err() {
+            tracing::warn!("operations still run; they are recovered at the next start");
+        }
+        /// For replies on their way; a client that keeps its connection open does not keep us.
+        const LAST_REPLIES: std::time::Duration = std::time::Duration::from_secs(2);
+        let ended = match early {
+            Some(ended) => ended,
+            None => match timeout(LAST_REPLIES, &mut serving).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    serving.abort();
+                    return Ok(());
+                }
+            },
+        };
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(StartError::Serve(error.to_string())),
+            Err(panic) => Err(StartError::Serve(panic.to_string())),
+        }
+    }
+}
+
+/// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves.
+pub async fn run(
+    config: Config,
+    host: Arc<dyn Host>,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    config.check()?;
+    let _only_one = socket::be_the_only_one(&config.agent)?;
+    let socket = config.agent.clone();
+    let mortard = Mortard::start(config, host).await?;
+    let listener: UnixListener = socket::bind(&socket)?;
+    tracing::info!(socket = %socket.socket.display(), "serving");
+    ready();
+    mortard.serve(UnixListenerStream::new(listener), stop).await
+}

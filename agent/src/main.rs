@@ -1,0 +1,129 @@
+//! mortard: arguments, config, logs, signals; then [`agent::run`] until it is told to stop.
+
+use agent::{
+    StartError,
+    config::{Config, ConfigError, DEFAULT_PATH},
+};
+use clap::Parser;
+use host::Linux;
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// The storage agent of one host: attaches volumes as block devices, and manages volumes that exist. It serves gRPC on a
+/// Unix socket; `mortar` is its command line.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP)]
+struct Args {
+    /// The config file. Without it, /etc/mortar/mortard.toml if there is one, or else the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve on this socket instead of the config's.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Keep the journal here instead of where the config says.
+    #[arg(long, value_name = "DIRECTORY")]
+    state_directory: Option<PathBuf>,
+    /// Read the config, say what is wrong with it, and end.
+    #[arg(long)]
+    check_config: bool,
+}
+
+const AFTER_HELP: &str = "Exit codes: 0 stopped as asked; 64 the config is wrong; 69 a tool is missing or another \
+                          mortard runs; 70 anything else.";
+
+/// `EX_USAGE`, `EX_UNAVAILABLE` and `EX_SOFTWARE` of sysexits(3).
+mod exit {
+    pub(super) const USAGE: u8 = 64;
+    pub(super) const UNAVAILABLE: u8 = 69;
+    pub(super) const SOFTWARE: u8 = 70;
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match configure(&args) {
+        Ok(config) => config,
+        Err(error) => return end(&error, exit::USAGE),
+    };
+    if args.check_config {
+        let place = args.config.unwrap_or_else(|| DEFAULT_PATH.into());
+        let _closed = writeln!(std::io::stdout(), "{}: ok", place.display());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = log(&config.agent.log) {
+        return end(&format!("agent.log: {why}"), exit::USAGE);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(&error, exit::SOFTWARE),
+    };
+    let result = runtime.block_on(run(config));
+    // A thread that waits for a device that never answers must not keep us from stopping.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = match &error {
+                StartError::Config(_) => exit::USAGE,
+                StartError::Driver(_) | StartError::Socket(_) => exit::UNAVAILABLE,
+                StartError::Journal(_) | StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
+            };
+            end(&error, code)
+        }
+    }
+}
+
+fn configure(args: &Args) -> Result<Config, ConfigError> {
+    let mut config = Config::load(args.config.clone())?;
+    if let Some(socket) = &args.socket {
+        config.agent.socket.clone_from(socket);
+    }
+    if let Some(directory) = &args.state_directory {
+        config.agent.state_directory.clone_from(directory);
+    }
+    config.check()?;
+    Ok(config)
+}
+
+/// To the journal of systemd where it collects our output, else to stderr.
+fn log(filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let stderr = journald.is_none().then(|| {
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal())
+    });
+    tracing_subscriber::registry().with(filter).with(journald).with(stderr).init();
+    Ok(())
+}
+
+async fn run(config: Config) -> Result<(), StartError> {
+    let host = Arc::new(Linux::new(config.limits.processes));
+    let ready = || {
+        // Without systemd there is nobody to notify.
+        let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    };
+    agent::run(config, host, ready, stopped()).await
+}
+
+/// Ends with SIGTERM or SIGINT.
+async fn stopped() {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: running operations finish first");
+    let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+}
+
+/// One line on stderr.
+fn end(why: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    let _closed = writeln!(std::io::stderr(), "mortard: {why}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,214 @@
+//! Work that survives a crash. One file below for each verb; this one has what they share: the plan that is committed
+//! before the first effect, and how an operation ends.
+//!
+//! ```text
+//!                 validate, lock, look (reads only)
+//!                              │
+//!                    journal: begin(plan)          ◀── before this, a crash has nothing to recover
+//!                              │
+//!                           effects ──── error ──▶ undo ──▶ journal: finish(failed)
+//!                              │                     └── undo fails ──▶ stuck: locks kept, tried again
+//!               journal: finish(done, records)
+//!                              │
+//!                            reply
+//!
+//!  at the next start, for a plan without an outcome:
+//!     attach               → undo      nobody was told of the device, and the undo needs no secret
+//!     detach               → forward   the caller wanted it gone
+//!     extend               → forward   it only looks
+//!     manage, unmanage     → forward   the storage tells which steps are still to be done
+//! ```
+
+mod attach;
+mod detach;
+mod extend;
+mod manage;
+mod recover;
+
+pub(crate) use attach::{AttachRequest, Attachment, State};
+pub(crate) use detach::{DetachReply, Target};
+pub(crate) use manage::ManageRequest;
+
+use crate::{agent::Agent, journal::Change, status, watch::Event};
+use driver::{Adoption, Attached, AttachmentId, Error, Locator, Release, Result};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use uuid::Uuid;
+
+/// Names an operation; ordered by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct OperationId(Uuid);
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for OperationId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Uuid::parse_str(text).map(Self).map_err(|_| Error::invalid("id", "an operation's id is a UUID"))
+    }
+}
+
+/// What an operation is going to do: all that is needed to undo or finish it, and no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub(crate) enum Plan {
+    Attach { id: AttachmentId, attached: Attached },
+    Detach { id: AttachmentId, attached: Attached },
+    Extend { id: AttachmentId, locator: Locator },
+    Manage { adoption: Adoption },
+    Unmanage { release: Release },
+}
+
+impl Plan {
+    pub(crate) fn verb(&self) -> &'static str {
+        match self {
+            Self::Attach { .. } => "attach",
+            Self::Detach { .. } => "detach",
+            Self::Extend { .. } => "extend",
+            Self::Manage { .. } => "manage",
+            Self::Unmanage { .. } => "unmanage",
+        }
+    }
+
+    /// The id of the attachment or volume that it works on.
+    pub(crate) fn subject(&self) -> String {
+        match self {
+            Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => id.to_string(),
+            Self::Manage { adoption } => adoption.id.to_string(),
+            Self::Unmanage { release } => release.id.to_string(),
+        }
+    }
+
+    pub(crate) fn locator(&self) -> &Locator {
+        match self {
+            Self::Attach { attached, .. } | Self::Detach { attached, .. } => &attached.spec.locator,
+            Self::Extend { locator, .. } => locator,
+            Self::Manage { adoption } => &adoption.from,
+            Self::Unmanage { release } => &release.from,
+        }
+    }
+
+    /// What nobody else may work on meanwhile.
+    fn keys(&self) -> Vec<String> {
+        match self {
+            Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => {
+                vec![attachment_key(id), self.locator().key()]
+            }
+            Self::Manage { adoption } => {
+                vec![format!("volume {}", adoption.id), adoption.from.key(), adoption.to.key()]
+            }
+            Self::Unmanage { release } => vec![format!("volume {}", release.id), release.from.key(), release.to.key()],
+        }
+    }
+}
+
+fn attachment_key(id: &AttachmentId) -> String {
+    format!("attachment {id}")
+}
+
+/// An operation, with its outcome once it has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Operation {
+    pub(crate) id: OperationId,
+    pub(crate) plan: Plan,
+    /// Milliseconds since 1970.
+    pub(crate) started_ms: i64,
+    /// `None`: it runs.
+    pub(crate) outcome: Option<Outcome>,
+    /// It holds nothing any more.
+    pub(crate) ended: bool,
+}
+
+/// How an operation ended, or why it could not yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) state: OutcomeState,
+    /// Milliseconds since 1970.
+    pub(crate) ended_ms: i64,
+    pub(crate) error: Option<Failure>,
+}
+
+/// The ends of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OutcomeState {
+    /// As asked.
+    Succeeded,
+    /// An error, and what had been done was undone.
+    Failed,
+    /// A crash, and what had been done was undone.
+    Undone,
+    /// The undo failed; it is tried again.
+    Stuck,
+}
+
+/// An error as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) code: String,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self { code: status::code_name(error).into(), reason: error.reason().into(), message: error.chain() }
+    }
+}
+
+impl Outcome {
+    pub(crate) fn new(state: OutcomeState, error: Option<&Error>) -> Self {
+        Self { state, ended_ms: now_ms(), error: error.map(Failure::from) }
+    }
+}
+
+/// Milliseconds since 1970, for people; nothing is decided by it.
+pub(crate) fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+impl Agent {
+    /// Commits the intent and tells the watchers.
+    async fn begin(&self, plan: Plan) -> Result<Operation> {
+        let operation =
+            Operation { id: OperationId(Uuid::now_v7()), plan, started_ms: now_ms(), outcome: None, ended: false };
+        self.journal.begin(&operation).await?;
+        tracing::info!(operation = %operation.id, subject = operation.plan.subject(), locator = %operation.plan.locator(), "{} begins", operation.plan.verb());
+        self.watch.send(Event::Operation(operation.clone()));
+        Ok(operation)
+    }
+
+    /// Commits the outcome with its changes and tells the watchers.
+    async fn finish(&self, mut operation: Operation, outcome: Outcome, change: Change) -> Result<OperationId> {
+        self.journal.finish(&operation, &outcome, change, self.config.journal.keep_operations).await?;
+        let verb = operation.plan.verb();
+        match &outcome.error {
+            None => tracing::info!(operation = %operation.id, subject = operation.plan.subject(), "{verb} done"),
+            Some(error) => tracing::warn!(
+                operation = %operation.id,
+                subject = operation.plan.subject(),
+                reason = error.reason,
+                "{verb} ended: {}",
+                error.message
+            ),
+        }
+        operation.outcome = Some(outcome);
+        operation.ended = true;
+        let id = operation.id;
+        self.watch.send(Event::Operation(operation));
+        Ok(id)
+    }
+
+    /// Commits that an operation failed and was undone, and hands the error on.
+    async fn failed<T>(&self, operation: Operation, error: Error, change: Change) -> Result<T> {
+        let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
+        self.finish(operation, outcome, change).await?;
+        Err(error)
+    }
+}

@@ -1,0 +1,233 @@
+//! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
+
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan, attachment_key, now_ms};
+use crate::{
+    agent::Agent,
+    journal::{Change, Record},
+    locks::Held,
+    watch::Event,
+};
+use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Result, Spec};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long an undo waits for the outside world.
+pub(super) const UNDO_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a caller asks for.
+#[derive(Debug)]
+pub(crate) struct AttachRequest {
+    /// `None`: the attachment that the volume has, or a new id.
+    pub(crate) id: Option<AttachmentId>,
+    pub(crate) spec: Spec,
+    pub(crate) persistent: bool,
+    pub(crate) access: Access,
+    pub(crate) deadline: Instant,
+}
+
+/// What a caller gets.
+#[derive(Debug)]
+pub(crate) struct AttachReply {
+    pub(crate) attachment: Attachment,
+    pub(crate) changed: bool,
+    pub(crate) operation: Option<OperationId>,
+}
+
+/// An attachment as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct Attachment {
+    pub(crate) record: Record,
+    pub(crate) stable_path: PathBuf,
+    /// `None`: it is not there.
+    pub(crate) device: Option<Device>,
+    pub(crate) state: State,
+    /// Why it is not ready.
+    pub(crate) problem: Option<String>,
+}
+
+/// How an attachment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Ready,
+    Broken,
+    Residual,
+}
+
+impl Agent {
+    /// Makes a volume present, or finds that it is.
+    pub(crate) async fn attach(self: Arc<Self>, request: AttachRequest) -> Result<AttachReply> {
+        let driver = self.drivers.ready(request.spec.locator.backend()).await?;
+        let volume = request.spec.locator.key();
+        let mut held = self.locks.take(&format!("attach of {volume}"), [volume.clone()])?;
+        let siblings = self.journal.attachments_of(&volume).await?;
+        let id = match &request.id {
+            Some(id) => id.clone(),
+            None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
+        };
+        held.extend(attachment_key(&id))?;
+        if let Some(record) = self.journal.attachment(&id).await? {
+            if let Some(attachment) = self.again(driver.as_ref(), &record, &request).await? {
+                return Ok(AttachReply { attachment, changed: false, operation: None });
+            }
+        } else if let Some(sibling) = siblings.first() {
+            if sibling.attached.spec.read_only != request.spec.read_only {
+                return Err(Error::WrongState {
+                    what: format!(
+                        "{} is attached {} as {}; detach that first, or ask for the same",
+                        request.spec.locator,
+                        if request.spec.read_only { "for writing" } else { "read-only" },
+                        sibling.id
+                    ),
+                });
+            }
+            if let Some(device) = driver.prove(&sibling.attached).await? {
+                request.spec.check(&device)?;
+                let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
+                let operation = self.begin(Plan::Attach { id: id.clone(), attached: attached.clone() }).await?;
+                return self.publish(operation, held, attached, device, request.persistent).await;
+            }
+        }
+        let footprint = driver.prepare(&request.spec).await?;
+        let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
+        let operation = self.begin(Plan::Attach { id, attached: attached.clone() }).await?;
+        match driver.attach(&request.spec, &attached.footprint, &request.access, request.deadline).await {
+            Ok(device) => {
+                attached.identity = Some(device.identity.clone());
+                self.publish(operation, held, attached, device, request.persistent).await
+            }
+            Err(error) => self.undo(operation, held, error).await,
+        }
+    }
+
+    /// The same call once more: the same device, or `None` if it has to be brought back.
+    async fn again(&self, driver: &dyn Driver, record: &Record, request: &AttachRequest) -> Result<Option<Attachment>> {
+        let (was, asked) = (&record.attached.spec, &request.spec);
+        if was.locator != asked.locator || was.read_only != asked.read_only || record.persistent != request.persistent {
+            let mode = |read_only, persistent| {
+                format!(
+                    "{}{}",
+                    if read_only { "read-only" } else { "for writing" },
+                    if persistent { ", persistent" } else { "" }
+                )
+            };
+            return Err(Error::AlreadyExists {
+                what: format!(
+                    "attachment {} is {} {}; detach it first, or choose another id",
+                    record.id,
+                    was.locator,
+                    mode(was.read_only, record.persistent)
+                ),
+            });
+        }
+        let Some(device) = driver.prove(&record.attached).await? else { return Ok(None) };
+        asked.check(&device)?;
+        self.link(&record.id, &device).await?;
+        Ok(Some(self.attachment_with(record.clone(), device)))
+    }
+
+    /// Makes the stable path and the record, and answers.
+    async fn publish(
+        self: &Arc<Self>,
+        operation: Operation,
+        held: Held,
+        attached: Attached,
+        device: Device,
+        persistent: bool,
+    ) -> Result<AttachReply> {
+        let Plan::Attach { id, .. } = &operation.plan else { unreachable!("only an attach is published") };
+        let id = id.clone();
+        if let Err(error) = self.link(&id, &device).await {
+            return self.undo(operation, held, error).await;
+        }
+        let record = match self.host.facts() {
+            Ok(facts) => {
+                Record { id, attached, persistent, boot_id: facts.boot_id, created_ms: now_ms(), residuals: Vec::new() }
+            }
+            Err(error) => return self.undo(operation, held, Error::host("read the boot id")(error)).await,
+        };
+        let outcome = Outcome::new(OutcomeState::Succeeded, None);
+        match self.finish(operation.clone(), outcome, Change::Put(vec![record.clone()])).await {
+            Ok(operation) => {
+                let attachment = self.attachment_with(record, device);
+                self.watch.send(Event::Attachment(attachment.clone()));
+                Ok(AttachReply { attachment, changed: true, operation: Some(operation) })
+            }
+            Err(error) => self.undo(operation, held, error).await,
+        }
+    }
+
+    /// Takes away what a failed attach brought, and hands its error on. If that fails too, the locks stay taken and it
+    /// is tried again in the background.
+    async fn undo<T>(self: &Arc<Self>, operation: Operation, held: Held, error: Error) -> Result<T> {
+        match self.undo_attach(&operation).await {
+            Ok(()) => self.failed(operation, error, Change::None).await,
+            Err(undo) => {
+                tracing::error!(operation = %operation.id, "undo failed, will be tried again: {}", undo.chain());
+                self.keep_trying(operation, held, undo);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes away what an attach brought, however far it came; not a device that another attachment has.
+    pub(super) async fn undo_attach(&self, operation: &Operation) -> Result<()> {
+        let Plan::Attach { id, attached } = &operation.plan else { return Ok(()) };
+        let records = self.journal.attachments_of(&attached.spec.locator.key()).await?;
+        let again = records.iter().any(|record| record.id == *id && record.created_ms >= operation.started_ms);
+        if !again {
+            self.unlink(id).await?;
+        }
+        if again || records.iter().any(|record| record.id != *id) {
+            return Ok(());
+        }
+        let driver = self.drivers.get(attached.spec.locator.backend())?;
+        let detached = driver.detach(attached, Instant::now() + UNDO_TIMEOUT).await?;
+        match detached.residuals.first() {
+            None => Ok(()),
+            Some(left) => Err(Error::WrongState { what: format!("{} is left: {}", left.name, left.reason) }),
+        }
+    }
+
+    /// `/dev/mortar/ID`
+    pub(crate) fn stable_path(&self, id: &AttachmentId) -> PathBuf {
+        self.config.agent.device_directory.join(id.as_str())
+    }
+
+    pub(super) async fn link(&self, id: &AttachmentId, device: &Device) -> Result<()> {
+        let name = self.stable_path(id);
+        if self.host.resolve(&name).map_err(Error::host("read the stable path"))?.as_deref() == Some(&device.path) {
+            return Ok(());
+        }
+        self.host.link(&name, &device.path).await.map_err(Error::host("make the stable path"))
+    }
+
+    pub(super) async fn unlink(&self, id: &AttachmentId) -> Result<()> {
+        self.host.remove(&self.stable_path(id)).await.map_err(Error::host("remove the stable path"))
+    }
+
+    fn attachment_with(&self, record: Record, device: Device) -> Attachment {
+        let stable_path = self.stable_path(&record.id);
+        Attachment { record, stable_path, device: Some(device), state: State::Ready, problem: None }
+    }
+
+    /// An attachment as the kernel lists it; with `prove`, as its device itself answers.
+    pub(crate) async fn look(&self, record: Record, prove: bool) -> Attachment {
+        let found = match self.drivers.get(record.attached.spec.locator.backend()) {
+            Ok(driver) if prove => driver.prove(&record.attached).await,
+            Ok(driver) => driver.find(&record.attached).await,
+            Err(error) => Err(error),
+        };
+        let stable_path = self.stable_path(&record.id);
+        let (device, mut state, mut problem) = match found {
+            Ok(Some(device)) => (Some(device), State::Ready, None),
+            Ok(None) => (None, State::Broken, Some("its device is not there".to_owned())),
+            Err(error) => (None, State::Broken, Some(error.chain())),
+        };
+        if !record.residuals.is_empty() {
+            let left: Vec<String> =
+                record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();
+            (state, problem) = (State::Residual, Some(format!("a detach left {}", left.join("; "))));
+        }
+        Attachment { record, stable_path, device, state, problem }
+    }
+}

@@ -1,0 +1,150 @@
+//! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
+
+use super::{OperationId, Outcome, OutcomeState, Plan, attachment_key};
+use crate::{
+    agent::Agent,
+    journal::{Change, Record},
+    watch::Event,
+};
+use driver::{AttachmentId, Detached, Error, Locator, Residual, Result};
+use std::{path::PathBuf, sync::Arc};
+use tokio::time::Instant;
+
+/// What is to be detached.
+#[derive(Debug)]
+pub(crate) enum Target {
+    Id(AttachmentId),
+    Locator(Locator),
+    /// A device node or any link to one.
+    Device(PathBuf),
+}
+
+/// What a detach did.
+#[derive(Debug, Default)]
+pub(crate) struct DetachReply {
+    pub(crate) id: Option<AttachmentId>,
+    pub(crate) changed: bool,
+    pub(crate) residuals: Vec<Residual>,
+    pub(crate) kept: Vec<String>,
+    pub(crate) operation: Option<OperationId>,
+}
+
+impl Agent {
+    /// Takes an attachment away. What is not attached is gone already.
+    pub(crate) async fn detach(self: Arc<Self>, target: Target, deadline: Instant) -> Result<DetachReply> {
+        let id = match target {
+            Target::Id(id) => id,
+            Target::Locator(locator) => {
+                let volume = locator.key();
+                // An attach of it may be under way: then nobody can say yet that it is gone.
+                drop(self.locks.take(&format!("detach of {volume}"), [volume.clone()])?);
+                match only(self.journal.attachments_of(&volume).await?, &volume)? {
+                    Some(record) => record.id,
+                    None => return Ok(DetachReply::default()),
+                }
+            }
+            Target::Device(path) => match self.attachment_at(&path).await? {
+                Some(record) => record.id,
+                None => return Ok(DetachReply::default()),
+            },
+        };
+        let mut held = self.locks.take(&format!("detach of {id}"), [attachment_key(&id)])?;
+        let Some(record) = self.journal.attachment(&id).await? else {
+            return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
+        };
+        let volume = record.attached.spec.locator.key();
+        held.extend(volume.clone())?;
+        let driver = self.drivers.get(record.attached.spec.locator.backend())?;
+        let shared = self.journal.attachments_of(&volume).await?.iter().any(|other| other.id != id);
+        if !shared {
+            let users = driver.users(&record.attached).await?;
+            if !users.is_empty() {
+                let what = self.host.resolve(&self.stable_path(&id)).ok().flatten();
+                let what = what.map_or_else(|| id.to_string(), |device| device.display().to_string());
+                return Err(Error::InUse { what, by: users });
+            }
+        }
+        let operation = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }).await?;
+        match self.take_away(&record, shared, deadline).await {
+            Ok(detached) => {
+                let operation = self.gone(operation, record, &detached).await?;
+                let Detached { residuals, kept } = detached;
+                Ok(DetachReply { id: Some(id), changed: true, residuals, kept, operation: Some(operation) })
+            }
+            Err(error) => {
+                // It is still attached: its stable path comes back if its device is there.
+                if let Ok(Some(device)) = driver.find(&record.attached).await {
+                    self.link(&id, &device).await?;
+                }
+                self.failed(operation, error, Change::None).await
+            }
+        }
+    }
+
+    /// The stable path first, so that nobody new finds the device; then, unless another attachment has it, the device.
+    pub(super) async fn take_away(&self, record: &Record, shared: bool, deadline: Instant) -> Result<Detached> {
+        self.unlink(&record.id).await?;
+        if shared {
+            return Ok(Detached::default());
+        }
+        let driver = self.drivers.get(record.attached.spec.locator.backend())?;
+        driver.detach(&record.attached, deadline).await
+    }
+
+    /// Ends a detach: the record goes, or stays with what could not be removed.
+    pub(super) async fn gone(
+        &self,
+        operation: super::Operation,
+        mut record: Record,
+        detached: &Detached,
+    ) -> Result<OperationId> {
+        let id = record.id.clone();
+        if let Some(left) = detached.residuals.first() {
+            record.residuals.clone_from(&detached.residuals);
+            let error = Error::WrongState { what: format!("{} is left: {}", left.name, left.reason) };
+            let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
+            let operation = self.finish(operation, outcome, Change::Put(vec![record.clone()])).await?;
+            let attachment = self.look(record, false).await;
+            self.watch.send(Event::Attachment(attachment));
+            return Ok(operation);
+        }
+        let outcome = Outcome::new(OutcomeState::Succeeded, None);
+        let operation = self.finish(operation, outcome, Change::Remove(id.clone())).await?;
+        self.watch.send(Event::Gone(id));
+        Ok(operation)
+    }
+
+    /// The attachment whose stable path or device this is; `None` if nothing is there.
+    async fn attachment_at(&self, path: &std::path::Path) -> Result<Option<Record>> {
+        if path.parent() == Some(&self.config.agent.device_directory)
+            && let Some(Ok(id)) = path.file_name().and_then(|name| name.to_str()).map(str::parse)
+        {
+            return self.journal.attachment(&id).await;
+        }
+        let Some(node) = self.host.resolve(path).map_err(Error::host("look for the device"))? else { return Ok(None) };
+        let mut of_node = Vec::new();
+        for record in self.journal.attachments().await? {
+            let driver = self.drivers.get(record.attached.spec.locator.backend())?;
+            if driver.find(&record.attached).await?.is_some_and(|device| device.path == node) {
+                of_node.push(record);
+            }
+        }
+        match only(of_node, &node.display().to_string())? {
+            Some(record) => Ok(Some(record)),
+            None => Err(Error::WrongState {
+                what: format!("{} was not attached by mortar; `mortar list` shows what was", node.display()),
+            }),
+        }
+    }
+}
+
+/// At most one, or the caller has to say which.
+fn only(mut records: Vec<Record>, what: &str) -> Result<Option<Record>> {
+    if records.len() > 1 {
+        let ids: Vec<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        return Err(Error::WrongState {
+            what: format!("{what} has {} attachments ({}); name one by its id", ids.len(), ids.join(", ")),
+        });
+    }
+    Ok(records.pop())
+}

@@ -1,0 +1,33 @@
+//! Extend: the volume grew on its backend; the kernel is told, and asked for the new size.
+
+use super::{Outcome, OutcomeState, Plan, attach::AttachReply, attachment_key};
+use crate::{agent::Agent, journal::Change, watch::Event};
+use driver::{AttachmentId, Error, Result};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+impl Agent {
+    /// Learns an attachment's size anew.
+    pub(crate) async fn extend(self: Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<AttachReply> {
+        let mut held = self.locks.take(&format!("extend of {id}"), [attachment_key(&id)])?;
+        let record = self.journal.attachment(&id).await?;
+        let record = record.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
+        let locator = record.attached.spec.locator.clone();
+        held.extend(locator.key())?;
+        let driver = self.drivers.get(locator.backend())?;
+        let before = driver.prove(&record.attached).await?;
+        let before = before.ok_or_else(|| Error::NotFound { what: format!("the device of attachment {id}") })?;
+        let operation = self.begin(Plan::Extend { id, locator }).await?;
+        match driver.extend(&record.attached, deadline).await {
+            Ok(device) => {
+                let changed = device.size_bytes != before.size_bytes;
+                let outcome = Outcome::new(OutcomeState::Succeeded, None);
+                let operation = self.finish(operation, outcome, Change::None).await?;
+                let attachment = self.look(record, false).await;
+                self.watch.send(Event::Attachment(attachment.clone()));
+                Ok(AttachReply { attachment, changed, operation: Some(operation) })
+            }
+            Err(error) => self.failed(operation, error, Change::None).await,
+        }
+    }
+}

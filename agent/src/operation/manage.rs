@@ -1,0 +1,283 @@
+//! Manage and unmanage: a rename in place, with the origin written onto the storage beside it. The storage is the truth;
+//! the journal only says what was under way.
+
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan, now_ms};
+use crate::{
+    agent::Agent,
+    journal::{Change, Record},
+};
+use driver::{
+    Adoption, Backend, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What a caller asks for.
+#[derive(Debug)]
+pub(crate) struct ManageRequest {
+    pub(crate) locator: Locator,
+    /// `None`: one is made up.
+    pub(crate) id: Option<VolumeId>,
+    /// `None`: the name it has.
+    pub(crate) name: Option<VolumeName>,
+    pub(crate) allow_in_use: bool,
+}
+
+/// What a caller of manage gets.
+#[derive(Debug)]
+pub(crate) struct ManageReply {
+    pub(crate) volume: Volume,
+    pub(crate) changed: bool,
+    pub(crate) operation: Option<OperationId>,
+}
+
+/// What a caller of unmanage gets.
+#[derive(Debug)]
+pub(crate) struct UnmanageReply {
+    pub(crate) locator: Option<Locator>,
+    pub(crate) changed: bool,
+    pub(crate) operation: Option<OperationId>,
+}
+
+impl Agent {
+    /// Takes a volume into management, or finds that it is.
+    pub(crate) async fn manage(self: Arc<Self>, request: ManageRequest) -> Result<ManageReply> {
+        let from = &request.locator;
+        let scope = from.scope()?;
+        let driver = self.drivers.ready(from.backend()).await?;
+        let mut held = self.locks.take(&format!("manage of {from}"), [from.key()])?;
+        let unchanged = |volume| Ok(ManageReply { volume, changed: false, operation: None });
+        let candidate = match driver.inspect(from).await {
+            Ok(candidate) => candidate,
+            Err(Error::NotFound { what }) => {
+                // The same call once more, after the rename.
+                let volumes = driver.volumes(Some(&scope)).await?;
+                let managed = volumes.into_iter().find(|volume| volume.origin == *from);
+                return match managed {
+                    Some(volume) if request.id.is_none_or(|id| id == volume.id) => unchanged(volume),
+                    Some(volume) => Err(managed_already(from, volume.id)),
+                    None => Err(Error::NotFound { what }),
+                };
+            }
+            Err(error) => return Err(error),
+        };
+        let template = self.config.name_template().map_err(Error::host("read the name template"))?;
+        let id = match (&candidate.managed, request.id) {
+            (Some(volume), Some(id)) if volume.id != id => return Err(managed_already(from, volume.id)),
+            (Some(volume), _) => {
+                if volume.locator == from.beside(&template.name(volume.id))? {
+                    return unchanged(volume.clone());
+                }
+                // It has an origin but not its managed name: a manage that the journal does not know of was cut short.
+                volume.id
+            }
+            (None, Some(id)) => {
+                self.check_id_is_free(id, from.backend()).await?;
+                id
+            }
+            (None, None) => VolumeId::make_up(),
+        };
+        let attachments = self.journal.attachments_of(&from.key()).await?;
+        refuse(&candidate, &attachments, request.allow_in_use)?;
+        let name = match request.name {
+            Some(name) => name,
+            None => last_part(from).parse().map_err(|_| {
+                Error::invalid("name", format!("{from} has no name that can stand as it is; give one with `name`"))
+            })?,
+        };
+        let adoption = Adoption {
+            id,
+            name,
+            from: from.clone(),
+            to: from.beside(&template.name(id))?,
+            identity: candidate.identity,
+        };
+        held.extend(format!("volume {id}"))?;
+        held.extend(adoption.to.key())?;
+        let operation = self.begin(Plan::Manage { adoption: adoption.clone() }).await?;
+        match driver.manage(&adoption).await {
+            Ok(volume) => {
+                let operation = self.managed(operation, &adoption, attachments).await?;
+                Ok(ManageReply { volume, changed: true, operation: Some(operation) })
+            }
+            Err(error) => match driver.unmanage(&undo_of(&adoption)).await {
+                Ok(()) | Err(Error::NotFound { .. }) => self.failed(operation, error, Change::None).await,
+                Err(undo) => {
+                    self.keep_trying(operation, held, undo);
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    /// Ends a manage: remembers where, and gives attachments of the volume its new locator.
+    pub(super) async fn managed(
+        &self,
+        operation: Operation,
+        adoption: &Adoption,
+        attachments: Vec<Record>,
+    ) -> Result<OperationId> {
+        let place = adoption.to.scope()?.to_string();
+        let change = Change::Place(place, moved(attachments, &adoption.to));
+        self.finish(operation, Outcome::new(OutcomeState::Succeeded, None), change).await
+    }
+
+    async fn check_id_is_free(&self, id: VolumeId, backend: Backend) -> Result<()> {
+        match self.volumes_of(backend).await?.into_iter().find(|volume| volume.id == id) {
+            None => Ok(()),
+            Some(volume) => Err(Error::AlreadyExists { what: format!("volume {id} is {}", volume.locator) }),
+        }
+    }
+
+    /// Lets a volume go. What is not managed is let go already.
+    pub(crate) async fn unmanage(self: Arc<Self>, id: VolumeId, keep_name: bool) -> Result<UnmanageReply> {
+        let mut held = self.locks.take(&format!("unmanage of {id}"), [format!("volume {id}")])?;
+        let Some(volume) = self.volume(id).await? else {
+            return Ok(UnmanageReply { locator: None, changed: false, operation: None });
+        };
+        let to = if keep_name { volume.locator.clone() } else { volume.origin.clone() };
+        held.extend(volume.locator.key())?;
+        held.extend(to.key())?;
+        let driver = self.drivers.ready(volume.locator.backend()).await?;
+        let attachments = self.journal.attachments_of(&volume.locator.key()).await?;
+        let release = Release { id, from: volume.locator, to: to.clone(), identity: volume.identity };
+        let operation = self.begin(Plan::Unmanage { release: release.clone() }).await?;
+        match driver.unmanage(&release).await {
+            Ok(()) => {
+                let operation = self.released(operation, &release, attachments).await?;
+                Ok(UnmanageReply { locator: Some(to), changed: true, operation: Some(operation) })
+            }
+            // The rename comes first: either it was refused and nothing changed, or only the tags are left over.
+            Err(error @ (Error::AlreadyExists { .. } | Error::Mismatch { .. } | Error::NotFound { .. })) => {
+                self.failed(operation, error, Change::None).await
+            }
+            Err(error) => {
+                let again = Error::WrongState { what: error.chain() };
+                self.keep_trying(operation, held, again);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends an unmanage: gives attachments of the volume its new locator.
+    pub(super) async fn released(
+        &self,
+        operation: Operation,
+        release: &Release,
+        attachments: Vec<Record>,
+    ) -> Result<OperationId> {
+        let change = Change::Put(moved(attachments, &release.to));
+        self.finish(operation, Outcome::new(OutcomeState::Succeeded, None), change).await
+    }
+
+    /// What could be managed in one place, and why not.
+    pub(crate) async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>> {
+        let driver = self.drivers.ready(scope.backend()).await?;
+        let mut candidates = driver.manageable(scope).await?;
+        for candidate in &mut candidates {
+            let attachments = self.journal.attachments_of(&candidate.locator.key()).await?;
+            if candidate.refusal.is_none() && !attachments.is_empty() {
+                candidate.refusal = Some(Refusal::InUse(attached_as(&attachments)));
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// The managed volumes of one place, or of all.
+    pub(crate) async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
+        let mut volumes = Vec::new();
+        match scope {
+            Some(scope) => volumes = self.drivers.ready(scope.backend()).await?.volumes(Some(scope)).await?,
+            None => {
+                for backend in self.drivers.wanted() {
+                    if *backend != Backend::Iscsi && self.drivers.readiness(*backend).await.problem.is_none() {
+                        volumes.extend(self.volumes_of(*backend).await?);
+                    }
+                }
+            }
+        }
+        volumes.sort_by_key(|volume| volume.id);
+        Ok(volumes)
+    }
+
+    /// The managed volumes of a backend: where its driver looks by itself, and where the journal knows of some.
+    async fn volumes_of(&self, backend: Backend) -> Result<Vec<Volume>> {
+        let driver = self.drivers.ready(backend).await?;
+        let mut found: BTreeMap<String, Volume> = BTreeMap::new();
+        let mut keep = |volumes: Vec<Volume>| {
+            found.extend(volumes.into_iter().map(|volume| (volume.locator.to_string(), volume)));
+        };
+        keep(driver.volumes(None).await?);
+        if backend == Backend::File {
+            for place in self.journal.places().await? {
+                let scope: Scope = place.parse()?;
+                if scope.backend() != backend {
+                    continue;
+                }
+                match driver.volumes(Some(&scope)).await {
+                    Ok(volumes) => keep(volumes),
+                    // The directory is gone, and the volumes with it.
+                    Err(Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// One managed volume.
+    pub(crate) async fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
+        Ok(self.volumes(None).await?.into_iter().find(|volume| volume.id == id))
+    }
+}
+
+fn managed_already(locator: &Locator, id: VolumeId) -> Error {
+    Error::AlreadyExists { what: format!("{locator} is managed already, as {id}") }
+}
+
+fn attached_as(attachments: &[Record]) -> Vec<String> {
+    attachments.iter().map(|record| format!("attached as {}", record.id)).collect()
+}
+
+fn refuse(candidate: &Candidate, attachments: &[Record], allow_in_use: bool) -> Result<()> {
+    let what = candidate.locator.to_string();
+    match &candidate.refusal {
+        None if attachments.is_empty() || allow_in_use => Ok(()),
+        None => Err(Error::InUse { what, by: attached_as(attachments) }),
+        Some(Refusal::InUse(_)) if allow_in_use => Ok(()),
+        Some(Refusal::InUse(by)) => Err(Error::InUse { what, by: by.clone() }),
+        // It has an origin but not its managed name, and goes on from there.
+        Some(Refusal::Managed(_)) if candidate.managed.is_some() => Ok(()),
+        Some(Refusal::Managed(why)) => Err(Error::AlreadyExists { what: format!("{what}: {why}") }),
+        Some(Refusal::Kind(why)) => Err(Error::WrongState { what: format!("{what} cannot be managed: {why}") }),
+    }
+}
+
+/// The name without VG or directory, and without the suffix of a raw file.
+fn last_part(locator: &Locator) -> String {
+    match locator {
+        Locator::Lvm(volume) => volume.lv.to_string(),
+        Locator::File(file) => file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Locator::Iscsi(unit) => unit.iqn.to_string(),
+    }
+}
+
+/// The way back of a manage that was cut short.
+pub(super) fn undo_of(adoption: &Adoption) -> Release {
+    Release {
+        id: adoption.id,
+        from: adoption.to.clone(),
+        to: adoption.from.clone(),
+        identity: adoption.identity.clone(),
+    }
+}
+
+/// The attachments of a volume after its rename. They were made anew at that moment: an older operation that is still to
+/// be recovered must not take them for its own.
+fn moved(attachments: Vec<Record>, to: &Locator) -> Vec<Record> {
+    let at = |mut record: Record| {
+        record.attached.spec.locator = to.clone();
+        record.created_ms = record.created_ms.min(now_ms());
+        record
+    };
+    attachments.into_iter().map(at).collect()
+}

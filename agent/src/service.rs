@@ -1,0 +1,256 @@
+//! The gRPC services: convert, hand on, convert back. No decisions.
+
+use crate::{
+    agent::Agent,
+    convert::{self, Patience},
+    hostinfo, status,
+    watch::{Event, Watch},
+};
+use driver::{Error, Result as DriverResult};
+use proto::v1;
+use std::{pin::Pin, sync::Arc};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+/// All four services; clones are the same agent.
+#[derive(Clone)]
+pub(crate) struct Service {
+    agent: Arc<Agent>,
+}
+
+impl Service {
+    pub(crate) fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    fn patience<T>(&self, request: &Request<T>) -> Patience {
+        let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+        Patience { default: self.agent.config.limits.operation_timeout(), call: header.and_then(convert::grpc_timeout) }
+    }
+
+    async fn attachment(&self, id: &str) -> DriverResult<v1::Attachment> {
+        let id = convert::attachment_id(id)?;
+        match self.agent.journal.attachment(&id).await? {
+            Some(record) => Ok(convert::attachment(self.agent.look(record, true).await)),
+            None => Err(Error::NotFound { what: format!("attachment {id}") }),
+        }
+    }
+}
+
+fn answer<T>(result: DriverResult<T>) -> Result<Response<T>, Status> {
+    match result {
+        Ok(value) => Ok(Response::new(value)),
+        Err(error) => {
+            tracing::debug!(reason = error.reason(), "refused: {}", error.chain());
+            Err(status::status(&error))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::attachments_server::Attachments for Service {
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let request = convert::attach_request(request.into_inner(), patience)?;
+            let reply = self.agent.in_own_task(Arc::clone(&self.agent).attach(request)).await?;
+            Ok(v1::AttachResponse {
+                attachment: Some(convert::attachment(reply.attachment)),
+                changed: reply.changed,
+                operation_id: reply.operation.map(|id| id.to_string()).unwrap_or_default(),
+            })
+        };
+        answer(work.await)
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let request = request.into_inner();
+            let target = convert::detach_target(request.target)?;
+            let deadline = patience.deadline(request.timeout_ms)?;
+            let reply = self.agent.in_own_task(Arc::clone(&self.agent).detach(target, deadline)).await?;
+            Ok(convert::detach_response(reply))
+        };
+        answer(work.await)
+    }
+
+    async fn get(&self, request: Request<v1::GetAttachmentRequest>) -> Result<Response<v1::Attachment>, Status> {
+        answer(self.attachment(&request.into_inner().id).await)
+    }
+
+    async fn list(
+        &self,
+        _request: Request<v1::ListAttachmentsRequest>,
+    ) -> Result<Response<v1::ListAttachmentsResponse>, Status> {
+        let work = async {
+            let mut attachments = Vec::new();
+            for record in self.agent.journal.attachments().await? {
+                attachments.push(convert::attachment(self.agent.look(record, false).await));
+            }
+            Ok(v1::ListAttachmentsResponse { attachments })
+        };
+        answer(work.await)
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let request = request.into_inner();
+            let id = convert::attachment_id(&request.id)?;
+            let deadline = patience.deadline(request.timeout_ms)?;
+            let reply = self.agent.in_own_task(Arc::clone(&self.agent).extend(id, deadline)).await?;
+            Ok(v1::ExtendResponse {
+                attachment: Some(convert::attachment(reply.attachment)),
+                changed: reply.changed,
+                operation_id: reply.operation.map(|id| id.to_string()).unwrap_or_default(),
+            })
+        };
+        answer(work.await)
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+
+    async fn watch(&self, _request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (events, stream) = tokio::sync::mpsc::channel(16);
+        let agent = Arc::clone(&self.agent);
+        // Subscribed before the records are read: nothing falls between.
+        let mut changes = Watch::subscribe(&agent.watch);
+        tokio::spawn(async move {
+            let follow = async {
+                let records = match agent.journal.attachments().await {
+                    Ok(records) => records,
+                    Err(error) => return drop(events.send(Err(status::status(&error))).await),
+                };
+                for record in records {
+                    let event = convert::event(Event::Attachment(agent.look(record, false).await));
+                    if events.send(Ok(event)).await.is_err() {
+                        return;
+                    }
+                }
+                loop {
+                    let sent = match changes.recv().await {
+                        Ok(event) => events.send(Ok(convert::event(event))).await,
+                        Err(RecvError::Lagged(missed)) => {
+                            let behind = Status::resource_exhausted(format!("{missed} events missed; watch again"));
+                            return drop(events.send(Err(behind)).await);
+                        }
+                        Err(RecvError::Closed) => return,
+                    };
+                    if sent.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                () = agent.stop.cancelled() => {}
+                () = events.closed() => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::volumes_server::Volumes for Service {
+    async fn list_manageable(
+        &self,
+        request: Request<v1::ListManageableRequest>,
+    ) -> Result<Response<v1::ListManageableResponse>, Status> {
+        let work = async {
+            let scope = request.into_inner().scope.parse()?;
+            let candidates = self.agent.manageable(&scope).await?;
+            Ok(v1::ListManageableResponse { entries: candidates.into_iter().map(convert::manageable).collect() })
+        };
+        answer(work.await)
+    }
+
+    async fn manage(&self, request: Request<v1::ManageRequest>) -> Result<Response<v1::ManageResponse>, Status> {
+        let work = async {
+            let request = convert::manage_request(request.get_ref())?;
+            let reply = self.agent.in_own_task(Arc::clone(&self.agent).manage(request)).await?;
+            Ok(v1::ManageResponse {
+                volume: Some(convert::volume(reply.volume)),
+                changed: reply.changed,
+                operation_id: reply.operation.map(|id| id.to_string()).unwrap_or_default(),
+            })
+        };
+        answer(work.await)
+    }
+
+    async fn unmanage(&self, request: Request<v1::UnmanageRequest>) -> Result<Response<v1::UnmanageResponse>, Status> {
+        let work = async {
+            let v1::UnmanageRequest { id, keep_name } = request.into_inner();
+            let volume = id.parse()?;
+            let reply = self.agent.in_own_task(Arc::clone(&self.agent).unmanage(volume, keep_name)).await?;
+            Ok(v1::UnmanageResponse {
+                id: volume.to_string(),
+                locator: reply.locator.map(|locator| locator.to_string()).unwrap_or_default(),
+                changed: reply.changed,
+                operation_id: reply.operation.map(|id| id.to_string()).unwrap_or_default(),
+            })
+        };
+        answer(work.await)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListVolumesRequest>,
+    ) -> Result<Response<v1::ListVolumesResponse>, Status> {
+        let work = async {
+            let scope = convert::scope(&request.into_inner().scope)?;
+            let volumes = self.agent.volumes(scope.as_ref()).await?;
+            Ok(v1::ListVolumesResponse { volumes: volumes.into_iter().map(convert::volume).collect() })
+        };
+        answer(work.await)
+    }
+
+    async fn get(&self, request: Request<v1::GetVolumeRequest>) -> Result<Response<v1::Volume>, Status> {
+        let work = async {
+            let id = request.into_inner().id.parse()?;
+            let volume = self.agent.volume(id).await?;
+            volume.map(convert::volume).ok_or_else(|| Error::NotFound { what: format!("volume {id}") })
+        };
+        answer(work.await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::operations_server::Operations for Service {
+    async fn get(&self, request: Request<v1::GetOperationRequest>) -> Result<Response<v1::Operation>, Status> {
+        let work = async {
+            let id = request.into_inner().id.parse()?;
+            let operation = self.agent.journal.operation(id).await?;
+            operation.map(convert::operation).ok_or_else(|| Error::NotFound { what: format!("operation {id}") })
+        };
+        answer(work.await)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
+        const MOST: u32 = 10_000;
+        const USUAL: u32 = 100;
+        let work = async {
+            let v1::ListOperationsRequest { running_only, limit } = request.into_inner();
+            let limit = match limit {
+                0 => USUAL,
+                asked if asked > MOST => return Err(Error::invalid("limit", format!("{asked} is more than {MOST}"))),
+                asked => asked,
+            };
+            let operations = self.agent.journal.operations(running_only, limit).await?;
+            Ok(v1::ListOperationsResponse { operations: operations.into_iter().map(convert::operation).collect() })
+        };
+        answer(work.await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::host_server::Host for Service {
+    async fn get_host(&self, _request: Request<v1::GetHostRequest>) -> Result<Response<v1::HostInfo>, Status> {
+        answer(hostinfo::read(&self.agent).await)
+    }
+}

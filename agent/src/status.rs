@@ -1,0 +1,98 @@
+//! From [`driver::Error`] to gRPC: the only place that knows codes. A code is chosen by what the caller should do next;
+//! the reason is stable; the message is the whole chain on one line.
+
+use driver::Error;
+use std::collections::HashMap;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The code of each error.
+pub(crate) fn code(error: &Error) -> Code {
+    match error {
+        Error::Invalid { .. } => Code::InvalidArgument,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::InUse { .. } | Error::WrongState { .. } | Error::Mismatch { .. } => Code::FailedPrecondition,
+        Error::Unsupported { .. } => Code::Unimplemented,
+        Error::Busy { .. } => Code::Aborted,
+        Error::Unreachable { .. } | Error::ShuttingDown => Code::Unavailable,
+        Error::TimedOut { .. } => Code::DeadlineExceeded,
+        Error::Denied { .. } => Code::PermissionDenied,
+        Error::Full { .. } => Code::ResourceExhausted,
+        Error::Flush { .. } => Code::DataLoss,
+        Error::Tool { .. } | Error::Host { .. } => Code::Internal,
+    }
+}
+
+/// The code's name as the gRPC documents write it.
+pub(crate) fn code_name(error: &Error) -> &'static str {
+    match code(error) {
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Aborted => "ABORTED",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::DataLoss => "DATA_LOSS",
+        _ => "INTERNAL",
+    }
+}
+
+/// What goes over the wire.
+pub(crate) fn status(error: &Error) -> Status {
+    let mut metadata = HashMap::new();
+    let mut put = |key: &str, value: String| metadata.insert(key.to_owned(), value);
+    match error {
+        Error::Invalid { field, .. } => drop(put("field", (*field).to_owned())),
+        Error::NotFound { what } | Error::TimedOut { waiting_for: what } | Error::Full { what, .. } => {
+            put("what", what.clone());
+        }
+        Error::InUse { what, by } => {
+            put("what", what.clone());
+            put("by", by.join(", "));
+        }
+        Error::Mismatch { what, expected, found } => {
+            put("what", what.clone());
+            put("expected", expected.clone());
+            put("found", found.clone());
+        }
+        Error::Busy { what, holder, age } => {
+            put("what", what.clone());
+            put("holder", holder.clone());
+            put("age_ms", age.as_millis().to_string());
+        }
+        Error::Unreachable { what, .. } => drop(put("what", what.clone())),
+        Error::Denied { who, .. } => drop(put("who", who.clone())),
+        Error::AlreadyExists { .. }
+        | Error::WrongState { .. }
+        | Error::Unsupported { .. }
+        | Error::Flush { .. }
+        | Error::ShuttingDown
+        | Error::Tool { .. }
+        | Error::Host { .. } => {}
+    }
+    let details = ErrorDetails::with_error_info(error.reason(), proto::ERROR_DOMAIN, metadata);
+    Status::with_error_details(code(error), error.chain(), details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn carries_reason_and_names() {
+        let error =
+            Error::Busy { what: "lvm:vg/lv".into(), holder: "attach a".into(), age: Duration::from_millis(1500) };
+        let status = status(&error);
+        assert_eq!(status.code(), Code::Aborted);
+        let info = status.get_error_details().error_info().cloned().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("BUSY", "mortar"));
+        assert_eq!(info.metadata["holder"], "attach a");
+        assert_eq!(info.metadata["age_ms"], "1500");
+    }
+}
