@@ -1,0 +1,325 @@
+//! The command line as clap sees it: every command, every flag, and the texts of `--help`.
+//!
+//! The doc comments here are what users read. Nothing is decided: what an id, a WWN or a locator may look like is the
+//! agent's to say, so that every client gets the same answer.
+
+use crate::values::{self, Target};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap_complete::Shell;
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+const GLOBAL: &str = "Global options";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  something else went wrong
+  2  invalid input: mend the command
+  3  not found
+  4  refused: in use, exists already, wrong state, or another volume than expected
+  5  try again: busy, unreachable, or timed out
+  6  not permitted";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  mortar attach iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0
+  mortar attach lvm:vg0/data --id web1-data --persistent
+  mortar attach file:/srv/volumes/a.raw --read-only --output json
+  pass show san | mortar attach iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0 --chap-user web1 --chap-password-file -";
+
+const DETACH_EXAMPLES: &str = "\
+Examples:
+  mortar detach web1-data
+  mortar detach lvm:vg0/data
+  mortar detach /dev/sdb
+  mortar detach web1-data --timeout 5m";
+
+const MANAGE_EXAMPLES: &str = "\
+Examples:
+  mortar manageable lvm:vg0
+  mortar manage lvm:vg0/data --name web1-data
+  mortar manage file:/srv/volumes/a.raw --id 0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10";
+
+/// Attaches storage to this host, and takes existing volumes into management.
+///
+/// mortar asks mortard, the storage agent of this host, over its Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "mortar", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// The agent's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "MORTAR_SOCKET",
+        default_value = "/run/mortar/agent.sock",
+        global = true,
+        help_heading = GLOBAL
+    )]
+    pub(crate) socket: PathBuf,
+
+    /// How to print: a table for people, JSON for programs (errors too, on stderr)
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", global = true, help_heading = GLOBAL)]
+    pub(crate) output: Format,
+
+    /// How long to wait before giving up: 30s, 1500ms, 2m; a bare number is seconds
+    ///
+    /// The agent waits for portals, devices and flushes no longer than this, and while something else holds the volume
+    /// the call is tried again until then. At most 24h.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = values::duration,
+        global = true,
+        help_heading = GLOBAL
+    )]
+    pub(crate) timeout: Duration,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// ASCII tables
+    Table,
+    /// One JSON value; `watch` prints one JSON object a line
+    Json,
+}
+
+impl Format {
+    /// What the user most likely asked for, for the errors of a command line that does not parse.
+    pub(crate) fn guess(arguments: &[OsString]) -> Self {
+        let json = arguments.iter().any(|argument| argument == "--output=json" || argument == "-ojson")
+            || arguments.windows(2).any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == "json");
+        if json { Self::Json } else { Self::Table }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a volume present on this host as a block device
+    ///
+    /// The device is printed only after it has proved that it is the volume. Again with the same id and locator returns
+    /// the same device.
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Attach),
+
+    /// Take a device away again, after flushing it
+    ///
+    /// Refused while the device is mounted, held or open; the message says by whom. What is not attached is detached
+    /// already: success. What could not be removed is said on stderr, one sentence each, with exit code 4.
+    #[command(after_help = DETACH_EXAMPLES)]
+    Detach {
+        /// An attachment id, a locator (iscsi://…, lvm:…, file:…, rbd:…) or a device path (/dev/…)
+        #[arg(value_name = "TARGET", value_parser = values::target)]
+        target: Target,
+    },
+
+    /// List the attachments of this host
+    List,
+
+    /// Show one attachment, its device proved again
+    Show {
+        /// The attachment's id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+    },
+
+    /// Take over the new size of a volume that grew on its backend
+    Extend {
+        /// The attachment's id
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+    },
+
+    /// List what could be managed in one place, and why not
+    Manageable {
+        /// lvm:VG or file:/DIRECTORY
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        scope: String,
+    },
+
+    /// Take an existing volume into management by renaming it in place
+    ///
+    /// No data is touched. Where it came from is written onto the storage beside it, so that `unmanage` can give the
+    /// old name back.
+    #[command(after_help = MANAGE_EXAMPLES)]
+    Manage(Manage),
+
+    /// Let a managed volume go and give it its old name back
+    ///
+    /// No data is touched. What is not managed is let go already: success.
+    Unmanage {
+        /// The volume's id, a UUID
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+
+        /// Leave the volume under its managed name
+        #[arg(long)]
+        keep_name: bool,
+    },
+
+    /// List the managed volumes, as the storage itself tells
+    Volumes {
+        /// lvm:VG or file:/DIRECTORY; without it, everywhere
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        scope: Option<String>,
+    },
+
+    /// Show what this host is and can do: versions, drivers with their tools, connector properties
+    Host,
+
+    /// List the operations of the agent, newest first, or show one
+    Operations {
+        /// The operation's id, a UUID
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: Option<String>,
+
+        /// Only those that have not ended
+        #[arg(long, conflicts_with = "id")]
+        running: bool,
+
+        /// At most so many, up to 10000
+        #[arg(long, value_name = "COUNT", default_value_t = 100, conflicts_with = "id",
+              value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+
+    /// Print the attachments, then every change to an attachment or operation as it happens
+    Watch,
+
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// An existing directory for one page a command; without it, the main page goes to stdout
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    // Not a doc comment: rustdoc would take the brackets for a link.
+    #[arg(
+        value_parser = NonEmptyStringValueParser::new(),
+        help = "Where the volume is: iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV, file:/PATH or rbd:POOL/IMAGE"
+    )]
+    pub(crate) locator: String,
+
+    /// The id to attach it under; without it, the one that the volume has already, or a new one
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) id: Option<String>,
+
+    /// Make the device refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// The WWN that the device must have: 3600…, naa.600… or bare hexadecimal digits
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) wwn: Option<String>,
+
+    /// The size that the device must have, in bytes; KiB, MiB, GiB and TiB may follow the number
+    #[arg(long, value_name = "BYTES", value_parser = values::size)]
+    pub(crate) size: Option<u64>,
+
+    /// Attach it again after a reboot of this host
+    #[arg(long)]
+    pub(crate) persistent: bool,
+
+    /// The user that CHAP authenticates as (iSCSI)
+    #[arg(long, value_name = "USER", requires = "chap_password_file", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) chap_user: Option<String>,
+
+    /// The file that holds the CHAP password, - for stdin; one newline at its end is cut
+    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    pub(crate) chap_password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manage {
+    /// The volume as it is named now: lvm:VG/LV or file:/PATH
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) locator: String,
+
+    /// The id to manage it under; without it, one is made up
+    #[arg(long, value_name = "UUID", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) id: Option<String>,
+
+    /// A name for people; without it, the name it has now
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) name: Option<String>,
+
+    /// Manage it although it is open, mounted or held; a rename does not disturb those who have it open
+    #[arg(long)]
+    pub(crate) allow_in_use: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_says_what_it_does() {
+        let mut command = Cli::command();
+        command.build();
+        for sub in command.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{} says nothing", sub.get_name());
+            for argument in sub.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} says nothing", sub.get_name(), argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn global_flags_stand_on_either_side_of_the_command() {
+        for line in [["mortar", "--timeout", "5", "-ojson", "list"], ["mortar", "list", "--timeout", "5", "-ojson"]] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!((cli.timeout, cli.output), (Duration::from_secs(5), Format::Json));
+        }
+        assert_eq!(Cli::try_parse_from(["mortar", "list"]).unwrap().timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_looks_like_an_option_is_a_value_after_the_dashes() {
+        let cli = Cli::try_parse_from(["mortar", "detach", "--", "--foo"]).unwrap();
+        assert!(matches!(cli.command, Command::Detach { target: Target::Id(id) } if id == "--foo"));
+        assert!(Cli::try_parse_from(["mortar", "detach", "--foo"]).is_err());
+    }
+
+    #[test]
+    fn chap_needs_both_a_user_and_a_password() {
+        assert!(Cli::try_parse_from(["mortar", "attach", "x", "--chap-user", "u"]).is_err());
+        assert!(Cli::try_parse_from(["mortar", "attach", "x", "--chap-password-file", "-"]).is_err());
+    }
+
+    #[test]
+    fn an_empty_value_is_no_value() {
+        for line in [["mortar", "attach", "x", "--id="], ["mortar", "attach", "x", "--wwn="]] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+        }
+        for line in [["mortar", "attach", ""], ["mortar", "detach", ""], ["mortar", "volumes", ""]] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_guessed_from_a_line_that_does_not_parse() {
+        let guess = |line: &[&str]| Format::guess(&line.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(guess(&["mortar", "-o", "json", "nonsense"]), Format::Json);
+        assert_eq!(guess(&["mortar", "nonsense", "--output=json"]), Format::Json);
+        assert_eq!(guess(&["mortar", "nonsense"]), Format::Table);
+    }
+}

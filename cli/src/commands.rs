@@ -1,0 +1,50 @@
+//! One function for each command: ask the agent, print the answer.
+
+mod attachments;
+mod host;
+mod operations;
+mod shell;
+mod volumes;
+
+use crate::{
+    args::{Cli, Command},
+    connect::Agent,
+    error::{Error, Failure},
+};
+
+/// Runs the command to its end.
+pub(crate) fn run(cli: Cli) -> Result<(), Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal(format!("cannot start the runtime: {error}")))?
+        .block_on(ask(cli))
+}
+
+async fn ask(cli: Cli) -> Result<(), Error> {
+    let agent = || Agent::connect(&cli.socket, cli.timeout);
+    let format = cli.output;
+    match cli.command {
+        Command::Attach(attach) => {
+            // Before the connection: a user who types it keeps nobody waiting.
+            let password = attachments::password(&attach)?;
+            attachments::attach(&agent().await?, attach, password, format).await
+        }
+        Command::Detach { target } => attachments::detach(&agent().await?, target, format).await,
+        Command::List => attachments::list(&agent().await?, format).await,
+        Command::Show { id } => attachments::show(&agent().await?, id, format).await,
+        Command::Extend { id } => attachments::extend(&agent().await?, id, format).await,
+        Command::Manageable { scope } => volumes::manageable(&agent().await?, scope, format).await,
+        Command::Manage(manage) => volumes::manage(&agent().await?, manage, format).await,
+        Command::Unmanage { id, keep_name } => volumes::unmanage(&agent().await?, id, keep_name, format).await,
+        Command::Volumes { scope } => volumes::list(&agent().await?, scope, format).await,
+        Command::Host => host::show(&agent().await?, format).await,
+        Command::Operations { id: Some(id), .. } => operations::show(&agent().await?, id, format).await,
+        Command::Operations { id: None, running, limit } => {
+            operations::list(&agent().await?, running, limit, format).await
+        }
+        Command::Watch => attachments::watch(&agent().await?, format).await,
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { dir } => shell::man(dir.as_deref()),
+    }
+}

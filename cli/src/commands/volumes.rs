@@ -1,0 +1,46 @@
+//! manageable, manage, unmanage, volumes.
+
+use crate::{
+    args::{Format, Manage},
+    connect::Agent,
+    error::{Error, Failure},
+    output,
+    view::{Manageable, Managed, Unmanaged, Volume},
+};
+use proto::v1;
+
+pub(super) async fn manageable(agent: &Agent, scope: String, format: Format) -> Result<(), Error> {
+    let mut client = agent.volumes();
+    let message = |_| v1::ListManageableRequest { scope: scope.clone() };
+    let reply = agent.call(message, async |request| client.list_manageable(request).await).await?;
+    let entries: Vec<Manageable> = reply.entries.into_iter().map(Manageable::from).collect();
+    Ok(output::answer(&entries, format)?)
+}
+
+pub(super) async fn manage(agent: &Agent, manage: Manage, format: Format) -> Result<(), Error> {
+    let mut client = agent.volumes();
+    let message = |_| v1::ManageRequest {
+        locator: manage.locator.clone(),
+        id: manage.id.clone().unwrap_or_default(),
+        name: manage.name.clone().unwrap_or_default(),
+        allow_in_use: manage.allow_in_use,
+    };
+    let reply = agent.call(message, async |request| client.manage(request).await).await?;
+    let volume = reply.volume.ok_or_else(|| Failure::internal("mortard answered without a volume"))?;
+    Ok(output::answer(&Managed::new(volume, reply.changed, reply.operation_id), format)?)
+}
+
+pub(super) async fn unmanage(agent: &Agent, id: String, keep_name: bool, format: Format) -> Result<(), Error> {
+    let mut client = agent.volumes();
+    let message = |_| v1::UnmanageRequest { id: id.clone(), keep_name };
+    let reply = agent.call(message, async |request| client.unmanage(request).await).await?;
+    Ok(output::answer(&Unmanaged::from(reply), format)?)
+}
+
+pub(super) async fn list(agent: &Agent, scope: Option<String>, format: Format) -> Result<(), Error> {
+    let mut client = agent.volumes();
+    let message = |_| v1::ListVolumesRequest { scope: scope.clone().unwrap_or_default() };
+    let reply = agent.call(message, async |request| client.list(request).await).await?;
+    let volumes: Vec<Volume> = reply.volumes.into_iter().map(Volume::from).collect();
+    Ok(output::answer(&volumes, format)?)
+}

@@ -1,0 +1,275 @@
+//! What went wrong, in the words and the exit code that a caller can act on.
+//!
+//! Everything that fails, here or in the agent, has a gRPC code; the exit code follows from it and from nothing else.
+
+use serde::{Serialize, Serializer};
+use std::{collections::BTreeMap, error::Error as _, io, path::Path};
+use tonic::{Code, Status, TimeoutExpired};
+use tonic_types::StatusExt;
+
+/// Why a command did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Error {
+    Failed(Failure),
+    /// Nobody reads our output any more: nothing is left to do, and nobody is left to tell.
+    Hangup,
+}
+
+/// A failure as it is printed.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Failure {
+    #[serde(serialize_with = "code_name")]
+    code: Code,
+    reason: String,
+    message: String,
+    /// The names involved, as the agent gives them: `by`, `expected`, `found`, `holder`, …
+    metadata: BTreeMap<String, String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
+        Self { code, reason: reason.to_owned(), message: message.into(), metadata: BTreeMap::new() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, "INVALID", message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, "INTERNAL", message)
+    }
+
+    /// A command line that does not parse: clap's explanation without its layout.
+    pub(crate) fn usage(error: &clap::Error) -> Self {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let sentences: Vec<String> = text
+            .split("\n\n")
+            .take_while(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
+            .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        Self::invalid(format!("{}; see --help", sentences.join("; ")))
+    }
+
+    /// The agent's socket could not be reached.
+    pub(crate) fn no_agent(socket: &Path, error: &io::Error) -> Self {
+        let socket = socket.display();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::new(
+                Code::Unavailable,
+                "UNREACHABLE",
+                format!("mortard is not running: systemctl start mortard (nobody listens on {socket})"),
+            ),
+            io::ErrorKind::PermissionDenied => Self::new(
+                Code::PermissionDenied,
+                "DENIED",
+                format!("no permission to use {socket}: join the group mortar (usermod -aG mortar USER) or be root"),
+            ),
+            io::ErrorKind::InvalidInput => Self::invalid(format!("{socket} is no socket path: {error}")),
+            _ => Self::new(Code::Unavailable, "UNREACHABLE", format!("cannot reach mortard on {socket}: {error}")),
+        }
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn exit_code(&self) -> u8 {
+        exit_code(self.code)
+    }
+
+    /// A failure that no agent explained: it came from the connection, from tonic, or from an agent without this call.
+    fn unexplained(status: &Status) -> Self {
+        let expired = causes(status).any(|cause| cause.is::<TimeoutExpired>());
+        match status.code() {
+            Code::Cancelled | Code::DeadlineExceeded if expired || status.source().is_none() => Self::new(
+                Code::DeadlineExceeded,
+                "TIMED_OUT",
+                "mortard did not answer in time; what it began goes on: see mortar operations --running",
+            ),
+            Code::Unimplemented => Self::new(
+                Code::Unimplemented,
+                "UNSUPPORTED",
+                "mortard does not know this call; it is older than this mortar",
+            ),
+            _ if status.source().is_some() => Self::new(
+                Code::Unavailable,
+                "UNREACHABLE",
+                "mortard went away during the call; what it began is finished or undone when it is back, then repeat \
+                 the command",
+            ),
+            code => Self::new(code, code_text(code), status.message()),
+        }
+    }
+}
+
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |cause| (**cause).source())
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        match status.get_details_error_info() {
+            Some(info) => Self {
+                code: status.code(),
+                reason: info.reason,
+                message: status.message().to_owned(),
+                metadata: info.metadata.into_iter().collect(),
+            },
+            None => Self::unexplained(&status),
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Failed(status.into())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// An answer that could not be written.
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Hangup,
+            _ => Failure::new(Code::Unknown, "OUTPUT", format!("cannot write the answer: {error}")).into(),
+        }
+    }
+}
+
+/// The one table from what happened to how the process ends.
+fn exit_code(code: Code) -> u8 {
+    match code {
+        Code::Ok => 0,
+        Code::InvalidArgument => 2,
+        Code::NotFound => 3,
+        Code::AlreadyExists | Code::FailedPrecondition => 4,
+        Code::Aborted | Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => 5,
+        Code::PermissionDenied | Code::Unauthenticated => 6,
+        Code::Cancelled | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal | Code::DataLoss => 1,
+    }
+}
+
+fn code_text(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+fn code_name<S: Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(code_text(*code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Cli;
+    use clap::Parser;
+    use std::collections::HashMap;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn each_code_has_its_exit_code() {
+        let table = [
+            (0, &[Code::Ok][..]),
+            (
+                1,
+                &[
+                    Code::Cancelled,
+                    Code::Unknown,
+                    Code::OutOfRange,
+                    Code::Unimplemented,
+                    Code::Internal,
+                    Code::DataLoss,
+                ],
+            ),
+            (2, &[Code::InvalidArgument]),
+            (3, &[Code::NotFound]),
+            (4, &[Code::AlreadyExists, Code::FailedPrecondition]),
+            (5, &[Code::Aborted, Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted]),
+            (6, &[Code::PermissionDenied, Code::Unauthenticated]),
+        ];
+        assert_eq!(table.iter().map(|(_, codes)| codes.len()).sum::<usize>(), 17);
+        for (exit, codes) in table {
+            for code in codes {
+                assert_eq!(exit_code(*code), exit, "{code:?}");
+                assert_eq!(code_text(*code).replace('_', "").to_lowercase(), format!("{code:?}").to_lowercase());
+            }
+        }
+    }
+
+    #[test]
+    fn the_agents_own_words_are_kept() {
+        let metadata = HashMap::from([("by".to_owned(), "/mnt".to_owned())]);
+        let details = ErrorDetails::with_error_info("IN_USE", proto::ERROR_DOMAIN, metadata);
+        let status =
+            tonic::Status::with_error_details(Code::FailedPrecondition, "/dev/sdb is mounted on /mnt", details);
+        assert_eq!(
+            serde_json::to_value(Failure::from(status)).unwrap(),
+            serde_json::json!({
+                "code": "FAILED_PRECONDITION",
+                "reason": "IN_USE",
+                "message": "/dev/sdb is mounted on /mnt",
+                "metadata": { "by": "/mnt" },
+            })
+        );
+    }
+
+    #[test]
+    fn an_unreachable_agent_says_what_to_do() {
+        let socket = Path::new("/run/mortar/agent.sock");
+        for (kind, exit, advice) in [
+            (io::ErrorKind::NotFound, 5, "systemctl start mortard"),
+            (io::ErrorKind::ConnectionRefused, 5, "systemctl start mortard"),
+            (io::ErrorKind::PermissionDenied, 6, "group mortar"),
+            (io::ErrorKind::InvalidInput, 2, "no socket path"),
+            (io::ErrorKind::WouldBlock, 5, "cannot reach"),
+        ] {
+            let failure = Failure::no_agent(socket, &kind.into());
+            assert_eq!(failure.exit_code(), exit);
+            assert!(failure.message().contains(advice), "{}", failure.message());
+        }
+    }
+
+    #[test]
+    fn a_line_that_does_not_parse_is_one_sentence() {
+        let usage = |line: &[&str]| Failure::usage(&Cli::try_parse_from(line).unwrap_err()).message;
+        assert_eq!(
+            usage(&["mortar", "attach"]),
+            "the following required arguments were not provided: <LOCATOR>; see --help"
+        );
+        assert_eq!(
+            usage(&["mortar", "list", "--timeout", "soon"]),
+            "invalid value 'soon' for '--timeout <DURATION>': not a duration, write 30s, 1500ms or 2m; see --help"
+        );
+        assert!(!usage(&["mortar", "atach", "x"]).contains('\n'));
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        assert!(matches!(Error::from(io::Error::from(io::ErrorKind::BrokenPipe)), Error::Hangup));
+        assert!(matches!(Error::from(io::Error::from(io::ErrorKind::StorageFull)), Error::Failed(_)));
+    }
+}

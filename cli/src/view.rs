@@ -1,0 +1,75 @@
+//! What is printed: our own types with our own key names, so that the wire contract can grow without changing what
+//! scripts read.
+
+mod attachment;
+mod host;
+mod operation;
+mod volume;
+
+pub(crate) use attachment::{Attached, Attachment, Detached, Event};
+pub(crate) use host::Host;
+pub(crate) use operation::Operation;
+pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
+
+use crate::table;
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// An answer: a table for people, JSON for programs.
+pub(crate) trait View: Serialize {
+    fn table(&self) -> String;
+}
+
+/// One of many: a row of a table.
+pub(crate) trait Row: Serialize {
+    const COLUMNS: &'static [&'static str];
+
+    fn cells(&self) -> Vec<String>;
+}
+
+impl<T: Row> View for Vec<T> {
+    fn table(&self) -> String {
+        table::columns(T::COLUMNS, self.iter().map(Row::cells))
+    }
+}
+
+/// The contract's empty string is JSON's null.
+fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
+}
+
+/// A time for people: RFC 3339, to the second.
+fn seconds(time: Timestamp) -> String {
+    format!("{time:.0}")
+}
+
+/// `ATTACHMENT_STATE_READY` is `ready`.
+fn word(name: &str, prefix: &str) -> String {
+    match name.strip_prefix(prefix) {
+        Some("UNSPECIFIED") | None => "unknown".to_owned(),
+        Some(word) => word.to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        assert_eq!(word("RESIDUAL_KIND_NODE_RECORD", "RESIDUAL_KIND_"), "node_record");
+        assert_eq!(word("RESIDUAL_KIND_UNSPECIFIED", "RESIDUAL_KIND_"), "unknown");
+    }
+
+    #[test]
+    fn times_are_rfc_3339() {
+        let time = timestamp(Some(prost_types::Timestamp { seconds: 1_795_363_200, nanos: 250_000_000 })).unwrap();
+        assert_eq!(serde_json::to_value(time).unwrap(), "2026-11-22T16:00:00.25Z");
+        assert_eq!(seconds(time), "2026-11-22T16:00:00Z");
+        assert_eq!(timestamp(None), None);
+    }
+}

@@ -1,0 +1,133 @@
+//! Operations: what operations and watch print.
+
+use super::{Row, View, seconds, some, timestamp, word};
+use crate::table;
+use jiff::Timestamp;
+use proto::v1;
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Operation {
+    id: String,
+    kind: String,
+    state: String,
+    subject: String,
+    locator: Option<String>,
+    started_at: Option<Timestamp>,
+    ended_at: Option<Timestamp>,
+    error: Option<Problem>,
+}
+
+/// Why an operation failed.
+#[derive(Debug, Serialize)]
+struct Problem {
+    code: String,
+    reason: String,
+    message: String,
+}
+
+impl From<v1::Operation> for Operation {
+    fn from(operation: v1::Operation) -> Self {
+        Self {
+            kind: word(operation.kind().as_str_name(), "OPERATION_KIND_"),
+            state: word(operation.state().as_str_name(), "OPERATION_STATE_"),
+            id: operation.id,
+            subject: operation.subject,
+            locator: some(operation.locator),
+            started_at: timestamp(operation.started_at),
+            ended_at: timestamp(operation.ended_at),
+            error: operation.error.map(Problem::from),
+        }
+    }
+}
+
+impl From<v1::OperationError> for Problem {
+    fn from(error: v1::OperationError) -> Self {
+        Self { code: error.code, reason: error.reason, message: error.message }
+    }
+}
+
+impl Operation {
+    /// The operation in one line.
+    pub(crate) fn line(&self) -> String {
+        let mut line = format!("operation {} {} {} {}", self.id, self.kind, self.subject, self.state);
+        line.extend(self.error.iter().map(|error| format!(": {}", error.message)));
+        line
+    }
+}
+
+impl View for Operation {
+    fn table(&self) -> String {
+        let mut rows = vec![
+            ("id", self.id.clone()),
+            ("kind", self.kind.clone()),
+            ("state", self.state.clone()),
+            ("subject", self.subject.clone()),
+        ];
+        rows.extend(self.locator.clone().map(|locator| ("locator", locator)));
+        rows.extend(self.started_at.map(|time| ("started_at", seconds(time))));
+        rows.extend(self.ended_at.map(|time| ("ended_at", seconds(time))));
+        if let Some(error) = &self.error {
+            rows.extend([
+                ("code", error.code.clone()),
+                ("reason", error.reason.clone()),
+                ("message", error.message.clone()),
+            ]);
+        }
+        table::properties(rows)
+    }
+}
+
+impl Row for Operation {
+    const COLUMNS: &'static [&'static str] = &["id", "kind", "state", "subject", "started_at", "error"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.kind.clone(),
+            self.state.clone(),
+            self.subject.clone(),
+            self.started_at.map(seconds).unwrap_or_default(),
+            self.error.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{json, to_value};
+
+    #[test]
+    fn json() {
+        let operation = v1::Operation {
+            id: "o".into(),
+            kind: v1::OperationKind::Attach.into(),
+            state: v1::OperationState::Failed.into(),
+            subject: "a".into(),
+            locator: "lvm:vg/lv".into(),
+            started_at: Some(prost_types::Timestamp { seconds: 1_795_363_200, nanos: 0 }),
+            ended_at: None,
+            error: Some(v1::OperationError {
+                code: "NOT_FOUND".into(),
+                reason: "NOT_FOUND".into(),
+                message: "no LV vg/lv".into(),
+            }),
+        };
+        let operation = Operation::from(operation);
+        assert_eq!(
+            to_value(&operation).unwrap(),
+            json!({
+                "id": "o",
+                "kind": "attach",
+                "state": "failed",
+                "subject": "a",
+                "locator": "lvm:vg/lv",
+                "started_at": "2026-11-22T16:00:00Z",
+                "ended_at": null,
+                "error": { "code": "NOT_FOUND", "reason": "NOT_FOUND", "message": "no LV vg/lv" },
+            })
+        );
+        assert_eq!(operation.line(), "operation o attach a failed: no LV vg/lv");
+    }
+}

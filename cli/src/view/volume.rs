@@ -1,0 +1,196 @@
+//! Volumes: what manageable, manage, unmanage and volumes print.
+
+use super::{Row, View, some};
+use crate::table;
+use proto::v1;
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Volume {
+    id: String,
+    name: String,
+    locator: String,
+    origin: String,
+    size_bytes: u64,
+}
+
+impl From<v1::Volume> for Volume {
+    fn from(volume: v1::Volume) -> Self {
+        Self {
+            id: volume.id,
+            name: volume.name,
+            locator: volume.locator,
+            origin: volume.origin,
+            size_bytes: volume.size_bytes,
+        }
+    }
+}
+
+impl Row for Volume {
+    const COLUMNS: &'static [&'static str] = &["id", "name", "size", "locator", "origin"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.name.clone(),
+            table::size(self.size_bytes),
+            self.locator.clone(),
+            self.origin.clone(),
+        ]
+    }
+}
+
+/// What manage answers.
+#[derive(Debug, Serialize)]
+pub(crate) struct Managed {
+    #[serde(flatten)]
+    volume: Volume,
+    changed: bool,
+    operation_id: Option<String>,
+}
+
+impl Managed {
+    pub(crate) fn new(volume: v1::Volume, changed: bool, operation_id: String) -> Self {
+        Self { volume: volume.into(), changed, operation_id: some(operation_id) }
+    }
+}
+
+impl View for Managed {
+    fn table(&self) -> String {
+        let volume = &self.volume;
+        table::properties([
+            ("id", volume.id.clone()),
+            ("name", volume.name.clone()),
+            ("locator", volume.locator.clone()),
+            ("origin", volume.origin.clone()),
+            ("size", table::size(volume.size_bytes)),
+        ])
+    }
+}
+
+/// What unmanage answers.
+#[derive(Debug, Serialize)]
+pub(crate) struct Unmanaged {
+    id: String,
+    locator: Option<String>,
+    changed: bool,
+    operation_id: Option<String>,
+}
+
+impl From<v1::UnmanageResponse> for Unmanaged {
+    fn from(response: v1::UnmanageResponse) -> Self {
+        Self {
+            id: response.id,
+            locator: some(response.locator),
+            changed: response.changed,
+            operation_id: some(response.operation_id),
+        }
+    }
+}
+
+impl View for Unmanaged {
+    fn table(&self) -> String {
+        let mut rows = vec![("id", self.id.clone())];
+        rows.extend(self.locator.clone().map(|locator| ("locator", locator)));
+        rows.push(("changed", self.changed.to_string()));
+        table::properties(rows)
+    }
+}
+
+/// Something that could be managed, or why not.
+#[derive(Debug, Serialize)]
+pub(crate) struct Manageable {
+    reference: String,
+    size_bytes: u64,
+    safe_to_manage: bool,
+    reason_not_safe: Option<String>,
+    volume_id: Option<String>,
+}
+
+impl From<v1::Manageable> for Manageable {
+    fn from(entry: v1::Manageable) -> Self {
+        Self {
+            reference: entry.reference,
+            size_bytes: entry.size_bytes,
+            safe_to_manage: entry.safe_to_manage,
+            reason_not_safe: some(entry.reason_not_safe),
+            volume_id: some(entry.volume_id),
+        }
+    }
+}
+
+impl Row for Manageable {
+    const COLUMNS: &'static [&'static str] = &["reference", "size", "safe_to_manage", "reason_not_safe", "volume_id"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.reference.clone(),
+            table::size(self.size_bytes),
+            self.safe_to_manage.to_string(),
+            self.reason_not_safe.clone().unwrap_or_default(),
+            self.volume_id.clone().unwrap_or_default(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{json, to_value};
+
+    #[test]
+    fn managed_json_and_table() {
+        let volume = v1::Volume {
+            id: "9394b827-4ad0-488e-8df8-26476b3a8662".into(),
+            name: "int32bit-test-manage".into(),
+            locator: "lvm:cinder-volumes/volume-9394b827-4ad0-488e-8df8-26476b3a8662".into(),
+            origin: "lvm:cinder-volumes/int32bit-test-LV".into(),
+            size_bytes: 1 << 30,
+        };
+        let managed = Managed::new(volume, true, String::new());
+        assert_eq!(
+            to_value(&managed).unwrap(),
+            json!({
+                "id": "9394b827-4ad0-488e-8df8-26476b3a8662",
+                "name": "int32bit-test-manage",
+                "locator": "lvm:cinder-volumes/volume-9394b827-4ad0-488e-8df8-26476b3a8662",
+                "origin": "lvm:cinder-volumes/int32bit-test-LV",
+                "size_bytes": 1_073_741_824,
+                "changed": true,
+                "operation_id": null,
+            })
+        );
+        assert!(managed.table().contains("| name     | int32bit-test-manage "), "{}", managed.table());
+    }
+
+    #[test]
+    fn manageable_json() {
+        let safe =
+            v1::Manageable { reference: "lvm:vg/a".into(), size_bytes: 1, safe_to_manage: true, ..Default::default() };
+        let taken = v1::Manageable {
+            reference: "lvm:vg/b".into(),
+            size_bytes: 2,
+            reason_not_safe: "it is managed already".into(),
+            volume_id: "u".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            to_value([Manageable::from(safe), Manageable::from(taken)]).unwrap(),
+            json!([
+                { "reference": "lvm:vg/a", "size_bytes": 1, "safe_to_manage": true, "reason_not_safe": null,
+                  "volume_id": null },
+                { "reference": "lvm:vg/b", "size_bytes": 2, "safe_to_manage": false,
+                  "reason_not_safe": "it is managed already", "volume_id": "u" },
+            ])
+        );
+    }
+
+    #[test]
+    fn unmanaged_json() {
+        let response = v1::UnmanageResponse { id: "u".into(), ..Default::default() };
+        assert_eq!(
+            to_value(Unmanaged::from(response)).unwrap(),
+            json!({ "id": "u", "locator": null, "changed": false, "operation_id": null })
+        );
+    }
+}

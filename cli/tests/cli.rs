@@ -1,0 +1,367 @@
+//! `mortar` as a user runs it, against an agent with canned answers: what reaches the agent, what comes out, and how
+//! the process ends.
+
+mod fake;
+
+use assert_cmd::assert::Assert;
+use fake::{Agent, mortar};
+use proto::v1;
+use serde_json::{Value, json};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+fn stdout(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stdout.clone()).expect("UTF-8 on stdout")
+}
+
+fn stderr(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stderr.clone()).expect("UTF-8 on stderr")
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// It failed with this exit code, one sentence on stderr that has these words, and nothing on stdout.
+#[track_caller]
+fn refused(assert: Assert, exit: i32, words: &str) {
+    let assert = assert.code(exit);
+    let stderr = stderr(&assert);
+    assert!(stderr.starts_with("mortar: ") && stderr.contains(words) && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(stdout(&assert), "");
+}
+
+#[test]
+fn attach_prints_the_device_as_in_the_post() {
+    let agent = Agent::start();
+    let attached = agent.run(&["attach", "lvm:vg/lv", "--id", "a"]).success();
+    assert_eq!(
+        stdout(&attached),
+        "\
++-------------+-----------------------------------+
+| Property    | Value                             |
++-------------+-----------------------------------+
+| path        | /dev/sdb                          |
+| scsi_wwn    | 360000000000000000e00000000010001 |
+| type        | block                             |
+| id          | a                                 |
+| stable_path | /dev/mortar/a                     |
+| size        | 1073741824 (1 GiB)                |
++-------------+-----------------------------------+
+"
+    );
+    assert_eq!(stderr(&attached), "");
+}
+
+#[test]
+fn attach_asks_for_what_was_typed() {
+    let agent = Agent::start();
+    let line = "attach lvm:vg/lv --id a --read-only --wwn 3600 --size 1GiB --timeout 1500ms --persistent -o json";
+    let json = parsed(&stdout(&agent.run(&line.split(' ').collect::<Vec<_>>()).success()));
+    assert_eq!((&json["id"], &json["changed"], &json["paths"][0]["portal"]), (&json!("a"), &json!(true), &json!(null)));
+    let expected = v1::AttachRequest {
+        id: "a".into(),
+        volume: Some(v1::attach_request::Volume::Locator("lvm:vg/lv".into())),
+        read_only: true,
+        persistent: true,
+        expected_wwn: "3600".into(),
+        expected_size_bytes: 1 << 30,
+        timeout_ms: 1500,
+        credentials: None,
+    };
+    assert_eq!(agent.asked().attach, [expected]);
+}
+
+#[test]
+fn a_password_from_stdin_or_a_file_arrives_without_its_newline() {
+    let agent = Agent::start();
+    let line = ["attach", "iscsi://10.0.0.5/iqn.2026-11.org.example:t/0", "--chap-user", "u", "--chap-password-file"];
+    let with = |file: &str| {
+        let mut command = agent.mortar(&line);
+        command.arg(file);
+        command
+    };
+    with("-").write_stdin("open sesame\n").assert().success();
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("password");
+    write(&file, "from a file");
+    with(file.to_str().unwrap()).assert().success();
+    let passwords: Vec<_> = agent.asked().attach.iter().map(|request| request.credentials.clone().unwrap()).collect();
+    let chap = |password: &str| v1::Credentials {
+        kind: Some(v1::credentials::Kind::Chap(v1::Chap { user: "u".into(), password: password.into() })),
+    };
+    assert_eq!(passwords, [chap("open sesame"), chap("from a file")]);
+
+    refused(with("-").write_stdin("\n").assert(), 2, "stdin holds no password: it is empty");
+    refused(with("/no/such/file").assert(), 2, "cannot read the password from /no/such/file");
+    assert_eq!(agent.asked().attach.len(), 2);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a file of the test's own")]
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("a file in a directory of the test's own");
+}
+
+#[test]
+fn the_exit_code_says_what_to_do_next() {
+    let agent = Agent::start();
+    for (vg, exit, words) in [
+        ("lost", 1, "the flush failed"),
+        ("invalid", 2, "no locator"),
+        ("absent", 3, "no VG absent"),
+        ("mounted", 4, "/dev/sdb\\nis mounted"),
+        ("taken", 4, "the id is taken"),
+        ("slow", 5, "no device appeared"),
+        ("stopping", 5, "the agent is stopping"),
+        ("full", 5, "the VG is full"),
+        ("denied", 6, "CHAP was refused"),
+    ] {
+        refused(agent.run(&["attach", &format!("lvm:{vg}/lv")]), exit, words);
+    }
+    assert_eq!(agent.asked().attach.len(), 9, "none of these is tried again");
+}
+
+#[test]
+fn errors_are_json_when_asked() {
+    let agent = Agent::start();
+    let failed = agent.run(&["attach", "lvm:absent/lv", "--output", "json"]).code(3);
+    assert_eq!(stdout(&failed), "");
+    assert_eq!(
+        parsed(&stderr(&failed)),
+        json!({ "error": {
+            "code": "NOT_FOUND", "reason": "NOT_FOUND", "message": "no VG absent", "metadata": { "by": "somebody" },
+        } })
+    );
+    let usage = agent.run(&["attach", "-ojson"]).code(2);
+    assert_eq!(parsed(&stderr(&usage))["error"]["reason"], "INVALID");
+}
+
+#[test]
+fn busy_is_tried_again_until_it_is_free() {
+    let agent = Agent::start();
+    agent.run(&["attach", "lvm:busy/thrice", "--timeout", "10s"]).success();
+    let left: Vec<_> = agent.asked().attach.iter().map(|request| request.timeout_ms).collect();
+    assert!(left.len() == 4 && left.is_sorted_by(|a, b| a > b) && left[0] == 10_000, "{left:?}");
+}
+
+#[test]
+fn busy_is_the_answer_when_the_time_is_over() {
+    let agent = Agent::start();
+    let start = Instant::now();
+    refused(agent.run(&["attach", "lvm:busy/always", "--timeout", "700ms"]), 5, "held by an attach for 2s");
+    assert!((Duration::from_millis(700)..Duration::from_secs(5)).contains(&start.elapsed()));
+    assert!(agent.asked().attach.len() > 2);
+}
+
+#[test]
+fn an_agent_that_says_nothing_is_not_waited_for_forever() {
+    let agent = Agent::start();
+    let start = Instant::now();
+    refused(agent.run(&["attach", "lvm:silent/lv", "--timeout", "200ms"]), 5, "did not answer in time");
+    assert!((Duration::from_secs(2)..Duration::from_secs(8)).contains(&start.elapsed()), "the grace is 2s");
+}
+
+#[test]
+fn a_socket_that_nobody_serves_is_not_waited_for_forever() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let _frozen = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    refused(mortar(&socket).args(["list", "--timeout", "200ms"]).assert(), 5, "did not answer in time");
+}
+
+#[test]
+fn an_agent_that_dies_in_the_middle_is_said() {
+    let agent = Agent::start();
+    let mut command = agent.mortar(&["attach", "lvm:deadly/lv"]);
+    agent.die_when_asked();
+    refused(command.assert(), 5, "went away during the call");
+}
+
+#[test]
+fn an_agent_that_does_not_run_is_said_with_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("agent.sock");
+    refused(mortar(&socket).arg("list").assert(), 5, "mortard is not running: systemctl start mortard");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    refused(mortar(&socket).arg("list").assert(), 5, "mortard is not running");
+    let long = dir.path().join("x".repeat(200));
+    refused(mortar(&long).arg("list").assert(), 2, "no socket path");
+    refused(mortar(&socket).args(["list", "--socket", "/nowhere"]).assert(), 5, "/nowhere");
+}
+
+#[test]
+fn a_socket_of_others_says_which_group_to_join() {
+    let agent = Agent::start();
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(&agent.socket(), 0);
+    let mut command = if nix::unistd::Uid::effective().is_root() {
+        // Root may use every socket: be somebody else, with a copy of the binary that he may run.
+        let dir = agent.socket().parent().unwrap().to_owned();
+        mode(&dir, 0o755);
+        std::fs::copy(assert_cmd::cargo::cargo_bin!("mortar"), dir.join("mortar")).unwrap();
+        let mut command = assert_cmd::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(dir.join("mortar"));
+        command.env("MORTAR_SOCKET", agent.socket()).arg("list");
+        command
+    } else {
+        agent.mortar(&["list"])
+    };
+    refused(command.assert(), 6, "join the group mortar");
+}
+
+#[test]
+fn detach_names_an_id_a_locator_or_a_device() {
+    let agent = Agent::start();
+    for target in [&["a"][..], &["lvm:vg/lv"], &["/dev/sdb"], &["--timeout", "5", "--", "--foo"]] {
+        agent.mortar(&["detach"]).args(target).assert().success();
+    }
+    let targets: Vec<_> = agent.asked().detach.iter().map(|request| request.target.clone().unwrap()).collect();
+    assert_eq!(
+        targets,
+        [
+            v1::detach_request::Target::Id("a".into()),
+            v1::detach_request::Target::Locator("lvm:vg/lv".into()),
+            v1::detach_request::Target::Device("/dev/sdb".into()),
+            v1::detach_request::Target::Id("--foo".into()),
+        ]
+    );
+}
+
+#[test]
+fn detach_of_what_is_not_there_is_done() {
+    let agent = Agent::start();
+    let json = parsed(&stdout(&agent.run(&["detach", "absent", "-ojson"]).success()));
+    assert_eq!(json, json!({ "id": "absent", "changed": false, "residuals": [], "kept": [], "operation_id": null }));
+    assert!(stdout(&agent.run(&["detach", "absent"]).success()).contains("| changed  | false  |"));
+}
+
+#[test]
+fn what_a_detach_could_not_remove_is_no_success() {
+    let agent = Agent::start();
+    let stuck = agent.run(&["detach", "stuck"]).code(4);
+    assert_eq!(
+        stderr(&stuck),
+        "mortar: the device /dev/sdb is still there: it does not answer\n\
+         mortar: the device /dev/sdc is still there: it does not answer\n"
+    );
+    assert_eq!(stdout(&stuck), "");
+    let stuck = agent.run(&["detach", "stuck", "--output=json"]).code(4);
+    assert_eq!(parsed(&stdout(&stuck))["residuals"][1]["name"], "/dev/sdc");
+    for line in stderr(&stuck).lines() {
+        assert_eq!(parsed(line)["error"]["reason"], "RESIDUAL");
+    }
+}
+
+#[test]
+fn attachments_are_listed_shown_and_extended() {
+    let agent = Agent::start();
+    assert!(
+        stdout(&agent.run(&["list"]).success()).contains("| a  | /dev/sdb | 1073741824 (1 GiB) | ready | lvm:vg/lv |")
+    );
+    let list = parsed(&stdout(&agent.run(&["list", "-ojson"]).success()));
+    assert_eq!((&list[0]["id"], &list[1]["id"]), (&json!("a"), &json!("b")));
+    assert!(stdout(&agent.run(&["show", "a"]).success()).contains("| locator "));
+    refused(agent.run(&["show", "absent"]), 3, "no attachment absent");
+    let extended = parsed(&stdout(&agent.run(&["extend", "a", "-ojson"]).success()));
+    assert_eq!((&extended["changed"], &extended["operation_id"]), (&json!(false), &json!(null)));
+}
+
+#[test]
+fn volumes_are_managed_and_let_go() {
+    let agent = Agent::start();
+    let entries = parsed(&stdout(&agent.run(&["manageable", "lvm:vg", "-ojson"]).success()));
+    assert_eq!(entries[0]["reason_not_safe"], json!(null));
+    let managed = agent.run(&["manage", "lvm:vg/lv", "--id", "u", "--name", "web", "--allow-in-use"]).success();
+    assert!(stdout(&managed).contains("| origin   | lvm:vg/lv "));
+    agent.run(&["unmanage", "u", "--keep-name"]).success();
+    assert!(stdout(&agent.run(&["volumes"]).success()).contains("| web  |"));
+    agent.run(&["volumes", "file:/srv"]).success();
+
+    let asked = agent.asked();
+    let manage =
+        v1::ManageRequest { locator: "lvm:vg/lv".into(), id: "u".into(), name: "web".into(), allow_in_use: true };
+    assert_eq!(asked.manage, [manage]);
+    assert_eq!(asked.unmanage, [v1::UnmanageRequest { id: "u".into(), keep_name: true }]);
+    assert_eq!(asked.scopes, ["lvm:vg", "", "file:/srv"]);
+}
+
+#[test]
+fn operations_host_and_events_are_shown() {
+    let agent = Agent::start();
+    let list = parsed(&stdout(&agent.run(&["operations", "--running", "--limit", "5", "-ojson"]).success()));
+    assert_eq!((&list[0]["kind"], &list[0]["state"]), (&json!("attach"), &json!("running")));
+    assert_eq!(agent.asked().operations, [v1::ListOperationsRequest { running_only: true, limit: 5 }]);
+    assert!(stdout(&agent.run(&["operations", "0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10"]).success()).contains("attach"));
+    assert_eq!(parsed(&stdout(&agent.run(&["host", "-ojson"]).success()))["name"], "hv1");
+
+    let watched = agent.run(&["watch", "-ojson"]).code(5);
+    let events: Vec<_> = stdout(&watched).lines().map(|line| parsed(line)["event"].clone()).collect();
+    assert_eq!(events, ["attachment", "operation", "attachment_gone"]);
+    assert!(stderr(&watched).contains("ended the watch"));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let agent = Agent::start();
+    for arguments in [&["list"][..], &["watch"], &["completions", "bash"], &["man"], &["--help"]] {
+        #[expect(clippy::disallowed_methods, reason = "assert_cmd cannot close a pipe")]
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("mortar"))
+            .args(arguments)
+            .env("MORTAR_SOCKET", agent.socket())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_says_everything() {
+    let help = |arguments: &[&str]| stdout(&mortar(Path::new("/nowhere")).args(arguments).assert().success());
+    let main = help(&["--help"]);
+    for words in ["Exit codes:", "6  not permitted", "MORTAR_SOCKET", "a bare number is seconds", "attach", "watch"] {
+        assert!(main.contains(words), "{words} is missing in:\n{main}");
+    }
+    assert!(!main.contains("manual pages"));
+    for command in ["attach", "detach", "manage"] {
+        assert!(help(&[command, "--help"]).contains("Examples:"));
+    }
+    assert!(help(&["attach", "--help"]).contains("in bytes"));
+    assert!(help(&["--version"]).starts_with("mortar 0."));
+}
+
+#[test]
+fn completions_and_manual_pages_need_no_agent() {
+    let dir = TempDir::new().unwrap();
+    let nowhere = Path::new("/nowhere");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&mortar(nowhere).args(["completions", shell]).assert().success()).contains("mortar"));
+    }
+    mortar(nowhere).arg("man").arg(dir.path()).assert().success();
+    for page in ["mortar.1", "mortar-attach.1", "mortar-unmanage.1"] {
+        assert!(dir.path().join(page).exists(), "{page}");
+    }
+    assert!(!dir.path().join("mortar-man.1").exists());
+    refused(mortar(nowhere).args(["man", "/no/such/dir"]).assert(), 2, "/no/such/dir");
+}
+
+#[test]
+fn a_line_that_does_not_parse_is_one_sentence() {
+    let agent = Agent::start();
+    refused(agent.run(&["attach"]), 2, "<LOCATOR>");
+    refused(agent.run(&["detach", "--foo"]), 2, "unexpected argument '--foo'");
+    refused(agent.run(&["attach", "lvm:vg/lv", "--id", ""]), 2, "--id");
+    refused(agent.run(&["attach", "lvm:vg/lv", "--size", "0"]), 2, "more than 0");
+    refused(agent.run(&["operations", "--limit", "10001"]), 2, "10001");
+    agent.run(&[]).code(2);
+    assert!(agent.asked().attach.is_empty());
+}

@@ -1,0 +1,288 @@
+//! An agent with canned answers on a socket of its own, so that the binary is tested as a user runs it.
+
+use assert_cmd::{Command, assert::Assert};
+use proto::v1::{
+    self, attachments_server::AttachmentsServer, host_server::HostServer, operations_server::OperationsServer,
+    volumes_server::VolumesServer,
+};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{net::UnixListener, runtime::Runtime, sync::Notify};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status, transport::Server};
+use tonic_types::{ErrorDetails, StatusExt};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// What the agent was asked.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) attach: Vec<v1::AttachRequest>,
+    pub(crate) detach: Vec<v1::DetachRequest>,
+    pub(crate) manage: Vec<v1::ManageRequest>,
+    pub(crate) unmanage: Vec<v1::UnmanageRequest>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) operations: Vec<v1::ListOperationsRequest>,
+}
+
+#[derive(Clone, Default)]
+struct Canned {
+    asked: Arc<Mutex<Asked>>,
+    dying: Arc<Notify>,
+}
+
+impl Canned {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running agent; dropped, it is gone.
+pub(crate) struct Agent {
+    canned: Canned,
+    dir: TempDir,
+    runtime: Runtime,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Self {
+        let dir = TempDir::new().expect("a temporary directory");
+        let canned = Canned::default();
+        let runtime = Runtime::new().expect("a runtime");
+        let listener = runtime.block_on(async { UnixListener::bind(dir.path().join("agent.sock")) }).expect("a socket");
+        let server = Server::builder()
+            .add_service(AttachmentsServer::new(canned.clone()))
+            .add_service(VolumesServer::new(canned.clone()))
+            .add_service(OperationsServer::new(canned.clone()))
+            .add_service(HostServer::new(canned.clone()))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        runtime.spawn(server);
+        Self { canned, dir, runtime }
+    }
+
+    pub(crate) fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.canned.asked()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    /// `mortar` with these arguments, asked of this agent.
+    pub(crate) fn mortar(&self, arguments: &[&str]) -> Command {
+        let mut command = mortar(&self.socket());
+        command.args(arguments);
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Assert {
+        self.mortar(arguments).assert()
+    }
+
+    /// Kills the agent, as `kill -9` would, when it is asked for `lvm:deadly/lv`.
+    pub(crate) fn die_when_asked(self) {
+        let Self { canned, dir, runtime } = self;
+        std::thread::spawn(move || {
+            runtime.block_on(canned.dying.notified());
+            runtime.shutdown_background();
+            drop(dir);
+        });
+    }
+}
+
+/// `mortar` for a socket.
+pub(crate) fn mortar(socket: &Path) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mortar"));
+    command.env_clear().env("MORTAR_SOCKET", socket).timeout(Duration::from_secs(20));
+    command
+}
+
+fn refused(code: Code, reason: &str, message: &str) -> Status {
+    let metadata = HashMap::from([("by".to_owned(), "somebody".to_owned())]);
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, proto::ERROR_DOMAIN, metadata))
+}
+
+pub(crate) fn attachment(id: &str) -> v1::Attachment {
+    v1::Attachment {
+        id: id.to_owned(),
+        locator: "lvm:vg/lv".to_owned(),
+        path: "/dev/sdb".to_owned(),
+        stable_path: format!("/dev/mortar/{id}"),
+        scsi_wwn: "360000000000000000e00000000010001".to_owned(),
+        r#type: "block".to_owned(),
+        size_bytes: 1 << 30,
+        state: v1::AttachmentState::Ready.into(),
+        paths: vec![v1::Path { device: "/dev/sdb".into(), portal: String::new(), state: "running".into() }],
+        ..Default::default()
+    }
+}
+
+fn volume() -> v1::Volume {
+    v1::Volume {
+        id: "9394b827-4ad0-488e-8df8-26476b3a8662".to_owned(),
+        name: "web".to_owned(),
+        locator: "lvm:vg/volume-9394b827-4ad0-488e-8df8-26476b3a8662".to_owned(),
+        origin: "lvm:vg/lv".to_owned(),
+        size_bytes: 1 << 30,
+    }
+}
+
+fn operation() -> v1::Operation {
+    v1::Operation {
+        id: "0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10".to_owned(),
+        kind: v1::OperationKind::Attach.into(),
+        state: v1::OperationState::Running.into(),
+        subject: "a".to_owned(),
+        ..Default::default()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::attachments_server::Attachments for Canned {
+    type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchEvent, Status>>>;
+
+    /// The locator says how it ends: `lvm:CODE/…`.
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
+        let request = request.into_inner();
+        let tries = {
+            let mut asked = self.asked();
+            asked.attach.push(request.clone());
+            asked.attach.len()
+        };
+        let Some(v1::attach_request::Volume::Locator(locator)) = request.volume else {
+            return Err(refused(Code::InvalidArgument, "INVALID", "no locator"));
+        };
+        match locator.as_str() {
+            "lvm:busy/thrice" if tries <= 3 => return Err(refused(Code::Aborted, "BUSY", "held by an attach for 2s")),
+            "lvm:busy/always" => return Err(refused(Code::Aborted, "BUSY", "held by an attach for 2s")),
+            "lvm:stopping/lv" => return Err(refused(Code::Unavailable, "SHUTTING_DOWN", "the agent is stopping")),
+            "lvm:deadly/lv" => {
+                self.dying.notify_one();
+                std::future::pending().await
+            }
+            "lvm:silent/lv" => std::future::pending().await,
+            "lvm:absent/lv" => return Err(refused(Code::NotFound, "NOT_FOUND", "no VG absent")),
+            "lvm:mounted/lv" => return Err(refused(Code::FailedPrecondition, "IN_USE", "/dev/sdb\nis mounted")),
+            "lvm:taken/lv" => return Err(refused(Code::AlreadyExists, "ALREADY_EXISTS", "the id is taken")),
+            "lvm:denied/lv" => return Err(refused(Code::PermissionDenied, "DENIED", "CHAP was refused")),
+            "lvm:invalid/lv" => return Err(refused(Code::InvalidArgument, "INVALID", "no locator")),
+            "lvm:slow/lv" => return Err(refused(Code::DeadlineExceeded, "TIMED_OUT", "no device appeared")),
+            "lvm:lost/lv" => return Err(refused(Code::DataLoss, "FLUSH_FAILED", "the flush failed")),
+            "lvm:full/lv" => return Err(refused(Code::ResourceExhausted, "NO_SPACE", "the VG is full")),
+            _ => {}
+        }
+        let id = if request.id.is_empty() { "made-up" } else { &request.id };
+        let attachment = v1::Attachment { locator, ..attachment(id) };
+        let reply = v1::AttachResponse { attachment: Some(attachment), changed: true, operation_id: "op".into() };
+        Ok(Response::new(reply))
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Reply<v1::DetachResponse> {
+        let request = request.into_inner();
+        self.asked().detach.push(request.clone());
+        let id = match request.target {
+            Some(v1::detach_request::Target::Id(id)) => id,
+            _ => "a".to_owned(),
+        };
+        let mut reply = v1::DetachResponse { changed: id != "absent", id, ..Default::default() };
+        if reply.id == "stuck" {
+            for name in ["/dev/sdb", "/dev/sdc"] {
+                let kind = v1::ResidualKind::Device.into();
+                reply.residuals.push(v1::Residual { kind, name: name.into(), reason: "it does not answer".into() });
+            }
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn get(&self, request: Request<v1::GetAttachmentRequest>) -> Reply<v1::Attachment> {
+        match request.into_inner().id {
+            id if id == "absent" => Err(refused(Code::NotFound, "NOT_FOUND", "no attachment absent")),
+            id => Ok(Response::new(attachment(&id))),
+        }
+    }
+
+    async fn list(&self, _: Request<v1::ListAttachmentsRequest>) -> Reply<v1::ListAttachmentsResponse> {
+        let attachments = vec![attachment("a"), attachment("b")];
+        Ok(Response::new(v1::ListAttachmentsResponse { attachments }))
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Reply<v1::ExtendResponse> {
+        let attachment = Some(attachment(&request.into_inner().id));
+        Ok(Response::new(v1::ExtendResponse { attachment, changed: false, operation_id: String::new() }))
+    }
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+        let events = [
+            Some(v1::watch_event::Event::Attachment(attachment("a"))),
+            None,
+            Some(v1::watch_event::Event::Operation(operation())),
+            Some(v1::watch_event::Event::AttachmentGone("a".into())),
+        ];
+        let events: Vec<_> = events.into_iter().map(|event| Ok(v1::WatchEvent { event })).collect();
+        Ok(Response::new(tokio_stream::iter(events)))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::volumes_server::Volumes for Canned {
+    async fn list_manageable(&self, request: Request<v1::ListManageableRequest>) -> Reply<v1::ListManageableResponse> {
+        self.asked().scopes.push(request.into_inner().scope);
+        let entry = v1::Manageable {
+            reference: "lvm:vg/lv".into(),
+            size_bytes: 1 << 20,
+            safe_to_manage: true,
+            ..Default::default()
+        };
+        Ok(Response::new(v1::ListManageableResponse { entries: vec![entry] }))
+    }
+
+    async fn manage(&self, request: Request<v1::ManageRequest>) -> Reply<v1::ManageResponse> {
+        self.asked().manage.push(request.into_inner());
+        Ok(Response::new(v1::ManageResponse { volume: Some(volume()), changed: true, operation_id: "op".into() }))
+    }
+
+    async fn unmanage(&self, request: Request<v1::UnmanageRequest>) -> Reply<v1::UnmanageResponse> {
+        let request = request.into_inner();
+        self.asked().unmanage.push(request.clone());
+        let reply = v1::UnmanageResponse {
+            id: request.id,
+            locator: "lvm:vg/lv".into(),
+            changed: true,
+            operation_id: "op".into(),
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn list(&self, request: Request<v1::ListVolumesRequest>) -> Reply<v1::ListVolumesResponse> {
+        self.asked().scopes.push(request.into_inner().scope);
+        Ok(Response::new(v1::ListVolumesResponse { volumes: vec![volume()] }))
+    }
+
+    async fn get(&self, _: Request<v1::GetVolumeRequest>) -> Reply<v1::Volume> {
+        Ok(Response::new(volume()))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::operations_server::Operations for Canned {
+    async fn get(&self, _: Request<v1::GetOperationRequest>) -> Reply<v1::Operation> {
+        Ok(Response::new(operation()))
+    }
+
+    async fn list(&self, request: Request<v1::ListOperationsRequest>) -> Reply<v1::ListOperationsResponse> {
+        self.asked().operations.push(request.into_inner());
+        Ok(Response::new(v1::ListOperationsResponse { operations: vec![operation()] }))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::host_server::Host for Canned {
+    async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Reply<v1::HostInfo> {
+        Ok(Response::new(v1::HostInfo { name: "hv1".into(), ..Default::default() }))
+    }
+}
