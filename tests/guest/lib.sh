@@ -1,0 +1,222 @@
+# shellcheck shell=bash
+# For scripts that run in the test guest (tests/guest/boot): storage to test against, set up with nothing but mkdir, echo and ln.
+#
+#   . "$GUEST_LIB"
+#
+# Every function ends the script with a message when it fails. Sizes are anything numfmt reads as IEC: 64M, 1G, 4096.
+
+guest_die() {
+  echo "guest: error: $*" >&2
+  exit 1
+}
+
+# guest_modules NAME…: loads kernel modules.
+guest_modules() {
+  modprobe -a "$@" || guest_die "cannot load $*"
+}
+
+# guest_wait SECONDS COMMAND…: runs COMMAND until it succeeds; fails (without ending the script) when the time is up.
+guest_wait() {
+  local until=$((${EPOCHREALTIME/[.,]/} + $1 * 1000000))
+  shift
+  until "$@"; do
+    ((${EPOCHREALTIME/[.,]/} < until)) || return 1
+    sleep 0.05
+  done
+}
+
+guest_bytes() {
+  numfmt --from=iec "$1" || guest_die "not a size: $1"
+}
+
+# ---- SCSI targets: LIO -------------------------------------------------------------------------------------------
+# Backstores and targets live in configfs, where making a directory makes the thing and removing it removes it.
+LIO=/sys/kernel/config/target
+
+# lio_load: the target and the initiator, and configfs. To be called first.
+lio_load() {
+  guest_modules configfs target_core_mod target_core_file target_core_iblock iscsi_target_mod iscsi_tcp sd_mod sg
+  mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config || guest_die "no configfs"
+  mkdir -p "$LIO/iscsi" || guest_die "LIO has no iSCSI"
+}
+
+# Backstores. NAME is unique among all kinds. SERIAL is the unit serial number (VPD page 0x80). The kernel makes the NAA name
+# (page 0x83) from it: 6001405, then the first 25 hexadecimal digits of SERIAL, zeroes behind them when there are fewer. So
+# SERIAL=00000000000000000000000a1 has the WWN 600140500000000000000000000000a1, and serials that differ must differ there.
+lio_backstore() { # KIND NAME SERIAL CONTROL
+  local dir=$LIO/core/$1/$2
+  mkdir -p "$dir" || guest_die "cannot make the backstore $2"
+  echo "$4" >"$dir/control" || guest_die "backstore $2: the kernel refused $4"
+  echo 1 >"$dir/enable" || guest_die "backstore $2: cannot enable it"
+  echo "$3" >"$dir/wwn/vpd_unit_serial" || guest_die "backstore $2: the kernel refused the serial $3"
+}
+
+# lio_fileio NAME SERIAL SIZE [FILE]: a sparse file, made when it is not there (default: /var/tmp/NAME.img).
+lio_fileio() {
+  local file=${4:-/var/tmp/$1.img} size
+  size=$(guest_bytes "$3")
+  [[ -e $file ]] || truncate -s "$size" "$file" || guest_die "cannot make $file"
+  lio_backstore fileio_0 "$1" "$2" "fd_dev_name=$file,fd_dev_size=$size,fd_buffered_io=1"
+}
+
+# lio_ramdisk NAME SERIAL SIZE: memory.
+lio_ramdisk() {
+  local size
+  size=$(guest_bytes "$3")
+  lio_backstore rd_mcp_0 "$1" "$2" "rd_pages=$(((size + 4095) / 4096))"
+}
+
+# lio_block NAME SERIAL DEVICE: a block device, passed through.
+lio_block() {
+  lio_backstore iblock_0 "$1" "$2" "udev_path=$3"
+}
+
+# lio_find NAME: the directory of a backstore.
+lio_find() {
+  local dir
+  for dir in "$LIO"/core/*/"$1"; do
+    [[ -d $dir ]] && echo "$dir" && return
+  done
+  guest_die "no backstore $1"
+}
+
+# lio_wwn NAME: the WWN of a backstore as the kernel makes it from its serial, in the form of udev's ID_SERIAL ("3" and the NAA name).
+lio_wwn() {
+  local dir serial
+  dir=$(lio_find "$1") || exit 1
+  serial=$(sed 's/.*: //' "$dir/wwn/vpd_unit_serial")
+  serial=${serial//[^0-9a-fA-F]/}
+  serial=${serial:0:25}
+  printf '36001405%s%0*d\n' "${serial,,}" $((25 - ${#serial})) 0 | cut -c1-33
+}
+
+# lio_remove_backstore NAME: must not be mapped any more. The file of a fileio stays.
+lio_remove_backstore() {
+  local dir
+  dir=$(lio_find "$1") || exit 1
+  rmdir "$dir" || guest_die "cannot remove the backstore $1: is it mapped?"
+}
+
+# lio_target IQN LUN=NAME…: a target with one portal group (tag 1), open to every initiator, with those backstores mapped.
+# It listens on no portal yet: lio_portal.
+lio_target() {
+  local iqn=$1 tpg=$LIO/iscsi/$1/tpgt_1 mapping
+  shift
+  mkdir -p "$tpg" || guest_die "cannot make the target $iqn"
+  # Demo mode: whoever comes gets an access list of their own, with all LUNs, writable.
+  echo 0 >"$tpg/attrib/authentication"
+  echo 1 >"$tpg/attrib/generate_node_acls"
+  echo 1 >"$tpg/attrib/cache_dynamic_acls"
+  echo 0 >"$tpg/attrib/demo_mode_write_protect"
+  for mapping; do
+    lio_map "$iqn" "${mapping%%=*}" "${mapping#*=}"
+  done
+  echo 1 >"$tpg/enable" || guest_die "cannot enable the target $iqn"
+}
+
+# lio_portal IQN [ADDRESS:PORT]…: makes the target listen (default: 127.0.0.1:3260). IPv6 as [::1]:3260.
+lio_portal() {
+  local iqn=$1 portal
+  shift
+  for portal in "${@:-127.0.0.1:3260}"; do
+    mkdir -p "$LIO/iscsi/$iqn/tpgt_1/np/$portal" || guest_die "cannot listen on $portal"
+  done
+}
+
+# lio_remove_portal IQN ADDRESS:PORT: the target stops listening there. Sessions that stand are not touched.
+lio_remove_portal() {
+  rmdir "$LIO/iscsi/$1/tpgt_1/np/$2" || guest_die "cannot remove the portal $2"
+}
+
+# lio_map IQN LUN NAME, lio_unmap IQN LUN: maps a backstore as a LUN, takes it away again; also while sessions stand.
+lio_map() {
+  local lun=$LIO/iscsi/$1/tpgt_1/lun/lun_$2 backstore
+  backstore=$(lio_find "$3") || exit 1
+  mkdir -p "$lun" || guest_die "cannot make the LUN $2"
+  ln -s "$backstore" "$lun/$3" || guest_die "cannot map $3 as the LUN $2"
+}
+lio_unmap() {
+  local lun=$LIO/iscsi/$1/tpgt_1/lun/lun_$2 link
+  for link in "$lun"/*; do
+    [[ -L $link ]] && { rm "$link" || guest_die "cannot unmap the LUN $2"; }
+  done
+  rmdir "$lun" || guest_die "cannot remove the LUN $2"
+}
+
+# lio_chap IQN USER PASSWORD [MUTUAL_USER MUTUAL_PASSWORD]: from now on a login needs this name and password; with the mutual pair the target
+# can prove itself too. lio_no_chap IQN: open again.
+lio_chap() {
+  local tpg=$LIO/iscsi/$1/tpgt_1
+  # printf: the kernel would take a newline as part of the name.
+  printf %s "$2" >"$tpg/auth/userid" || guest_die "the kernel refused the CHAP name"
+  printf %s "$3" >"$tpg/auth/password" || guest_die "the kernel refused the CHAP password"
+  if (($# > 3)); then
+    printf %s "$4" >"$tpg/auth/userid_mutual" || guest_die "the kernel refused the mutual CHAP name"
+    printf %s "$5" >"$tpg/auth/password_mutual" || guest_die "the kernel refused the mutual CHAP password"
+  fi
+  echo 1 >"$tpg/attrib/authentication"
+}
+lio_no_chap() {
+  echo 0 >"$LIO/iscsi/$1/tpgt_1/attrib/authentication"
+}
+
+# lio_disable IQN, lio_enable IQN: a disabled target drops its sessions and refuses logins; enabled again it takes them back.
+lio_disable() { echo 0 >"$LIO/iscsi/$1/tpgt_1/enable" || guest_die "cannot disable $1"; }
+lio_enable() { echo 1 >"$LIO/iscsi/$1/tpgt_1/enable" || guest_die "cannot enable $1"; }
+
+# lio_remove_target IQN: with its sessions, portals and LUNs. The backstores stay.
+lio_remove_target() {
+  local tpg=$LIO/iscsi/$1/tpgt_1 dir
+  [[ -d $tpg ]] || return 0
+  lio_disable "$1"
+  for dir in "$tpg"/np/*; do
+    [[ ! -d $dir ]] || rmdir "$dir" || guest_die "cannot remove the portal ${dir##*/}"
+  done
+  for dir in "$tpg"/lun/lun_*; do
+    [[ ! -d $dir ]] || lio_unmap "$1" "${dir##*lun_}"
+  done
+  rmdir "$tpg" "$LIO/iscsi/$1" || guest_die "cannot remove the target $1"
+}
+
+# ---- the network -------------------------------------------------------------------------------------------------
+# net_cut ADDRESS: from now on nothing that is sent from ADDRESS arrives: connecting to it hangs, a session with it stalls. For
+# a target, give it a portal on a loopback address of its own (127.0.0.2:3260); what comes from 127.0.0.1 goes on. net_heal ADDRESS ends it.
+# (By policy routing: User-Mode Linux has no nftables.)
+net_cut() {
+  # The rule for local addresses comes first of all rules; move it behind ours.
+  if [[ $(ip rule show) == 0:* ]]; then
+    ip rule add pref 100 lookup local || guest_die "no policy routing"
+    ip rule del pref 0
+  fi
+  ip rule add pref 50 from "$1" blackhole || guest_die "cannot cut $1"
+}
+net_heal() {
+  ip rule del pref 50 from "$1" blackhole || guest_die "cannot heal $1"
+}
+
+# ---- LVM ---------------------------------------------------------------------------------------------------------
+# loop_file FILE SIZE: a loop device over a sparse file (made when it is not there); prints its node.
+loop_file() {
+  modprobe loop || guest_die "no loop devices"
+  [[ -e $1 ]] || truncate -s "$(guest_bytes "$2")" "$1" || guest_die "cannot make $1"
+  losetup --find --show "$1" || guest_die "no loop device for $1"
+}
+
+# vg_on_loop VG SIZE [OPTION…]: a VG with one PV, a loop device over /var/tmp/VG.pv; prints the loop device's node. OPTIONs go to vgcreate.
+vg_on_loop() {
+  local vg=$1 size=$2 loop
+  shift 2
+  guest_modules dm-mod dm-snapshot dm-thin-pool
+  loop=$(loop_file "/var/tmp/$vg.pv" "$size") || exit 1
+  vgcreate --quiet --yes --devices "$loop" "$@" "$vg" "$loop" >/dev/null || guest_die "cannot make the VG $vg"
+  echo "$loop"
+}
+
+# vg_remove VG: with all its LVs, its loop device and its file.
+vg_remove() {
+  local pv
+  pv=$(losetup --noheadings --output NAME --associated "/var/tmp/$1.pv")
+  vgremove --quiet --force --yes "$1" >/dev/null || guest_die "cannot remove the VG $1"
+  losetup --detach "$pv" || guest_die "cannot detach $pv"
+  rm "/var/tmp/$1.pv"
+}

@@ -1,0 +1,13 @@
+//! The real thing: mortard as a systemd service on a real kernel, with real LVM, LIO and open-iscsi.
+//!
+//! This binary runs inside the guest, as root, one test at a time (`tests/guest/suite` starts it). Anywhere else it
+//! refuses, so that nobody's own volumes are played with.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![allow(clippy::disallowed_methods, reason = "from outside the agent, with the tools that an operator has")]
+
+mod machine;
+
+use machine::GuestStage;
+
+tests::conformance!(crate::GuestStage::new);

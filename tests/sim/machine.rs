@@ -1,0 +1,121 @@
+//! The stage of the simulated machine: the agent runs in a task, over a Unix socket in a directory of the test's own.
+
+use agent::{Mortard, config::Config};
+use async_trait::async_trait;
+use driver::Backend;
+use host::sim::{Machine, iscsi::LogicalUnit};
+use std::{path::PathBuf, sync::Arc};
+use tempfile::TempDir;
+use tests::{client::Client, stage::Stage};
+use tokio::{net::UnixListener, task::JoinHandle};
+use tokio_stream::wrappers::UnixListenerStream;
+
+pub(crate) const IQN: &str = "iqn.2026-11.org.example:t1";
+pub(crate) const PORTAL: &str = "127.0.0.1:3260";
+pub(crate) const VG: &str = "vg0";
+pub(crate) const DIRECTORY: &str = "/srv/volumes";
+
+pub(crate) struct SimStage {
+    pub(crate) machine: Machine,
+    directory: TempDir,
+    generation: u32,
+    agent: Option<JoinHandle<()>>,
+    next_lun: u16,
+}
+
+impl SimStage {
+    pub(crate) async fn new() -> Self {
+        let machine = Machine::new();
+        machine.put_directory(DIRECTORY);
+        machine.add_target(IQN, &[PORTAL]);
+        machine.add_vg(VG, &["vda"]);
+        let mut stage = Self { machine, directory: TempDir::new().unwrap(), generation: 0, agent: None, next_lun: 0 };
+        stage.start().await;
+        stage
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join(format!("agent-{}.sock", self.generation))
+    }
+
+    /// Starts an agent on the machine as it is; ends when it has recovered and serves.
+    pub(crate) async fn start(&mut self) {
+        let mut config = Config::default();
+        config.agent.state_directory = self.directory.path().to_owned();
+        self.generation += 1;
+        let listener = UnixListener::bind(self.socket()).unwrap();
+        let mortard = Mortard::start(config, Arc::new(self.machine.clone())).await.unwrap();
+        let serve = async move {
+            mortard.serve(UnixListenerStream::new(listener), std::future::pending()).await.unwrap();
+        };
+        self.agent = Some(tokio::spawn(serve));
+    }
+
+    /// The process dies, wherever it is.
+    pub(crate) fn kill(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.abort();
+        }
+        self.machine.restart();
+    }
+}
+
+#[async_trait]
+impl Stage for SimStage {
+    fn client(&self) -> Client {
+        Client::on(&self.socket())
+    }
+
+    async fn volume(&mut self, backend: Backend, name: &str, size: u64) -> String {
+        match backend {
+            Backend::File => {
+                let path = format!("{DIRECTORY}/{name}.raw");
+                self.machine.put_raw(&path, size);
+                format!("file:{path}")
+            }
+            Backend::Iscsi => {
+                let lun = self.next_lun;
+                self.next_lun += 1;
+                self.machine.map_lun(IQN, lun, LogicalUnit::disk(&format!("6001405{lun:025x}"), size));
+                format!("iscsi://{PORTAL}/{IQN}/{lun}")
+            }
+            Backend::Lvm => {
+                self.machine.add_lv(VG, name, size);
+                format!("lvm:{VG}/{name}")
+            }
+        }
+    }
+
+    fn scope(&self, backend: Backend) -> String {
+        match backend {
+            Backend::File => format!("file:{DIRECTORY}"),
+            Backend::Iscsi => unreachable!("no scope"),
+            Backend::Lvm => format!("lvm:{VG}"),
+        }
+    }
+
+    fn nowhere(&self, backend: Backend) -> String {
+        match backend {
+            Backend::File => format!("file:{DIRECTORY}/nowhere.raw"),
+            Backend::Iscsi => format!("iscsi://{PORTAL}/{IQN}/99"),
+            Backend::Lvm => format!("lvm:{VG}/nowhere"),
+        }
+    }
+
+    async fn occupy(&mut self, device: &str) {
+        self.machine.mount(device.trim_start_matches("/dev/"), "/mnt/data");
+    }
+
+    async fn vacate(&mut self, device: &str) {
+        self.machine.release(device.trim_start_matches("/dev/"));
+    }
+
+    async fn snapshot(&self) -> String {
+        self.machine.snapshot()
+    }
+
+    async fn kill_and_restart(&mut self) {
+        self.kill();
+        self.start().await;
+    }
+}

@@ -1,0 +1,9 @@
+//! The simulated machine: everything that can be known of the agent without root, in seconds.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod machine;
+
+use machine::SimStage;
+
+tests::conformance!(crate::SimStage::new);

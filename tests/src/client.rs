@@ -1,0 +1,115 @@
+//! A client of the agent, as a controller would write one, with short words for the calls that tests make often.
+
+use hyper_util::rt::TokioIo;
+use proto::v1::{
+    self, attachments_client::AttachmentsClient, host_client::HostClient, operations_client::OperationsClient,
+    volumes_client::VolumesClient,
+};
+use std::path::Path;
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+use tower::service_fn;
+
+/// All four services.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub attachments: AttachmentsClient<Channel>,
+    pub volumes: VolumesClient<Channel>,
+    pub operations: OperationsClient<Channel>,
+    pub host: HostClient<Channel>,
+}
+
+/// The code, reason and message of a refusal.
+#[derive(Debug)]
+pub struct Refused {
+    pub code: Code,
+    pub reason: String,
+    pub message: String,
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        Self { code: status.code(), reason, message: status.message().to_owned() }
+    }
+}
+
+pub type Answer<T> = Result<T, Refused>;
+
+impl Client {
+    pub fn on(socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }));
+        Self::over(channel)
+    }
+
+    pub fn over(channel: Channel) -> Self {
+        Self {
+            attachments: AttachmentsClient::new(channel.clone()),
+            volumes: VolumesClient::new(channel.clone()),
+            operations: OperationsClient::new(channel.clone()),
+            host: HostClient::new(channel),
+        }
+    }
+
+    pub async fn attach(&mut self, request: v1::AttachRequest) -> Answer<v1::AttachResponse> {
+        Ok(self.attachments.attach(request).await?.into_inner())
+    }
+
+    /// Detaches by id, locator (it has a colon) or device (it begins with a slash).
+    pub async fn detach(&mut self, target: &str) -> Answer<v1::DetachResponse> {
+        use v1::detach_request::Target;
+        let target = match target {
+            path if path.starts_with('/') => Target::Device(path.into()),
+            locator if locator.contains(':') => Target::Locator(locator.into()),
+            id => Target::Id(id.into()),
+        };
+        Ok(self.attachments.detach(v1::DetachRequest { target: Some(target), timeout_ms: 0 }).await?.into_inner())
+    }
+
+    pub async fn get(&mut self, id: &str) -> Answer<v1::Attachment> {
+        Ok(self.attachments.get(v1::GetAttachmentRequest { id: id.into() }).await?.into_inner())
+    }
+
+    pub async fn list(&mut self) -> Answer<Vec<v1::Attachment>> {
+        Ok(self.attachments.list(v1::ListAttachmentsRequest {}).await?.into_inner().attachments)
+    }
+
+    pub async fn manage(&mut self, request: v1::ManageRequest) -> Answer<v1::ManageResponse> {
+        Ok(self.volumes.manage(request).await?.into_inner())
+    }
+
+    pub async fn unmanage(&mut self, id: &str, keep_name: bool) -> Answer<v1::UnmanageResponse> {
+        Ok(self.volumes.unmanage(v1::UnmanageRequest { id: id.into(), keep_name }).await?.into_inner())
+    }
+
+    pub async fn volumes(&mut self, scope: &str) -> Answer<Vec<v1::Volume>> {
+        Ok(self.volumes.list(v1::ListVolumesRequest { scope: scope.into() }).await?.into_inner().volumes)
+    }
+
+    pub async fn manageable(&mut self, scope: &str) -> Answer<Vec<v1::Manageable>> {
+        let request = v1::ListManageableRequest { scope: scope.into() };
+        Ok(self.volumes.list_manageable(request).await?.into_inner().entries)
+    }
+}
+
+/// A request to attach `locator`, with everything else left to the agent.
+pub fn attach(id: &str, locator: &str) -> v1::AttachRequest {
+    v1::AttachRequest {
+        id: id.into(),
+        volume: Some(v1::attach_request::Volume::Locator(locator.into())),
+        ..v1::AttachRequest::default()
+    }
+}
+
+/// A request to manage `locator`, with everything else left to the agent.
+pub fn manage(locator: &str) -> v1::ManageRequest {
+    v1::ManageRequest { locator: locator.into(), ..v1::ManageRequest::default() }
+}
