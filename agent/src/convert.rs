@@ -71,6 +71,13 @@ pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Res
         None => None,
         Some(v1::credentials::Kind::Chap(chap)) => Some(chap_of(chap, &locator)?),
     };
+    if wire.persistent && chap.is_some() {
+        return Err(Error::Unsupported {
+            what: "a persistent attachment cannot use CHAP: its password is kept nowhere, so it could not come back \
+                   after a reboot; attach without `persistent`, and again after a reboot"
+                .into(),
+        });
+    }
     Ok(AttachRequest {
         id: given(&wire.id)?,
         spec: Spec { locator, read_only: wire.read_only, expected_wwn: given(&wire.expected_wwn)?, expected_size },

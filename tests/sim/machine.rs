@@ -40,15 +40,25 @@ impl SimStage {
 
     /// Starts an agent on the machine as it is; ends when it has recovered and serves.
     pub(crate) async fn start(&mut self) {
+        assert!(self.start_or_crash().await, "it crashed while it recovered");
+    }
+
+    /// As `start`; `false` if it crashed while it recovered.
+    pub(crate) async fn start_or_crash(&mut self) -> bool {
         let mut config = Config::default();
         config.agent.state_directory = self.directory.path().to_owned();
         self.generation += 1;
         let listener = UnixListener::bind(self.socket()).unwrap();
-        let mortard = Mortard::start(config, Arc::new(self.machine.clone())).await.unwrap();
+        let host = Arc::new(self.machine.clone());
+        let mortard = tokio::select! {
+            mortard = Mortard::start(config, host) => mortard.unwrap(),
+            () = self.machine.crashed() => return false,
+        };
         let serve = async move {
             mortard.serve(UnixListenerStream::new(listener), std::future::pending()).await.unwrap();
         };
         self.agent = Some(tokio::spawn(serve));
+        true
     }
 
     /// The process dies, wherever it is.
@@ -111,11 +121,23 @@ impl Stage for SimStage {
     }
 
     async fn snapshot(&self) -> String {
-        self.machine.snapshot()
+        // The kernel never gives a session's number a second time.
+        ["session", "connection"].into_iter().fold(self.machine.snapshot(), |text, word| without_numbers(&text, word))
     }
 
     async fn kill_and_restart(&mut self) {
         self.kill();
         self.start().await;
     }
+}
+
+/// Cuts the digits off that follow `word`.
+fn without_numbers(text: &str, word: &str) -> String {
+    let mut parts = text.split(word);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(word);
+        plain.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    plain
 }

@@ -74,7 +74,9 @@ impl Agent {
             Err(error) => {
                 // It is still attached: its stable path comes back if its device is there.
                 if let Ok(Some(device)) = driver.find(&record.attached).await {
-                    self.link(&id, &device).await?;
+                    if let Err(link) = self.link(&id, &device).await {
+                        tracing::warn!(attachment = %id, "{}", link.chain());
+                    }
                 }
                 self.failed(operation, error, Change::None).await
             }

@@ -1,7 +1,7 @@
 //! Manage and unmanage: a rename in place, with the origin written onto the storage beside it. The storage is the truth;
 //! the journal only says what was under way.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan, now_ms};
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -271,13 +271,10 @@ pub(super) fn undo_of(adoption: &Adoption) -> Release {
     }
 }
 
-/// The attachments of a volume after its rename. They were made anew at that moment: an older operation that is still to
-/// be recovered must not take them for its own.
-fn moved(attachments: Vec<Record>, to: &Locator) -> Vec<Record> {
-    let at = |mut record: Record| {
+/// The attachments of a volume after its rename.
+fn moved(mut attachments: Vec<Record>, to: &Locator) -> Vec<Record> {
+    for record in &mut attachments {
         record.attached.spec.locator = to.clone();
-        record.created_ms = record.created_ms.min(now_ms());
-        record
-    };
-    attachments.into_iter().map(at).collect()
+    }
+    attachments
 }

@@ -21,6 +21,15 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// Lets its tasks run on when nobody waits for them any more.
+struct DetachOnDrop(JoinSet<()>);
+
+impl Drop for DetachOnDrop {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
+}
+
 impl Agent {
     /// Recovers everything, as far as it goes within [`START_PATIENCE`].
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
@@ -32,19 +41,39 @@ impl Agent {
                 tracing::warn!(command = line, "still runs since before the restart");
             }
         }
-        let mut work = JoinSet::new();
-        for operation in unfinished {
-            let held = self.locks.take(&format!("recovery of operation {}", operation.id), operation.plan.keys())?;
-            let agent = Arc::clone(self);
-            work.spawn(async move { agent.recover_or_keep_trying(operation, held).await });
-        }
-        let all = async { while work.join_next().await.is_some() {} };
+        let all = self.recover_operations(unfinished);
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
-        work.detach_all();
         self.settle().await?;
         self.remove_stray_links().await
+    }
+
+    /// Recovers what can be recovered side by side, oldest first; what needs the same locks follows in the next round.
+    async fn recover_operations(self: &Arc<Self>, mut waiting: Vec<Operation>) {
+        while !waiting.is_empty() {
+            let mut round = JoinSet::new();
+            let mut next = Vec::new();
+            for operation in waiting {
+                match self.locks.take(&format!("recovery of operation {}", operation.id), operation.plan.keys()) {
+                    Ok(held) => {
+                        let work = Arc::clone(self).recover_or_keep_trying(operation, held);
+                        round.spawn(self.tasks.track_future(work));
+                    }
+                    Err(_) => next.push(operation),
+                }
+            }
+            if round.is_empty() {
+                for operation in next {
+                    tracing::error!(operation = %operation.id, "left for the next start: an older one is stuck");
+                }
+                return;
+            }
+            // A round that is not waited for any more goes on.
+            let mut round = DetachOnDrop(round);
+            while round.0.join_next().await.is_some() {}
+            waiting = next;
+        }
     }
 
     async fn recover_or_keep_trying(self: Arc<Self>, operation: Operation, held: Held) {
@@ -68,6 +97,11 @@ impl Agent {
                     self.finish(operation.clone(), done, Change::None).await?;
                     return Ok(());
                 };
+                if record.created_ms >= operation.started_ms {
+                    // The outcome could not be written, and it was attached anew since: that is what its owner has.
+                    self.finish(operation.clone(), done, Change::None).await?;
+                    return Ok(());
+                }
                 let siblings = self.journal.attachments_of(&attached.spec.locator.key()).await?;
                 let shared = siblings.iter().any(|other| other.id != *id);
                 let detached =
