@@ -29,10 +29,10 @@ pub(crate) use attach::{AttachRequest, Attachment, State};
 pub(crate) use detach::{DetachReply, Target};
 pub(crate) use manage::ManageRequest;
 
-use crate::{agent::Agent, journal::Change, status, watch::Event};
+use crate::{agent::Agent, journal::Change, locks::Held, status, watch::Event};
 use driver::{Adoption, Attached, AttachmentId, Error, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 use uuid::Uuid;
 
 /// Names an operation; ordered by time.
@@ -173,42 +173,59 @@ pub(crate) fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
+/// An operation under way, and the locks that it holds until it has ended.
+pub(crate) struct Work {
+    operation: Operation,
+    held: Held,
+}
+
 impl Agent {
     /// Commits the intent and tells the watchers.
-    async fn begin(&self, plan: Plan) -> Result<Operation> {
+    async fn begin(&self, plan: Plan, held: Held) -> Result<Work> {
         let operation =
             Operation { id: OperationId(Uuid::now_v7()), plan, started_ms: now_ms(), outcome: None, ended: false };
         self.journal.begin(&operation).await?;
-        tracing::info!(operation = %operation.id, subject = operation.plan.subject(), locator = %operation.plan.locator(), "{} begins", operation.plan.verb());
+        let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
+        tracing::info!(operation = %operation.id, subject, locator = %operation.plan.locator(), "{verb} begins");
         self.watch.send(Event::Operation(operation.clone()));
-        Ok(operation)
+        Ok(Work { operation, held })
+    }
+
+    /// Ends an operation as asked. If that cannot be committed, the locks stay taken until it can: no later operation on
+    /// the same thing must find this one open.
+    async fn succeeded(self: &Arc<Self>, work: Work, change: Change) -> Result<OperationId> {
+        let outcome = Outcome::new(OutcomeState::Succeeded, None);
+        match self.conclude(&work.operation, outcome, change).await {
+            Ok(()) => Ok(work.operation.id),
+            Err(error) => {
+                let told = Error::Host { doing: "end the operation".into(), source: error.chain().into() };
+                self.keep_trying(work, error);
+                Err(told)
+            }
+        }
+    }
+
+    /// Ends an operation that failed and whose effects were undone, and hands its error on.
+    async fn failed<T>(self: &Arc<Self>, work: Work, error: Error, change: Change) -> Result<T> {
+        let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
+        if let Err(journal) = self.conclude(&work.operation, outcome, change).await {
+            self.keep_trying(work, journal);
+        }
+        Err(error)
     }
 
     /// Commits the outcome with its changes and tells the watchers.
-    async fn finish(&self, mut operation: Operation, outcome: Outcome, change: Change) -> Result<OperationId> {
-        self.journal.finish(&operation, &outcome, change, self.config.journal.keep_operations).await?;
-        let verb = operation.plan.verb();
+    async fn conclude(&self, operation: &Operation, outcome: Outcome, change: Change) -> Result<()> {
+        self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
+        let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
-            None => tracing::info!(operation = %operation.id, subject = operation.plan.subject(), "{verb} done"),
-            Some(error) => tracing::warn!(
-                operation = %operation.id,
-                subject = operation.plan.subject(),
-                reason = error.reason,
-                "{verb} ended: {}",
-                error.message
-            ),
+            None => tracing::info!(operation = %operation.id, subject, "{verb} done"),
+            Some(error) => {
+                let reason = &error.reason;
+                tracing::warn!(operation = %operation.id, subject, reason, "{verb} ended: {}", error.message);
+            }
         }
-        operation.outcome = Some(outcome);
-        operation.ended = true;
-        let id = operation.id;
-        self.watch.send(Event::Operation(operation));
-        Ok(id)
-    }
-
-    /// Commits that an operation failed and was undone, and hands the error on.
-    async fn failed<T>(&self, operation: Operation, error: Error, change: Change) -> Result<T> {
-        let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
-        self.finish(operation, outcome, change).await?;
-        Err(error)
+        self.watch.send(Event::Operation(Operation { outcome: Some(outcome), ended: true, ..operation.clone() }));
+        Ok(())
     }
 }

@@ -1,13 +1,12 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan, attachment_key, now_ms};
+use super::{Operation, OperationId, Plan, Work, attachment_key, now_ms};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
-    locks::Held,
     watch::Event,
 };
-use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Result, Spec};
+use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Residual, Result, Spec};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -83,19 +82,19 @@ impl Agent {
             if let Some(device) = driver.prove(&sibling.attached).await? {
                 request.spec.check(&device)?;
                 let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
-                let operation = self.begin(Plan::Attach { id: id.clone(), attached: attached.clone() }).await?;
-                return self.publish(operation, held, attached, device, request.persistent).await;
+                let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
+                return self.publish(work, attached, device, request.persistent).await;
             }
         }
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
-        let operation = self.begin(Plan::Attach { id, attached: attached.clone() }).await?;
+        let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
         match driver.attach(&request.spec, &attached.footprint, &request.access, request.deadline).await {
             Ok(device) => {
                 attached.identity = Some(device.identity.clone());
-                self.publish(operation, held, attached, device, request.persistent).await
+                self.publish(work, attached, device, request.persistent).await
             }
-            Err(error) => self.undo(operation, held, error).await,
+            Err(error) => self.undo(work, error).await,
         }
     }
 
@@ -128,42 +127,34 @@ impl Agent {
     /// Makes the stable path and the record, and answers.
     async fn publish(
         self: &Arc<Self>,
-        operation: Operation,
-        held: Held,
+        work: Work,
         attached: Attached,
         device: Device,
         persistent: bool,
     ) -> Result<AttachReply> {
-        let Plan::Attach { id, .. } = &operation.plan else { unreachable!("only an attach is published") };
+        let Plan::Attach { id, .. } = &work.operation.plan else { unreachable!("only an attach is published") };
         let id = id.clone();
         if let Err(error) = self.link(&id, &device).await {
-            return self.undo(operation, held, error).await;
+            return self.undo(work, error).await;
         }
-        let record = match self.host.facts() {
-            Ok(facts) => {
-                Record { id, attached, persistent, boot_id: facts.boot_id, created_ms: now_ms(), residuals: Vec::new() }
-            }
-            Err(error) => return self.undo(operation, held, Error::host("read the boot id")(error)).await,
+        let boot_id = match self.host.facts() {
+            Ok(facts) => facts.boot_id,
+            Err(error) => return self.undo(work, Error::host("read the boot id")(error)).await,
         };
-        let outcome = Outcome::new(OutcomeState::Succeeded, None);
-        match self.finish(operation.clone(), outcome, Change::Put(vec![record.clone()])).await {
-            Ok(operation) => {
-                let attachment = self.attachment_with(record, device);
-                self.watch.send(Event::Attachment(attachment.clone()));
-                Ok(AttachReply { attachment, changed: true, operation: Some(operation) })
-            }
-            Err(error) => self.undo(operation, held, error).await,
-        }
+        let record = Record { id, attached, persistent, boot_id, created_ms: now_ms(), residuals: Vec::new() };
+        let operation = self.succeeded(work, Change::Put(vec![record.clone()])).await?;
+        let attachment = self.attachment_with(record, device);
+        self.watch.send(Event::Attachment(attachment.clone()));
+        Ok(AttachReply { attachment, changed: true, operation: Some(operation) })
     }
 
-    /// Takes away what a failed attach brought, and hands its error on. If that fails too, the locks stay taken and it
-    /// is tried again in the background.
-    async fn undo<T>(self: &Arc<Self>, operation: Operation, held: Held, error: Error) -> Result<T> {
-        match self.undo_attach(&operation).await {
-            Ok(()) => self.failed(operation, error, Change::None).await,
+    /// Takes away what a failed attach brought, and hands its error on. If that fails too, it is tried again in the
+    /// background, its locks taken until it is done.
+    async fn undo<T>(self: &Arc<Self>, work: Work, error: Error) -> Result<T> {
+        match self.undo_attach(&work.operation).await {
+            Ok(()) => self.failed(work, error, Change::None).await,
             Err(undo) => {
-                tracing::error!(operation = %operation.id, "undo failed, will be tried again: {}", undo.chain());
-                self.keep_trying(operation, held, undo);
+                self.keep_trying(work, undo);
                 Err(error)
             }
         }
@@ -172,19 +163,16 @@ impl Agent {
     /// Takes away what an attach brought, however far it came; not a device that another attachment has.
     pub(super) async fn undo_attach(&self, operation: &Operation) -> Result<()> {
         let Plan::Attach { id, attached } = &operation.plan else { return Ok(()) };
+        self.unlink(id).await?;
         let records = self.journal.attachments_of(&attached.spec.locator.key()).await?;
-        let again = records.iter().any(|record| record.id == *id && record.created_ms >= operation.started_ms);
-        if !again {
-            self.unlink(id).await?;
-        }
-        if again || records.iter().any(|record| record.id != *id) {
+        if records.iter().any(|record| record.id != *id) {
             return Ok(());
         }
         let driver = self.drivers.get(attached.spec.locator.backend())?;
         let detached = driver.detach(attached, Instant::now() + UNDO_TIMEOUT).await?;
         match detached.residuals.first() {
             None => Ok(()),
-            Some(left) => Err(Error::WrongState { what: format!("{} is left: {}", left.name, left.reason) }),
+            Some(left) => Err(left_over(left)),
         }
     }
 
@@ -230,4 +218,9 @@ impl Agent {
         }
         Attachment { record, stable_path, device, state, problem }
     }
+}
+
+/// What could not be removed, as the error of those who needed it gone.
+pub(super) fn left_over(residual: &Residual) -> Error {
+    Error::WrongState { what: format!("{} is left: {}", residual.name, residual.reason) }
 }

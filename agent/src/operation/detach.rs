@@ -1,6 +1,6 @@
 //! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
 
-use super::{OperationId, Outcome, OutcomeState, Plan, attachment_key};
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan, attach::left_over, attachment_key};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -64,21 +64,26 @@ impl Agent {
                 return Err(Error::InUse { what, by: users });
             }
         }
-        let operation = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }).await?;
+        let work = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }, held).await?;
         match self.take_away(&record, shared, deadline).await {
             Ok(detached) => {
-                let operation = self.gone(operation, record, &detached).await?;
+                let operation = work.operation.id;
+                if let Err(error) = self.gone(&work.operation, record, &detached).await {
+                    let told = Error::Host { doing: "end the detach".into(), source: error.chain().into() };
+                    self.keep_trying(work, error);
+                    return Err(told);
+                }
                 let Detached { residuals, kept } = detached;
                 Ok(DetachReply { id: Some(id), changed: true, residuals, kept, operation: Some(operation) })
             }
             Err(error) => {
                 // It is still attached: its stable path comes back if its device is there.
-                if let Ok(Some(device)) = driver.find(&record.attached).await {
-                    if let Err(link) = self.link(&id, &device).await {
-                        tracing::warn!(attachment = %id, "{}", link.chain());
-                    }
+                if let Ok(Some(device)) = driver.find(&record.attached).await
+                    && let Err(link) = self.link(&id, &device).await
+                {
+                    tracing::warn!(attachment = %id, "{}", link.chain());
                 }
-                self.failed(operation, error, Change::None).await
+                self.failed(work, error, Change::None).await
             }
         }
     }
@@ -94,26 +99,20 @@ impl Agent {
     }
 
     /// Ends a detach: the record goes, or stays with what could not be removed.
-    pub(super) async fn gone(
-        &self,
-        operation: super::Operation,
-        mut record: Record,
-        detached: &Detached,
-    ) -> Result<OperationId> {
-        let id = record.id.clone();
-        if let Some(left) = detached.residuals.first() {
-            record.residuals.clone_from(&detached.residuals);
-            let error = Error::WrongState { what: format!("{} is left: {}", left.name, left.reason) };
-            let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
-            let operation = self.finish(operation, outcome, Change::Put(vec![record.clone()])).await?;
-            let attachment = self.look(record, false).await;
-            self.watch.send(Event::Attachment(attachment));
-            return Ok(operation);
-        }
-        let outcome = Outcome::new(OutcomeState::Succeeded, None);
-        let operation = self.finish(operation, outcome, Change::Remove(id.clone())).await?;
-        self.watch.send(Event::Gone(id));
-        Ok(operation)
+    pub(super) async fn gone(&self, operation: &Operation, mut record: Record, detached: &Detached) -> Result<()> {
+        let Some(left) = detached.residuals.first() else {
+            let id = record.id;
+            let outcome = Outcome::new(OutcomeState::Succeeded, None);
+            self.conclude(operation, outcome, Change::Remove(id.clone())).await?;
+            self.watch.send(Event::Gone(id));
+            return Ok(());
+        };
+        record.residuals.clone_from(&detached.residuals);
+        let outcome = Outcome::new(OutcomeState::Failed, Some(&left_over(left)));
+        self.conclude(operation, outcome, Change::Put(vec![record.clone()])).await?;
+        let attachment = self.look(record, false).await;
+        self.watch.send(Event::Attachment(attachment));
+        Ok(())
     }
 
     /// The attachment whose stable path or device this is; `None` if nothing is there.

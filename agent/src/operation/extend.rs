@@ -1,6 +1,6 @@
 //! Extend: the volume grew on its backend; the kernel is told, and asked for the new size.
 
-use super::{Outcome, OutcomeState, Plan, attach::AttachReply, attachment_key};
+use super::{Plan, attach::AttachReply, attachment_key};
 use crate::{agent::Agent, journal::Change, watch::Event};
 use driver::{AttachmentId, Error, Result};
 use std::sync::Arc;
@@ -17,17 +17,16 @@ impl Agent {
         let driver = self.drivers.get(locator.backend())?;
         let before = driver.prove(&record.attached).await?;
         let before = before.ok_or_else(|| Error::NotFound { what: format!("the device of attachment {id}") })?;
-        let operation = self.begin(Plan::Extend { id, locator }).await?;
+        let work = self.begin(Plan::Extend { id, locator }, held).await?;
         match driver.extend(&record.attached, deadline).await {
             Ok(device) => {
                 let changed = device.size_bytes != before.size_bytes;
-                let outcome = Outcome::new(OutcomeState::Succeeded, None);
-                let operation = self.finish(operation, outcome, Change::None).await?;
+                let operation = self.succeeded(work, Change::None).await?;
                 let attachment = self.look(record, false).await;
                 self.watch.send(Event::Attachment(attachment.clone()));
                 Ok(AttachReply { attachment, changed, operation: Some(operation) })
             }
-            Err(error) => self.failed(operation, error, Change::None).await,
+            Err(error) => self.failed(work, error, Change::None).await,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Manage and unmanage: a rename in place, with the origin written onto the storage beside it. The storage is the truth;
 //! the journal only says what was under way.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan};
+use super::{OperationId, Plan};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -93,32 +93,21 @@ impl Agent {
         };
         held.extend(format!("volume {id}"))?;
         held.extend(adoption.to.key())?;
-        let operation = self.begin(Plan::Manage { adoption: adoption.clone() }).await?;
+        let change = managed(&adoption, attachments)?;
+        let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held).await?;
         match driver.manage(&adoption).await {
             Ok(volume) => {
-                let operation = self.managed(operation, &adoption, attachments).await?;
+                let operation = self.succeeded(work, change).await?;
                 Ok(ManageReply { volume, changed: true, operation: Some(operation) })
             }
             Err(error) => match driver.unmanage(&undo_of(&adoption)).await {
-                Ok(()) | Err(Error::NotFound { .. }) => self.failed(operation, error, Change::None).await,
+                Ok(()) | Err(Error::NotFound { .. }) => self.failed(work, error, Change::None).await,
                 Err(undo) => {
-                    self.keep_trying(operation, held, undo);
+                    self.keep_trying(work, undo);
                     Err(error)
                 }
             },
         }
-    }
-
-    /// Ends a manage: remembers where, and gives attachments of the volume its new locator.
-    pub(super) async fn managed(
-        &self,
-        operation: Operation,
-        adoption: &Adoption,
-        attachments: Vec<Record>,
-    ) -> Result<OperationId> {
-        let place = adoption.to.scope()?.to_string();
-        let change = Change::Place(place, moved(attachments, &adoption.to));
-        self.finish(operation, Outcome::new(OutcomeState::Succeeded, None), change).await
     }
 
     async fn check_id_is_free(&self, id: VolumeId, backend: Backend) -> Result<()> {
@@ -140,33 +129,22 @@ impl Agent {
         let driver = self.drivers.ready(volume.locator.backend()).await?;
         let attachments = self.journal.attachments_of(&volume.locator.key()).await?;
         let release = Release { id, from: volume.locator, to: to.clone(), identity: volume.identity };
-        let operation = self.begin(Plan::Unmanage { release: release.clone() }).await?;
+        let work = self.begin(Plan::Unmanage { release: release.clone() }, held).await?;
         match driver.unmanage(&release).await {
             Ok(()) => {
-                let operation = self.released(operation, &release, attachments).await?;
+                let operation = self.succeeded(work, released(&release, attachments)).await?;
                 Ok(UnmanageReply { locator: Some(to), changed: true, operation: Some(operation) })
             }
             // The rename comes first: either it was refused and nothing changed, or only the tags are left over.
             Err(error @ (Error::AlreadyExists { .. } | Error::Mismatch { .. } | Error::NotFound { .. })) => {
-                self.failed(operation, error, Change::None).await
+                self.failed(work, error, Change::None).await
             }
             Err(error) => {
-                let again = Error::WrongState { what: error.chain() };
-                self.keep_trying(operation, held, again);
+                let again = Error::Host { doing: "unmanage".into(), source: error.chain().into() };
+                self.keep_trying(work, again);
                 Err(error)
             }
         }
-    }
-
-    /// Ends an unmanage: gives attachments of the volume its new locator.
-    pub(super) async fn released(
-        &self,
-        operation: Operation,
-        release: &Release,
-        attachments: Vec<Record>,
-    ) -> Result<OperationId> {
-        let change = Change::Put(moved(attachments, &release.to));
-        self.finish(operation, Outcome::new(OutcomeState::Succeeded, None), change).await
     }
 
     /// What could be managed in one place, and why not.
@@ -271,7 +249,16 @@ pub(super) fn undo_of(adoption: &Adoption) -> Release {
     }
 }
 
-/// The attachments of a volume after its rename.
+/// What a manage changes in the records: where volumes are managed, and the new locator of the volume's attachments.
+pub(super) fn managed(adoption: &Adoption, attachments: Vec<Record>) -> Result<Change> {
+    Ok(Change::Place(adoption.to.scope()?.to_string(), moved(attachments, &adoption.to)))
+}
+
+/// What an unmanage changes in the records: the locator of the volume's attachments.
+pub(super) fn released(release: &Release, attachments: Vec<Record>) -> Change {
+    Change::Put(moved(attachments, &release.to))
+}
+
 fn moved(mut attachments: Vec<Record>, to: &Locator) -> Vec<Record> {
     for record in &mut attachments {
         record.attached.spec.locator = to.clone();

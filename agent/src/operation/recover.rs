@@ -1,11 +1,14 @@
 //! What a crash or a reboot left: each operation is finished or undone, and each attachment is brought in line with this
 //! boot, before anybody is served.
 
-use super::{Operation, Outcome, OutcomeState, Plan, attach::UNDO_TIMEOUT, manage::undo_of};
+use super::{
+    Operation, Outcome, OutcomeState, Plan, Work,
+    attach::{UNDO_TIMEOUT, left_over},
+    manage::{managed, released, undo_of},
+};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
-    locks::Held,
     watch::Event,
 };
 use driver::{Access, Attached, Error, Result};
@@ -57,8 +60,8 @@ impl Agent {
             for operation in waiting {
                 match self.locks.take(&format!("recovery of operation {}", operation.id), operation.plan.keys()) {
                     Ok(held) => {
-                        let work = Arc::clone(self).recover_or_keep_trying(operation, held);
-                        round.spawn(self.tasks.track_future(work));
+                        let recovery = Arc::clone(self).recover_or_keep_trying(Work { operation, held });
+                        round.spawn(self.tasks.track_future(recovery));
                     }
                     Err(_) => next.push(operation),
                 }
@@ -76,62 +79,50 @@ impl Agent {
         }
     }
 
-    async fn recover_or_keep_trying(self: Arc<Self>, operation: Operation, held: Held) {
-        if let Err(error) = self.recover_one(&operation).await {
-            self.keep_trying(operation, held, error);
+    async fn recover_or_keep_trying(self: Arc<Self>, work: Work) {
+        if let Err(error) = self.recover_one(&work.operation).await {
+            self.keep_trying(work, error);
         }
     }
 
     /// Finishes or undoes one operation.
     async fn recover_one(&self, operation: &Operation) -> Result<()> {
-        tracing::info!(operation = %operation.id, subject = operation.plan.subject(), "recovering {}", operation.plan.verb());
+        let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
+        tracing::info!(operation = %operation.id, subject, "recovering {verb}");
         let done = Outcome::new(OutcomeState::Succeeded, None);
         let undone = |error: Option<&Error>| Outcome::new(OutcomeState::Undone, error);
         match &operation.plan {
             Plan::Attach { .. } => {
                 self.undo_attach(operation).await?;
-                self.finish(operation.clone(), undone(None), Change::None).await?;
+                self.conclude(operation, undone(None), Change::None).await
             }
             Plan::Detach { id, attached } => {
                 let Some(record) = self.journal.attachment(id).await? else {
-                    self.finish(operation.clone(), done, Change::None).await?;
-                    return Ok(());
+                    return self.conclude(operation, done, Change::None).await;
                 };
-                if record.created_ms >= operation.started_ms {
-                    // The outcome could not be written, and it was attached anew since: that is what its owner has.
-                    self.finish(operation.clone(), done, Change::None).await?;
-                    return Ok(());
+                if self.boot_id()? != record.boot_id {
+                    // What the record says of the host was true of another boot.
+                    self.forget(&record).await?;
+                    return self.conclude(operation, done, Change::Remove(id.clone())).await;
                 }
                 let siblings = self.journal.attachments_of(&attached.spec.locator.key()).await?;
                 let shared = siblings.iter().any(|other| other.id != *id);
-                let detached =
-                    match self.host.facts().map_err(Error::host("read the boot id"))?.boot_id == record.boot_id {
-                        true => self.take_away(&record, shared, Instant::now() + UNDO_TIMEOUT).await?,
-                        // What the record says of the host was true of another boot; `settle` looks anew.
-                        false => {
-                            let forget = Record { persistent: false, ..record };
-                            self.forget(&forget).await?;
-                            self.finish(operation.clone(), done, Change::Remove(id.clone())).await?;
-                            return Ok(());
-                        }
-                    };
-                self.gone(operation.clone(), record, &detached).await?;
+                let detached = self.take_away(&record, shared, Instant::now() + UNDO_TIMEOUT).await?;
+                self.gone(operation, record, &detached).await
             }
-            Plan::Extend { .. } => {
-                self.finish(operation.clone(), undone(None), Change::None).await?;
-            }
+            Plan::Extend { .. } => self.conclude(operation, undone(None), Change::None).await,
             Plan::Manage { adoption } => {
                 let driver = self.drivers.get(adoption.from.backend())?;
                 match driver.manage(adoption).await {
                     Ok(_) => {
                         let attachments = self.journal.attachments_of(&adoption.from.key()).await?;
-                        self.managed(operation.clone(), adoption, attachments).await?;
+                        self.conclude(operation, done, managed(adoption, attachments)?).await
                     }
                     Err(error) => match driver.unmanage(&undo_of(adoption)).await {
                         Ok(()) | Err(Error::NotFound { .. } | Error::Mismatch { .. }) => {
-                            self.finish(operation.clone(), undone(Some(&error)), Change::None).await?;
+                            self.conclude(operation, undone(Some(&error)), Change::None).await
                         }
-                        Err(undo) => return Err(undo),
+                        Err(undo) => Err(undo),
                     },
                 }
             }
@@ -140,23 +131,26 @@ impl Agent {
                 match driver.unmanage(release).await {
                     Ok(()) => {
                         let attachments = self.journal.attachments_of(&release.from.key()).await?;
-                        self.released(operation.clone(), release, attachments).await?;
+                        self.conclude(operation, done, released(release, attachments)).await
                     }
                     Err(error @ (Error::AlreadyExists { .. } | Error::NotFound { .. } | Error::Mismatch { .. })) => {
-                        self.finish(operation.clone(), undone(Some(&error)), Change::None).await?;
+                        self.conclude(operation, undone(Some(&error)), Change::None).await
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => Err(error),
                 }
             }
         }
-        Ok(())
+    }
+
+    fn boot_id(&self) -> Result<String> {
+        Ok(self.host.facts().map_err(Error::host("read the boot id"))?.boot_id)
     }
 
     /// Tries again in the background until it is done, its locks taken all the while.
-    pub(super) fn keep_trying(self: &Arc<Self>, operation: Operation, held: Held, first: Error) {
+    pub(super) fn keep_trying(self: &Arc<Self>, work: Work, first: Error) {
         let agent = Arc::clone(self);
         tokio::spawn(async move {
-            let _held = held;
+            let Work { operation, held: _until_done } = work;
             let (mut error, mut pause) = (first, FIRST_PAUSE);
             loop {
                 let outcome = Outcome::new(OutcomeState::Stuck, Some(&error));
@@ -180,7 +174,7 @@ impl Agent {
     /// Brings the records in line with this boot: after a reboot, what is persistent comes back and the rest is
     /// forgotten; without one, a stable path that went missing is made again.
     async fn settle(self: &Arc<Self>) -> Result<()> {
-        let boot_id = self.host.facts().map_err(Error::host("read the boot id"))?.boot_id;
+        let boot_id = self.boot_id()?;
         for record in self.journal.attachments().await? {
             if self.locks.take("settle", [super::attachment_key(&record.id)]).is_err() {
                 continue;
@@ -222,7 +216,7 @@ impl Agent {
             driver.detach(&Attached { spec, footprint, identity: None }, Instant::now() + UNDO_TIMEOUT).await?;
         match detached.residuals.first() {
             None => Ok(()),
-            Some(left) => Err(Error::WrongState { what: format!("{} is left: {}", left.name, left.reason) }),
+            Some(left) => Err(left_over(left)),
         }
     }
 
