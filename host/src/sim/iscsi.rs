@@ -509,7 +509,7 @@ fn add_unit(world: &mut World, id: u32, lun: u16) {
     let disk = unit.kind == 0;
     world.iscsi.devices.insert(address.clone(), Device { session: id, lun, unit, name: None });
     if disk {
-        world.later(PROBE, move |world| probe(world, &address, &directory));
+        world.later(PROBE, move |world| probe(world, id, &address, &directory));
     }
 }
 
@@ -524,10 +524,11 @@ fn remember_name(world: &mut World, directory: &str, unit: &LogicalUnit) {
     }
 }
 
-/// The disk driver takes a unit, if it is still there.
-fn probe(world: &mut World, address: &str, directory: &str) {
+/// The disk driver takes a unit, if it is still there. Another session's unit may have the same address meanwhile.
+fn probe(world: &mut World, session: u32, address: &str, directory: &str) {
     let name = world.free_disk();
-    let Some(device) = world.iscsi.devices.get_mut(address).filter(|device| device.name.is_none()) else { return };
+    let still = |device: &&mut Device| device.name.is_none() && device.session == session;
+    let Some(device) = world.iscsi.devices.get_mut(address).filter(still) else { return };
     device.name = Some(name.clone());
     let unit = device.unit.clone();
     world.add_block(&Block {
