@@ -10,6 +10,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     #[expect(clippy::disallowed_methods, reason = "a build script writes to OUT_DIR")]
     fs::write(out.join("mortar.agent.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().skip_debug([".mortar.agent.v1.Chap"]).compile_fds(descriptors)?;
     Ok(())
 }

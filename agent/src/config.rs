@@ -79,7 +79,7 @@ pub enum Auto {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Tools that run at a time; more wait.
+    /// Processes of each tool that run at a time; more wait.
     pub processes: usize,
     /// How long an operation waits for the outside world where the caller does not say, in milliseconds.
     pub operation_timeout_ms: u64,
@@ -211,8 +211,10 @@ impl Config {
         if !self.agent.state_directory.is_absolute() {
             return value("agent.state_directory", "write an absolute path");
         }
-        if !self.agent.device_directory.starts_with("/dev") || self.agent.device_directory.as_os_str() == "/dev" {
-            return value("agent.device_directory", "write a directory below /dev");
+        // Links in it that belong to no attachment are removed, so it must be nobody else's.
+        let ours = self.agent.device_directory.strip_prefix("/dev").ok().and_then(Path::to_str);
+        if !ours.is_some_and(|name| name.starts_with("mortar") && !name.contains('/')) {
+            return value("agent.device_directory", "write /dev/mortar, or another name in /dev that begins so");
         }
         if self.limits.processes == 0 {
             return value("limits.processes", "write 1 or more");
@@ -258,7 +260,9 @@ mod tests {
         );
         assert!(error("[limits]\nprocesses = 0").contains("limits.processes"));
         assert!(error("[agent]\nsocket = 'x'").contains("agent.socket"));
-        assert!(error("[agent]\ndevice_directory = '/dev'").contains("below /dev"));
+        for directory in ["/dev", "/dev/mapper", "/dev/mortar/../mapper", "/srv/mortar"] {
+            assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
+        }
         assert!(error("[volumes]\nname_template = 'x'").contains("%s"));
         assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\""));
         assert!(error("not toml").contains("line 1"));

@@ -19,18 +19,26 @@ fn given<T: std::str::FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
-/// How long an operation may wait: what the caller says, or the default; never longer than its gRPC deadline.
+/// How long a caller waits, and so how long its operation may.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    pub(crate) default: Duration,
-    /// From the call's `grpc-timeout`.
-    pub(crate) call: Option<Duration>,
+    /// For an operation whose caller does not say.
+    default: Duration,
+    /// When the call's own deadline (`grpc-timeout`) comes.
+    call: Option<Instant>,
 }
 
 impl Patience {
-    /// So that our own answer, which says more, is there before the call's deadline.
+    /// So that an operation's own error, which says more, is there before the caller's deadline.
     const MARGIN: Duration = Duration::from_millis(250);
+    /// For an undo, after the operation's deadline.
+    const GRACE: Duration = Duration::from_secs(1);
 
+    pub(crate) fn new(default: Duration, call: Option<Duration>) -> Self {
+        Self { default, call: call.map(|call| Instant::now() + call) }
+    }
+
+    /// When an operation has to give up: as the request says, or the default; always before the call's deadline.
     pub(crate) fn deadline(self, asked_ms: u64) -> Result<Instant> {
         /// Longer waits are a mistake in the unit.
         const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -41,8 +49,22 @@ impl Patience {
         if asked > LONGEST {
             return Err(Error::invalid("timeout_ms", format!("{asked_ms} is more than a day; write milliseconds")));
         }
-        let call = self.call.map(|call| call.saturating_sub(Self::MARGIN).max(call / 2));
-        Ok(Instant::now() + call.map_or(asked, |call| call.min(asked)))
+        let now = Instant::now();
+        let call = self.call.map(|call| {
+            let left = call.saturating_duration_since(now);
+            now + left.saturating_sub(Self::MARGIN).max(left / 2)
+        });
+        Ok(call.map_or(now + asked, |call| call.min(now + asked)))
+    }
+
+    /// When the caller is answered although its operation goes on. `None`: when it ends.
+    pub(crate) fn answer_by(self, deadline: Option<Instant>) -> Option<Instant> {
+        let call = self.call.map(|call| call.checked_sub(Self::MARGIN / 5).unwrap_or(call));
+        let after = deadline.map(|deadline| deadline + Self::GRACE);
+        match (call, after) {
+            (Some(call), Some(after)) => Some(call.min(after)),
+            (one, other) => one.or(other),
+        }
     }
 }
 
@@ -280,9 +302,21 @@ mod tests {
 
     #[test]
     fn a_timeout_of_more_than_a_day_is_a_wrong_unit() {
-        let patience = Patience { default: Duration::from_secs(60), call: None };
+        let patience = Patience::new(Duration::from_secs(60), None);
         assert!(patience.deadline(30_000).is_ok());
         assert!(patience.deadline(u64::MAX).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_calls_own_deadline_comes_last() {
+        let patience = Patience::new(Duration::from_secs(60), Some(Duration::from_secs(10)));
+        let (now, deadline) = (Instant::now(), patience.deadline(30_000).unwrap());
+        assert_eq!(deadline - now, Duration::from_millis(9_750));
+        assert_eq!(patience.answer_by(Some(deadline)).unwrap() - now, Duration::from_millis(9_950));
+        assert_eq!(patience.answer_by(None).unwrap() - now, Duration::from_millis(9_950));
+        let patient = Patience::new(Duration::from_secs(60), None);
+        assert_eq!(patient.answer_by(Some(now)).unwrap() - now, Duration::from_secs(1));
+        assert_eq!(patient.answer_by(None), None);
     }
 
     #[test]

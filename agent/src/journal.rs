@@ -38,6 +38,7 @@ const SCHEMA: &str = "
         locator TEXT NOT NULL,
         plan    TEXT NOT NULL,           -- JSON
         started INTEGER NOT NULL,        -- milliseconds since 1970
+        boot    TEXT NOT NULL,           -- the boot id of that time
         ended   INTEGER,                 -- NULL: unfinished
         outcome TEXT                     -- JSON
     ) STRICT;
@@ -150,12 +151,12 @@ impl Journal {
     pub(crate) async fn begin(&self, operation: &Operation) -> Result<()> {
         let (id, subject, locator) =
             (operation.id.to_string(), operation.plan.subject(), operation.plan.locator().to_string());
-        let (plan, started) = (json(&operation.plan)?, operation.started_ms);
+        let (plan, started, boot) = (json(&operation.plan)?, operation.started_ms, operation.boot_id.clone());
         let what = format!("journal: begin {}", operation.plan.verb());
         self.ask("write the intent to the journal", move |db| {
             db.execute(
-                "INSERT INTO operation (id, subject, locator, plan, started) VALUES (?, ?, ?, ?, ?)",
-                params![id, subject, locator, plan, started],
+                "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
+                params![id, subject, locator, plan, started, boot],
             )
         })
         .await?;
@@ -267,7 +268,7 @@ impl Journal {
     async fn operations_where(&self, condition: &'static str, argument: Option<String>) -> Result<Vec<Operation>> {
         let rows = self
             .ask("read the journal", move |db| {
-                let query = format!("SELECT id, plan, started, outcome, ended FROM operation {condition}");
+                let query = format!("SELECT id, plan, started, outcome, ended, boot FROM operation {condition}");
                 let mut statement = db.prepare_cached(&query)?;
                 let rows = statement.query_map(rusqlite::params_from_iter(argument), OperationRow::read)?;
                 rows.collect::<rusqlite::Result<Vec<_>>>()
@@ -347,6 +348,7 @@ struct OperationRow {
     started_ms: i64,
     outcome: Option<String>,
     ended: bool,
+    boot_id: String,
 }
 
 impl OperationRow {
@@ -357,13 +359,15 @@ impl OperationRow {
             started_ms: row.get(2)?,
             outcome: row.get(3)?,
             ended: row.get::<_, Option<i64>>(4)?.is_some(),
+            boot_id: row.get(5)?,
         })
     }
 
     fn parse(self) -> Result<Operation> {
         let plan: Plan = parse(&self.plan)?;
         let outcome: Option<Outcome> = self.outcome.as_deref().map(parse).transpose()?;
-        Ok(Operation { id: self.id.parse()?, plan, started_ms: self.started_ms, outcome, ended: self.ended })
+        let (started_ms, boot_id, ended) = (self.started_ms, self.boot_id, self.ended);
+        Ok(Operation { id: self.id.parse()?, plan, started_ms, boot_id, outcome, ended })
     }
 }
 

@@ -45,6 +45,8 @@ mod exit {
 }
 
 fn main() -> ExitCode {
+    // Neither a core dump nor another process of ours shows the secrets of a call.
+    let _without_the_kernels_help = nix::sys::prctl::set_dumpable(false);
     let args = Args::parse();
     let config = match configure(&args) {
         Ok(config) => config,

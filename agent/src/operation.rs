@@ -119,6 +119,8 @@ pub(crate) struct Operation {
     pub(crate) plan: Plan,
     /// Milliseconds since 1970.
     pub(crate) started_ms: i64,
+    /// The boot in which it began: its footprint means nothing in another.
+    pub(crate) boot_id: String,
     /// `None`: it runs.
     pub(crate) outcome: Option<Outcome>,
     /// It holds nothing any more.
@@ -173,6 +175,15 @@ pub(crate) fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
+/// What is still to be done of an operation that could not be ended.
+#[derive(Debug)]
+enum Rest {
+    /// Its effects are done or undone; the journal does not say so yet.
+    Conclude(Outcome, Change),
+    /// Everything: undo it, or finish it.
+    Recover,
+}
+
 /// An operation under way, and the locks that it holds until it has ended.
 pub(crate) struct Work {
     operation: Operation,
@@ -182,8 +193,14 @@ pub(crate) struct Work {
 impl Agent {
     /// Commits the intent and tells the watchers.
     async fn begin(&self, plan: Plan, held: Held) -> Result<Work> {
-        let operation =
-            Operation { id: OperationId(Uuid::now_v7()), plan, started_ms: now_ms(), outcome: None, ended: false };
+        let operation = Operation {
+            id: OperationId(Uuid::now_v7()),
+            plan,
+            started_ms: now_ms(),
+            boot_id: self.boot_id()?,
+            outcome: None,
+            ended: false,
+        };
         self.journal.begin(&operation).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         tracing::info!(operation = %operation.id, subject, locator = %operation.plan.locator(), "{verb} begins");
@@ -195,11 +212,11 @@ impl Agent {
     /// the same thing must find this one open.
     async fn succeeded(self: &Arc<Self>, work: Work, change: Change) -> Result<OperationId> {
         let outcome = Outcome::new(OutcomeState::Succeeded, None);
-        match self.conclude(&work.operation, outcome, change).await {
+        match self.conclude(&work.operation, outcome.clone(), change.clone()).await {
             Ok(()) => Ok(work.operation.id),
             Err(error) => {
                 let told = Error::Host { doing: "end the operation".into(), source: error.chain().into() };
-                self.keep_trying(work, error);
+                self.keep_trying(work, Rest::Conclude(outcome, change), error);
                 Err(told)
             }
         }
@@ -208,8 +225,8 @@ impl Agent {
     /// Ends an operation that failed and whose effects were undone, and hands its error on.
     async fn failed<T>(self: &Arc<Self>, work: Work, error: Error, change: Change) -> Result<T> {
         let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
-        if let Err(journal) = self.conclude(&work.operation, outcome, change).await {
-            self.keep_trying(work, journal);
+        if let Err(journal) = self.conclude(&work.operation, outcome.clone(), change.clone()).await {
+            self.keep_trying(work, Rest::Conclude(outcome, change), journal);
         }
         Err(error)
     }

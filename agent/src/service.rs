@@ -8,8 +8,11 @@ use crate::{
 };
 use driver::{Error, Result as DriverResult};
 use proto::v1;
-use std::{pin::Pin, sync::Arc};
-use tokio::sync::broadcast::error::RecvError;
+use std::{future::Future, pin::Pin, sync::Arc};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, timeout_at},
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
@@ -26,7 +29,21 @@ impl Service {
 
     fn patience<T>(&self, request: &Request<T>) -> Patience {
         let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
-        Patience { default: self.agent.config.limits.operation_timeout(), call: header.and_then(convert::grpc_timeout) }
+        Patience::new(self.agent.config.limits.operation_timeout(), header.and_then(convert::grpc_timeout))
+    }
+
+    /// Runs an operation in a task of its own, and answers at its end; or when the caller's patience is: then it goes on.
+    async fn run<T: Send + 'static>(
+        &self,
+        answer_by: Option<Instant>,
+        what: &str,
+        work: impl Future<Output = DriverResult<T>> + Send + 'static,
+    ) -> DriverResult<T> {
+        let work = self.agent.in_own_task(work);
+        let Some(answer_by) = answer_by else { return work.await };
+        timeout_at(answer_by, work).await.unwrap_or_else(|_| {
+            Err(Error::TimedOut { waiting_for: format!("{what}, which goes on: see the operations") })
+        })
     }
 
     async fn attachment(&self, id: &str) -> DriverResult<v1::Attachment> {
@@ -54,7 +71,8 @@ impl v1::attachments_server::Attachments for Service {
         let patience = self.patience(&request);
         let work = async {
             let request = convert::attach_request(request.into_inner(), patience)?;
-            let reply = self.agent.in_own_task(Arc::clone(&self.agent).attach(request)).await?;
+            let answer_by = patience.answer_by(Some(request.deadline));
+            let reply = self.run(answer_by, "the attach", Arc::clone(&self.agent).attach(request)).await?;
             Ok(v1::AttachResponse {
                 attachment: Some(convert::attachment(reply.attachment)),
                 changed: reply.changed,
@@ -70,7 +88,8 @@ impl v1::attachments_server::Attachments for Service {
             let request = request.into_inner();
             let target = convert::detach_target(request.target)?;
             let deadline = patience.deadline(request.timeout_ms)?;
-            let reply = self.agent.in_own_task(Arc::clone(&self.agent).detach(target, deadline)).await?;
+            let answer_by = patience.answer_by(Some(deadline));
+            let reply = self.run(answer_by, "the detach", Arc::clone(&self.agent).detach(target, deadline)).await?;
             Ok(convert::detach_response(reply))
         };
         answer(work.await)
@@ -100,7 +119,8 @@ impl v1::attachments_server::Attachments for Service {
             let request = request.into_inner();
             let id = convert::attachment_id(&request.id)?;
             let deadline = patience.deadline(request.timeout_ms)?;
-            let reply = self.agent.in_own_task(Arc::clone(&self.agent).extend(id, deadline)).await?;
+            let answer_by = patience.answer_by(Some(deadline));
+            let reply = self.run(answer_by, "the extend", Arc::clone(&self.agent).extend(id, deadline)).await?;
             Ok(v1::ExtendResponse {
                 attachment: Some(convert::attachment(reply.attachment)),
                 changed: reply.changed,
@@ -168,9 +188,10 @@ impl v1::volumes_server::Volumes for Service {
     }
 
     async fn manage(&self, request: Request<v1::ManageRequest>) -> Result<Response<v1::ManageResponse>, Status> {
+        let answer_by = self.patience(&request).answer_by(None);
         let work = async {
             let request = convert::manage_request(request.get_ref())?;
-            let reply = self.agent.in_own_task(Arc::clone(&self.agent).manage(request)).await?;
+            let reply = self.run(answer_by, "the manage", Arc::clone(&self.agent).manage(request)).await?;
             Ok(v1::ManageResponse {
                 volume: Some(convert::volume(reply.volume)),
                 changed: reply.changed,
@@ -181,10 +202,12 @@ impl v1::volumes_server::Volumes for Service {
     }
 
     async fn unmanage(&self, request: Request<v1::UnmanageRequest>) -> Result<Response<v1::UnmanageResponse>, Status> {
+        let answer_by = self.patience(&request).answer_by(None);
         let work = async {
             let v1::UnmanageRequest { id, keep_name } = request.into_inner();
             let volume = id.parse()?;
-            let reply = self.agent.in_own_task(Arc::clone(&self.agent).unmanage(volume, keep_name)).await?;
+            let work = Arc::clone(&self.agent).unmanage(volume, keep_name);
+            let reply = self.run(answer_by, "the unmanage", work).await?;
             Ok(v1::UnmanageResponse {
                 id: volume.to_string(),
                 locator: reply.locator.map(|locator| locator.to_string()).unwrap_or_default(),

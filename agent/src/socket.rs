@@ -8,8 +8,7 @@ use nix::{
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, set_permissions},
     io,
-    os::unix::fs::PermissionsExt,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 use tokio::net::UnixListener;
@@ -43,21 +42,31 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketE
     move |source| SocketError::Io { doing, path, source }
 }
 
-/// The locks that make us the only agent with this socket and this journal; held until dropped, or until we die.
+/// The locks that make us the only agent with this socket, this journal and these stable paths (of which a host has one
+/// set); held until dropped, or until we die.
 pub(crate) struct OnlyOne {
     _socket: Flock<File>,
     _state: Flock<File>,
+    _devices: Flock<File>,
 }
 
-/// Makes the directories and takes both locks.
+/// Makes the directories and takes the locks.
 pub(crate) fn be_the_only_one(config: &AgentConfig) -> Result<OnlyOne, SocketError> {
     let runtime = config.socket.parent().unwrap_or(Path::new("/"));
     for (directory, mode) in [(runtime, 0o755), (&config.state_directory, 0o700)] {
         DirBuilder::new().recursive(true).mode(mode).create(directory).map_err(failed("make", directory))?;
     }
-    let mut beside = config.socket.clone().into_os_string();
-    beside.push(".lock");
-    Ok(OnlyOne { _socket: lock(&PathBuf::from(beside))?, _state: lock(&config.state_directory.join("journal.lock"))? })
+    Ok(OnlyOne {
+        _socket: lock(&beside(&config.socket))?,
+        _state: lock(&config.state_directory.join("journal.lock"))?,
+        _devices: lock(&beside(&config.device_directory))?,
+    })
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
@@ -78,6 +87,9 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
 pub(crate) fn bind(config: &AgentConfig) -> Result<UnixListener, SocketError> {
     let path = &config.socket;
     match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(failed("listen on", path)(io::Error::other("something else has this name")));
+        }
         #[expect(clippy::disallowed_methods, reason = "our own socket, before there is a host")]
         Ok(_) => std::fs::remove_file(path).map_err(failed("replace", path))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

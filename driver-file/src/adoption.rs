@@ -10,7 +10,7 @@
 
 use crate::{
     provenance::{self, Provenance},
-    refusal,
+    refusal::{self, machine},
     volume::{self, Found},
 };
 use driver::{Adoption, Error, Identity, Locator, RawFile, Release, Result, Volume};
@@ -24,7 +24,7 @@ pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volum
         Whereabouts::There(found) => (found, true),
     };
     let file = volume::file(if renamed { to } else { from })?;
-    let written = provenance::read(host, file)?;
+    let written = provenance::read(host, file).await?;
     if let Some(other) = written.as_ref().filter(|written| written.id != *id) {
         return Err(Error::AlreadyExists { what: format!("{from} is managed already, as {}", other.id) });
     }
@@ -51,7 +51,7 @@ pub(crate) async fn unmanage(host: &dyn Host, release: &Release) -> Result<()> {
     let Release { id, from, to, identity } = release;
     let renamed = matches!(whereabouts(host, from, to, identity)?, Whereabouts::There(_));
     let file = volume::file(if renamed { to } else { from })?;
-    if let Some(other) = provenance::read(host, file)?.filter(|written| written.id != *id) {
+    if let Some(other) = provenance::read(host, file).await?.filter(|written| written.id != *id) {
         return Err(Error::Mismatch {
             what: format!("the id of {}", Locator::File(file.clone())),
             expected: id.to_string(),
@@ -92,7 +92,7 @@ fn whereabouts(host: &dyn Host, from: &Locator, to: &Locator, identity: &Identit
 }
 
 fn check_is_free(host: &dyn Host, name: &Locator) -> Result<()> {
-    match host.stat(volume::file(name)?.path()).map_err(Error::host(format!("look at {name}")))? {
+    match host.stat(volume::file(name)?.path()).map_err(machine(format!("look at {name}")))? {
         None => Ok(()),
         Some(_) => Err(taken(name)),
     }

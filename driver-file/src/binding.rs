@@ -1,6 +1,9 @@
 //! Loop devices: which are bound to a file and whose they are, and how one of ours comes and goes.
 
-use crate::{refusal, volume};
+use crate::{
+    refusal::{self, machine},
+    volume,
+};
 use driver::{Device, DevicePath, Error, Identity, Locator, Residual, ResidualKind, Result, Spec};
 use host::{Host, LoopDevice, LoopSetup, block_device, wait_for};
 use std::path::{Path, PathBuf};
@@ -9,26 +12,60 @@ use tokio::time::Instant;
 /// What the kernel keeps with a loop device of ours.
 const LABEL: &str = "mortar";
 
-/// Every loop device that is bound to a file, ours or not.
-pub(crate) fn all(host: &dyn Host) -> Result<Vec<LoopDevice>> {
-    host.loop_devices().map_err(Error::host("list the loop devices"))
+/// Where sysfs keeps the block devices.
+const BLOCK: &str = "/sys/block";
+
+/// Every loop device that is bound to a file and tells which, ours or not.
+pub(crate) async fn all(host: &dyn Host) -> Result<Vec<LoopDevice>> {
+    host.loop_devices().await.map_err(machine("list the loop devices"))
+}
+
+/// Those that are bound to one file, by whomever. [`Error::TimedOut`] if that cannot be known.
+async fn bound_to(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Vec<LoopDevice>> {
+    let all = all(host).await?;
+    match silent(host, &all, locator).map_err(machine("list the loop devices"))? {
+        Some(node) if !all.iter().any(|device| proved(device) == *identity) => Err(Error::TimedOut {
+            waiting_for: format!("{}, which does not tell whether it is bound to {locator}", node.display()),
+        }),
+        _ => Ok(all.into_iter().filter(|device| proved(device) == *identity).collect()),
+    }
+}
+
+/// A loop device that does not answer, as the server with its file is gone, and whose file has the name that we look for.
+/// It must not be taken for absent; those with other names are not our concern.
+fn silent(host: &dyn Host, told: &[LoopDevice], locator: &Locator) -> host::Result<Option<PathBuf>> {
+    let Locator::File(file) = locator else { return Ok(None) };
+    for name in host.list(Path::new(BLOCK))?.into_iter().filter(|name| name.starts_with("loop")) {
+        if let Some(bound) = host.read(&backing_file(&name))?
+            && Path::new(bound.strip_suffix(" (deleted)").unwrap_or(&bound)).file_name() == file.path().file_name()
+            && !told.iter().any(|device| device.name == name)
+        {
+            return Ok(Some(Path::new("/dev").join(name)));
+        }
+    }
+    Ok(None)
 }
 
 /// Those that we bound to one file.
-pub(crate) fn ours(host: &dyn Host, identity: &Identity) -> Result<Vec<LoopDevice>> {
-    Ok(all(host)?.into_iter().filter(|device| proved(device) == *identity && device.label == LABEL).collect())
+pub(crate) async fn ours(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Vec<LoopDevice>> {
+    Ok(bound_to(host, locator, identity).await?.into_iter().filter(|device| device.label == LABEL).collect())
 }
 
 /// The loop device of ours that an attach may go on with: left by a crash. [`Error::InUse`] if the file is bound by
-/// somebody else, or by us under another of its names: that is another attachment, which would lose its device with ours.
-pub(crate) fn reusable(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Option<LoopDevice>> {
+/// somebody else, or by a device that is on its way out, or by us under another of its names: that is another attachment,
+/// which would lose its device with ours.
+pub(crate) async fn reusable(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Option<LoopDevice>> {
     let in_use = |by: String| Error::InUse { what: locator.to_string(), by: vec![by] };
-    let named = host.resolve(volume::file(locator)?.path()).map_err(Error::host(format!("look at {locator}")))?;
+    let named = host.resolve(volume::file(locator)?.path()).map_err(machine(format!("look at {locator}")))?;
     let mut reusable = None;
-    for device in all(host)?.into_iter().filter(|device| proved(device) == *identity) {
+    for device in bound_to(host, locator, identity).await? {
         let node = node(&device);
         if device.label != LABEL {
             return Err(in_use(format!("bound to {0} by someone else; `losetup -d {0}` frees it", node.display())));
+        }
+        if device.autoclear {
+            let node = node.display();
+            return Err(in_use(format!("detached from {node}, which goes when its last user closes it")));
         }
         if named.as_ref() != Some(&device.file) {
             return Err(in_use(format!("attached at {} as file:{}", node.display(), device.file.display())));
@@ -59,7 +96,7 @@ pub(crate) fn check_mode(host: &dyn Host, spec: &Spec, bound: &LoopDevice) -> Re
 
 /// The device as the kernel lists it; `None` if it has no size, as one that is not bound.
 pub(crate) fn device(host: &dyn Host, bound: &LoopDevice) -> Result<Option<Device>> {
-    look(host, bound).map_err(Error::host(format!("read the state of {}", bound.name)))
+    look(host, bound).map_err(machine(format!("read the state of {}", bound.name)))
 }
 
 fn look(host: &dyn Host, bound: &LoopDevice) -> host::Result<Option<Device>> {
@@ -78,7 +115,7 @@ fn look(host: &dyn Host, bound: &LoopDevice) -> host::Result<Option<Device>> {
 /// The device, as soon as the kernel shows its size.
 pub(crate) async fn wait_for_device(host: &dyn Host, bound: &LoopDevice, deadline: Instant) -> Result<Device> {
     let seen = wait_for(host, deadline, || look(host, bound)).await;
-    let seen = seen.map_err(Error::host(format!("wait for {}", bound.name)))?;
+    let seen = seen.map_err(machine(format!("wait for {}", bound.name)))?;
     seen.ok_or_else(|| Error::TimedOut { waiting_for: format!("the size of {}", node(bound).display()) })
 }
 
@@ -92,13 +129,17 @@ pub(crate) async fn bind(host: &dyn Host, spec: &Spec, identity: &Identity, dead
     if proved.is_err()
         && let Err(left) = host.loop_detach(&node).await
     {
-        tracing::warn!("{} is left: {}", node.display(), Error::host("unbind it")(left).chain());
+        tracing::warn!("{} is left: {}", node.display(), machine("unbind it")(left).chain());
     }
     proved
 }
 
 async fn prove(host: &dyn Host, node: &Path, spec: &Spec, identity: &Identity, deadline: Instant) -> Result<Device> {
-    let bound = all(host)?.into_iter().find(|device| self::node(device) == node);
+    let all = all(host).await?;
+    if silent(host, &all, &spec.locator).map_err(machine("list the loop devices"))?.as_deref() == Some(node) {
+        return Err(Error::TimedOut { waiting_for: format!("{}, which does not tell its file", node.display()) });
+    }
+    let bound = all.into_iter().find(|device| self::node(device) == node);
     let bound = bound.ok_or_else(|| Error::WrongState {
         what: format!("{} was unbound by someone else while it was attached; attach again", node.display()),
     })?;
@@ -111,12 +152,17 @@ async fn prove(host: &dyn Host, node: &Path, spec: &Spec, identity: &Identity, d
 /// Who uses a loop device, in words.
 pub(crate) async fn users(host: &dyn Host, bound: &LoopDevice) -> Result<Vec<String>> {
     let node = node(bound);
-    let users = host.users(&node).await.map_err(Error::host(format!("look for users of {}", node.display())))?;
+    let users = host.users(&node).await.map_err(machine(format!("look for users of {}", node.display())))?;
     Ok(users.iter().map(ToString::to_string).collect())
 }
 
-/// Flushes a loop device, unbinds it, and sees that it is gone; what is left of it otherwise.
-pub(crate) async fn unbind(host: &dyn Host, bound: &LoopDevice, deadline: Instant) -> Result<Option<Residual>> {
+/// Flushes a loop device (if asked to), unbinds it, and sees that it is gone; what is left of it otherwise.
+pub(crate) async fn unbind(
+    host: &dyn Host,
+    bound: &LoopDevice,
+    flush: bool,
+    deadline: Instant,
+) -> Result<Option<Residual>> {
     let node = node(bound);
     let what = node.display().to_string();
     // Held to the end, so that nobody mounts it in between. The kernel unbinds it when the last one lets go of it.
@@ -129,22 +175,30 @@ pub(crate) async fn unbind(host: &dyn Host, bound: &LoopDevice, deadline: Instan
             }
             return Err(Error::InUse { what, by });
         }
-        Err(error) => return Err(Error::host(format!("claim {what}"))(error)),
+        Err(error) => return Err(machine(format!("claim {what}"))(error)),
     };
     let left = deadline.saturating_duration_since(Instant::now());
-    if let Err(error) = host.flush(&node, left).await {
-        return Err(Error::Flush { what, source: Box::new(error) });
+    if flush && let Err(error) = host.flush(&node, left).await {
+        return Err(match error {
+            // It may still be going on.
+            host::Error::TimedOut { .. } => machine(format!("flush {what}"))(error),
+            error => Error::Flush { what, source: Box::new(error) },
+        });
     }
-    host.loop_detach(&node).await.map_err(Error::host(format!("unbind {what}")))?;
+    host.loop_detach(&node).await.map_err(machine(format!("unbind {what}")))?;
     drop(claim);
 
-    let gone = || {
-        let devices = host.loop_devices()?;
-        let same = |it: &LoopDevice| it.name == bound.name && proved(it) == proved(bound) && it.label == LABEL;
-        Ok((!devices.iter().any(same)).then_some(()))
+    // sysfs says that it may be gone: it has no file, or the file has another name. Then the device says whether it is.
+    let changed = || {
+        let shown = host.read(&backing_file(&bound.name))?;
+        Ok((shown.as_deref().map(Path::new) != Some(&bound.file)).then_some(()))
     };
-    let seen = wait_for(host, deadline, gone).await.map_err(Error::host(format!("wait until {what} is gone")))?;
-    if seen.is_some() {
+    wait_for(host, deadline, changed).await.map_err(machine(format!("wait until {what} is gone")))?;
+    let now = all(host).await?.into_iter().find(|device| device.name == bound.name);
+    let shown = host.read(&backing_file(&bound.name)).map_err(machine(format!("look whether {what} is gone")))?;
+    // One that is bound and does not answer is not known to be gone.
+    let same = now.is_none_or(|now| proved(&now) == proved(bound) && now.label == LABEL);
+    if shown.is_none() || !same {
         return Ok(None);
     }
     let by = users(host, bound).await?.join(", ");
@@ -159,7 +213,7 @@ pub(crate) async fn unbind(host: &dyn Host, bound: &LoopDevice, deadline: Instan
 pub(crate) async fn grow(host: &dyn Host, bound: &LoopDevice, locator: &Locator) -> Result<Device> {
     let gone = || Error::NotFound { what: format!("the device of {locator}") };
     let before = device(host, bound)?.ok_or_else(gone)?;
-    let stat = host.stat(&bound.file).map_err(Error::host(format!("look at {locator}")))?;
+    let stat = host.stat(&bound.file).map_err(machine(format!("look at {locator}")))?;
     let stat = stat.filter(|stat| Identity::File { device: stat.device, inode: stat.inode } == before.identity);
     let stat =
         stat.ok_or_else(|| Error::NotFound { what: format!("the file {} of {locator}", bound.file.display()) })?;
@@ -175,8 +229,18 @@ pub(crate) async fn grow(host: &dyn Host, bound: &LoopDevice, locator: &Locator)
             ),
         });
     }
+    if !now.size_bytes.is_multiple_of(u64::from(before.logical_block_size)) {
+        return Err(Error::WrongState {
+            what: format!(
+                "{locator} has {} bytes, which is no multiple of {block}, the block size of its device; `truncate -s \
+                 %{block}` rounds it up",
+                now.size_bytes,
+                block = before.logical_block_size
+            ),
+        });
+    }
     if now.size_bytes > before.size_bytes {
-        host.loop_resize(&before.path).await.map_err(Error::host(format!("resize {}", before.path.display())))?;
+        host.loop_resize(&before.path).await.map_err(machine(format!("resize {}", before.path.display())))?;
     }
     device(host, bound)?.ok_or_else(gone)
 }
@@ -184,6 +248,11 @@ pub(crate) async fn grow(host: &dyn Host, bound: &LoopDevice, locator: &Locator)
 /// The file below a loop device, as the kernel tells it.
 pub(crate) fn proved(device: &LoopDevice) -> Identity {
     Identity::File { device: device.file_device, inode: device.file_inode }
+}
+
+/// The path of the file below a loop device: the kernel's own memory, which never hangs.
+fn backing_file(name: &str) -> PathBuf {
+    Path::new(BLOCK).join(name).join("loop/backing_file")
 }
 
 pub(crate) fn node(device: &LoopDevice) -> PathBuf {

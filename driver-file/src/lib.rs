@@ -16,8 +16,9 @@ use driver::{
     Access, Adoption, Attached, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
     Readiness, Release, Result, Scope, Spec, Tool, Volume,
 };
-use host::Host;
+use host::{Host, LoopDevice};
 use listing::Listing;
+use refusal::machine;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -48,8 +49,18 @@ impl FileDriver {
         Self { host, config }
     }
 
-    fn listing(&self) -> Result<Listing<'_>> {
-        Listing::new(self.host.as_ref(), &self.config.template)
+    async fn listing(&self) -> Result<Listing<'_>> {
+        Listing::new(self.host.as_ref(), &self.config.template).await
+    }
+
+    /// The loop devices of an attachment.
+    async fn bound(&self, at: &Attached) -> Result<Vec<LoopDevice>> {
+        binding::ours(self.host.as_ref(), &at.spec.locator, identity(at)?).await
+    }
+
+    /// The loop device of an attachment, unless it is on its way out: then it is nobody's any more.
+    async fn staying(&self, at: &Attached) -> Result<Option<LoopDevice>> {
+        Ok(self.bound(at).await?.into_iter().find(|bound| !bound.autoclear))
     }
 }
 
@@ -64,7 +75,7 @@ impl Driver for FileDriver {
         let problem = match self.host.stat(control) {
             Ok(Some(_)) => None,
             Ok(None) => Some("loop devices are missing: modprobe loop".to_owned()),
-            Err(error) => Some(Error::host("look for loop devices")(error).chain()),
+            Err(error) => Some(machine("look for loop devices")(error).chain()),
         };
         let version = self.host.facts().map(|facts| facts.kernel).unwrap_or_default();
         let tools = match problem {
@@ -76,7 +87,7 @@ impl Driver for FileDriver {
 
     async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
         let found = volume::attachable(self.host.as_ref(), &spec.locator)?;
-        if let Some(bound) = binding::reusable(self.host.as_ref(), &spec.locator, &found.identity)? {
+        if let Some(bound) = binding::reusable(self.host.as_ref(), &spec.locator, &found.identity).await? {
             binding::check_mode(self.host.as_ref(), spec, &bound)?;
         }
         Ok(Footprint::File { identity: found.identity })
@@ -87,7 +98,7 @@ impl Driver for FileDriver {
         let identity = noted(footprint)?;
         let found = volume::attachable(host, &spec.locator)?;
         volume::same(&spec.locator, identity, &found.identity)?;
-        if let Some(bound) = binding::reusable(host, &spec.locator, identity)? {
+        if let Some(bound) = binding::reusable(host, &spec.locator, identity).await? {
             binding::check_mode(host, spec, &bound)?;
             let device = binding::wait_for_device(host, &bound, deadline).await?;
             spec.check(&device)?;
@@ -97,8 +108,8 @@ impl Driver for FileDriver {
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {
-        match binding::ours(self.host.as_ref(), identity(at)?)?.first() {
-            Some(bound) => binding::device(self.host.as_ref(), bound),
+        match self.staying(at).await? {
+            Some(bound) => binding::device(self.host.as_ref(), &bound),
             None => Ok(None),
         }
     }
@@ -117,7 +128,7 @@ impl Driver for FileDriver {
 
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
         let mut users = Vec::new();
-        for bound in binding::ours(self.host.as_ref(), identity(at)?)? {
+        for bound in self.bound(at).await? {
             users.extend(binding::users(self.host.as_ref(), &bound).await?);
         }
         Ok(users)
@@ -125,26 +136,27 @@ impl Driver for FileDriver {
 
     async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
         let mut detached = Detached::default();
-        for bound in binding::ours(self.host.as_ref(), identity(at)?)? {
-            detached.residuals.extend(binding::unbind(self.host.as_ref(), &bound, deadline).await?);
+        // What was never handed out has nothing to flush that anybody wrote.
+        let flush = at.identity.is_some();
+        for bound in self.bound(at).await? {
+            detached.residuals.extend(binding::unbind(self.host.as_ref(), &bound, flush, deadline).await?);
         }
         Ok(detached)
     }
 
     async fn extend(&self, at: &Attached, _: Instant) -> Result<Device> {
-        let host = self.host.as_ref();
-        let bound = binding::ours(host, identity(at)?)?.into_iter().next();
+        let bound = self.staying(at).await?;
         let bound = bound.ok_or_else(|| Error::NotFound { what: format!("the device of {}", at.spec.locator) })?;
-        binding::grow(host, &bound, &at.spec.locator).await
+        binding::grow(self.host.as_ref(), &bound, &at.spec.locator).await
     }
 
     async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>> {
-        self.listing()?.candidates(directory(scope)?).await
+        self.listing().await?.candidates(directory(scope)?).await
     }
 
     async fn inspect(&self, locator: &Locator) -> Result<Candidate> {
         let found = volume::present(self.host.as_ref(), locator)?;
-        self.listing()?.candidate(volume::file(locator)?, found).await
+        self.listing().await?.candidate(volume::file(locator)?, found).await
     }
 
     async fn manage(&self, adoption: &Adoption) -> Result<Volume> {
@@ -157,11 +169,11 @@ impl Driver for FileDriver {
 
     async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
         match scope {
-            Some(scope) => listing::volumes(self.host.as_ref(), directory(scope)?),
+            Some(scope) => listing::volumes(self.host.as_ref(), directory(scope)?).await,
             None => {
                 let mut volumes = Vec::new();
                 for directory in &self.config.directories {
-                    match listing::volumes(self.host.as_ref(), directory) {
+                    match listing::volumes(self.host.as_ref(), directory).await {
                         Ok(found) => volumes.extend(found),
                         // It need not be there before something is put into it.
                         Err(Error::NotFound { .. }) => {}

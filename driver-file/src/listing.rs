@@ -1,6 +1,6 @@
 //! What is in a directory: volumes that are managed, files that could be, and why others could not.
 
-use crate::{binding, provenance, volume};
+use crate::{binding, provenance, refusal::machine, volume};
 use driver::{Candidate, Error, Locator, NameTemplate, RawFile, Refusal, Result, Volume};
 use host::{Host, LoopDevice};
 use std::path::Path;
@@ -14,8 +14,8 @@ pub(crate) struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    pub(crate) fn new(host: &'a dyn Host, template: &'a NameTemplate) -> Result<Self> {
-        Ok(Self { host, template, bound: binding::all(host)? })
+    pub(crate) async fn new(host: &'a dyn Host, template: &'a NameTemplate) -> Result<Self> {
+        Ok(Self { host, template, bound: binding::all(host).await? })
     }
 
     /// Every regular file of a directory.
@@ -32,7 +32,7 @@ impl<'a> Listing<'a> {
 
     /// One file.
     pub(crate) async fn candidate(&self, file: &RawFile, found: Found) -> Result<Candidate> {
-        let (managed, refusal) = match managed(self.host, file, &found) {
+        let (managed, refusal) = match managed(self.host, file, &found).await {
             Ok(Some(volume)) => {
                 let why = format!("managed as {}", volume.id);
                 (Some(volume), Some(Refusal::Managed(why)))
@@ -64,10 +64,10 @@ impl<'a> Listing<'a> {
 }
 
 /// The managed volumes of a directory.
-pub(crate) fn volumes(host: &dyn Host, directory: &Path) -> Result<Vec<Volume>> {
+pub(crate) async fn volumes(host: &dyn Host, directory: &Path) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
     for (file, found) in files(host, directory)? {
-        match managed(host, &file, &found) {
+        match managed(host, &file, &found).await {
             Ok(volume) => volumes.extend(volume),
             Err(Error::WrongState { what }) => tracing::warn!("{} is passed over: {what}", file.path().display()),
             Err(error) => unless_gone(host, file, error)?,
@@ -85,8 +85,8 @@ fn unless_gone(host: &dyn Host, file: RawFile, error: Error) -> Result<()> {
 }
 
 /// The volume that a file tells to be; `None` if it is not managed.
-fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Option<Volume>> {
-    Ok(provenance::read(host, file)?.map(|provenance| Volume {
+async fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Option<Volume>> {
+    Ok(provenance::read(host, file).await?.map(|provenance| Volume {
         origin: provenance.way_back(file),
         id: provenance.id,
         name: provenance.name,
@@ -100,16 +100,16 @@ fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Option<Volu
 /// them; one whose name cannot stand in a locator could not be named to us.
 fn files(host: &dyn Host, directory: &Path) -> Result<Vec<(RawFile, Found)>> {
     let doing = || format!("list {}", directory.display());
-    let place = host.resolve(directory).map_err(Error::host(doing()))?;
+    let place = host.resolve(directory).map_err(machine(doing()))?;
     let place = place.ok_or_else(|| Error::NotFound { what: format!("the directory {}", directory.display()) })?;
-    if !host.stat(&place).map_err(Error::host(doing()))?.is_some_and(|stat| stat.is_directory) {
+    if !host.stat(&place).map_err(machine(doing()))?.is_some_and(|stat| stat.is_directory) {
         return Err(Error::invalid("scope", format!("{} is not a directory", directory.display())));
     }
     let mut files = Vec::new();
-    for name in host.list(directory).map_err(Error::host(doing()))? {
+    for name in host.list(directory).map_err(machine(doing()))? {
         let path = directory.join(&name);
         let Some(Ok(file)) = path.to_str().map(RawFile::new) else { continue };
-        let stat = host.stat(&path).map_err(Error::host(doing()))?;
+        let stat = host.stat(&path).map_err(machine(doing()))?;
         if !name.starts_with('.')
             && stat.is_some_and(|stat| stat.is_file)
             && let Some(found) = volume::look(host, &Locator::File(file.clone()))?

@@ -2,7 +2,7 @@
 //!
 //! The id is written last and removed first: a file that has it has the others.
 
-use crate::refusal;
+use crate::refusal::{self, machine};
 use driver::{Error, Locator, RawFile, Result, VolumeId, VolumeName};
 use host::Host;
 use std::{collections::BTreeMap, io::ErrorKind};
@@ -21,8 +21,8 @@ pub(crate) struct Provenance {
 }
 
 /// What a file tells; `None` if it is not managed.
-pub(crate) fn read(host: &dyn Host, file: &RawFile) -> Result<Option<Provenance>> {
-    let attributes = attributes(host, file)?;
+pub(crate) async fn read(host: &dyn Host, file: &RawFile) -> Result<Option<Provenance>> {
+    let attributes = attributes(host, file).await?;
     let Some(id) = attributes.get(ID) else { return Ok(None) };
     let text = |name: &str| attributes.get(name).map(String::as_str).unwrap_or_default();
     let parsed = || Ok(Provenance { id: id.parse()?, name: text(NAME).parse()?, origin: RawFile::new(text(ORIGIN))? });
@@ -45,7 +45,7 @@ pub(crate) async fn write(host: &dyn Host, file: &RawFile, provenance: &Provenan
 
 /// Forgets it. A file that tells nothing is left as it is.
 pub(crate) async fn remove(host: &dyn Host, file: &RawFile) -> Result<()> {
-    let there = attributes(host, file)?;
+    let there = attributes(host, file).await?;
     let there: Vec<_> = [ID, NAME, ORIGIN].into_iter().filter(|name| there.contains_key(*name)).collect();
     if there.is_empty() {
         return Ok(());
@@ -56,10 +56,10 @@ pub(crate) async fn remove(host: &dyn Host, file: &RawFile) -> Result<()> {
 }
 
 /// None where the file system has none.
-fn attributes(host: &dyn Host, file: &RawFile) -> Result<BTreeMap<String, String>> {
-    match host.attributes(file.path(), PREFIX) {
+async fn attributes(host: &dyn Host, file: &RawFile) -> Result<BTreeMap<String, String>> {
+    match host.attributes(file.path(), PREFIX).await {
         Err(host::Error::Io { source, .. }) if source.kind() == ErrorKind::Unsupported => Ok(BTreeMap::new()),
-        other => other.map_err(Error::host(format!("read the attributes of {}", file.path().display()))),
+        other => other.map_err(machine(format!("read the attributes of {}", file.path().display()))),
     }
 }
 

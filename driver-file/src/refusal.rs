@@ -3,7 +3,16 @@
 use driver::{Error, Locator};
 use std::io::ErrorKind;
 
-/// For `map_err`: the machine failed while we were `doing` something to a file.
+/// For `map_err`: the machine failed, or was too slow, while we were `doing` something.
+pub(crate) fn machine(doing: impl Into<String>) -> impl FnOnce(host::Error) -> Error {
+    let doing = doing.into();
+    move |error| match error {
+        host::Error::TimedOut { what, .. } => Error::TimedOut { waiting_for: format!("{what} (to {doing})") },
+        error => Error::host(doing)(error),
+    }
+}
+
+/// As [`machine`], where it is a file that we were `doing` something to.
 pub(crate) fn of(locator: &Locator, doing: impl Into<String>) -> impl FnOnce(host::Error) -> Error {
     let (file, doing) = (locator.to_string(), doing.into());
     move |error| {
@@ -28,10 +37,10 @@ pub(crate) fn of(locator: &Locator, doing: impl Into<String>) -> impl FnOnce(hos
                 ),
             },
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                Error::Full { what: format!("the file system of {file}"), why: Error::host(doing)(error).chain() }
+                Error::Full { what: format!("the file system of {file}"), why: machine(doing)(error).chain() }
             }
             ErrorKind::NotFound => Error::NotFound { what: file },
-            _ => Error::host(doing)(error),
+            _ => machine(doing)(error),
         }
     }
 }

@@ -189,8 +189,9 @@ mod attaching {
             let at = Attached { spec: spec(A), footprint: footprint.clone(), identity: None };
             machine.crash_after(n);
             let work = async {
-                old.attach(&spec(A), &footprint, &Access::default(), soon()).await.unwrap();
-                old.detach(&at, soon()).await.unwrap();
+                let device = old.attach(&spec(A), &footprint, &Access::default(), soon()).await.unwrap();
+                let handed_out = Attached { identity: Some(device.identity), ..at.clone() };
+                old.detach(&handed_out, soon()).await.unwrap();
             };
             tokio::select! { () = work => panic!("no crash after {n}"), () = machine.crashed() => {} }
             machine.restart();
@@ -248,6 +249,74 @@ mod detaching {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_flush_that_does_not_end_may_end_later() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let (at, _) = attach(&driver, &spec(A)).await.unwrap();
+        machine.fail_next("flush", host::Error::TimedOut { what: "flush".into(), after: Duration::from_secs(5) });
+        refused(driver.detach(&at, soon()).await, "TIMED_OUT", "/dev/loop0");
+        assert!(driver.find(&at).await.unwrap().is_some());
+        machine.fail_next("users", host::Error::TimedOut { what: "search".into(), after: Duration::from_secs(5) });
+        refused(driver.users(&at).await, "TIMED_OUT", "/dev/loop0");
+    }
+
+    #[tokio::test]
+    async fn what_was_never_handed_out_is_not_flushed() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let before = machine.snapshot();
+        let (at, _) = attach(&driver, &spec(A)).await.unwrap();
+        let at = Attached { identity: None, ..at };
+        machine.fail_next("flush", host::Error::Unreachable { why: "input/output error".into() });
+        assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+        assert_eq!(machine.snapshot(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_leaves_is_offered_to_nobody() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let (at, _) = attach(&driver, &spec(A)).await.unwrap();
+        machine.open("loop0", 4711, "dd");
+        assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals.len(), 1);
+        assert_eq!(driver.find(&at).await.unwrap(), None);
+        assert_eq!(driver.prove(&at).await.unwrap(), None);
+        assert_eq!(driver.users(&at).await.unwrap(), ["open by dd (pid 4711)"]);
+        refused(driver.extend(&at, soon()).await, "NOT_FOUND", A);
+        refused(driver.prepare(&spec(A)).await, "IN_USE", "goes when its last user closes it");
+        let attached = driver.attach(&spec(A), &at.footprint, &Access::default(), soon()).await;
+        refused(attached, "IN_USE", "/dev/loop0");
+        machine.release("loop0");
+        assert!(attach(&driver, &spec(A)).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_device_that_does_not_answer_is_not_gone_and_holds_up_no_other() {
+        let machine = machine();
+        let driver = driver(&machine);
+        machine.put_raw("/srv/volumes/b.raw", 4096);
+        let (at, _) = attach(&driver, &spec(A)).await.unwrap();
+        machine.silence_loop("loop0", true);
+        let (other, _) = attach(&driver, &spec("file:/srv/volumes/b.raw")).await.unwrap();
+        assert_eq!(driver.detach(&other, soon()).await.unwrap(), Detached::default());
+        refused(driver.find(&at).await, "TIMED_OUT", "/dev/loop0");
+        refused(driver.detach(&at, soon()).await, "TIMED_OUT", "/dev/loop0");
+        refused(driver.prepare(&spec(A)).await, "TIMED_OUT", "/dev/loop0");
+        machine.silence_loop("loop0", false);
+        assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_falls_silent_while_it_is_unbound_is_a_residual() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let (at, _) = attach(&driver, &spec(A)).await.unwrap();
+        machine.open("loop0", 4711, "dd");
+        machine.before_next("loop_detach", |machine| machine.silence_loop("loop0", true));
+        assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_stays_is_a_residual_until_its_last_user_leaves() {
         let machine = machine();
         let driver = driver(&machine);
@@ -282,6 +351,9 @@ mod extending {
         refused(driver.extend(&at, soon()).await, "WRONG_STATE", "truncate -s %512");
         machine.truncate("/srv/volumes/a.raw", 1 << 20);
         refused(driver.extend(&at, soon()).await, "WRONG_STATE", "truncate -s 2097152");
+        machine.put_file("/sys/block/loop0/queue/logical_block_size", "4096\n");
+        machine.truncate("/srv/volumes/a.raw", (2 << 20) + 512);
+        refused(driver.extend(&at, soon()).await, "WRONG_STATE", "truncate -s %4096");
         driver.detach(&at, soon()).await.unwrap();
         refused(driver.extend(&at, soon()).await, "NOT_FOUND", A);
     }
@@ -528,7 +600,7 @@ mod refusing {
         assert!(attach(&driver, &spec(A)).await.is_err());
         let (_, device) = attach(&driver, &spec(A)).await.unwrap();
         assert_eq!(device.path, Path::new("/dev/loop0"));
-        assert_eq!(machine.loop_devices().unwrap().len(), 1);
+        assert_eq!(machine.loop_devices().await.unwrap().len(), 1);
     }
 }
 
@@ -576,6 +648,23 @@ mod listing {
         assert_eq!(candidates[0].size_bytes, 1 << 20);
         assert_eq!(driver.volumes(None).await.unwrap(), []);
         assert_eq!(machine.processes(), 0);
+    }
+
+    #[tokio::test]
+    async fn copies_that_carry_the_same_id_are_all_listed() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let volume = driver.manage(&managing::adoption(&driver).await).await.unwrap();
+        // As `cp -a` does.
+        machine.put_raw("/srv/volumes/copy", 1 << 20);
+        let attributes = machine.attributes(volume::file(&volume.locator).unwrap().path(), "").await.unwrap();
+        for (name, value) in &attributes {
+            machine.set_attributes(Path::new("/srv/volumes/copy"), &[(name, Some(value))]).await.unwrap();
+        }
+        let [copy, original] = driver.volumes(None).await.unwrap().try_into().unwrap();
+        assert_eq!((copy.id, copy.locator), (volume.id, locator("file:/srv/volumes/copy")));
+        assert_eq!(original, volume);
+        assert_eq!(driver.manageable(&scope()).await.unwrap().len(), 2);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! A volume as a file: what makes a regular file one, and whether it is the one that was meant.
 
+use crate::refusal::machine;
 use driver::{Error, Identity, Locator, RawFile, Result};
 use host::Host;
 
@@ -37,7 +38,7 @@ pub(crate) fn file(locator: &Locator) -> Result<&RawFile> {
 /// What a locator leads to; `None` if nothing is there.
 pub(crate) fn look(host: &dyn Host, locator: &Locator) -> Result<Option<Found>> {
     let path = file(locator)?.path();
-    let stat = host.stat(path).map_err(Error::host(format!("look at {locator}")))?;
+    let stat = host.stat(path).map_err(machine(format!("look at {locator}")))?;
     let Some(stat) = stat else { return Ok(None) };
     if !stat.is_file {
         let kind = if stat.is_directory { "a directory" } else { "a link or a device node" };

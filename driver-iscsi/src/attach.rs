@@ -15,8 +15,14 @@ use host::{BlockDevice, Output, wait_for};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long one login is tried. A target that is well answers in a tenth of a second.
-const LOGIN: Duration = Duration::from_secs(8);
+/// How long the daemon tries one login, at least and at most. A target that is well answers in a tenth of a second.
+const LOGIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+
+/// How much longer than that the login's process may take: it waits for the daemon's answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What has to be left of a caller's time for a login to be worth a try.
+const WORTH_A_TRY: Duration = Duration::from_secs(1);
 
 /// How long the undo of an attach that failed may take. The attach's own time may be over by then.
 const UNDO: Duration = Duration::from_secs(30);
@@ -151,22 +157,39 @@ impl IscsiDriver {
             .ok_or_else(|| Error::Unreachable { what: place.target(), why: "its session did not come up".into() })
     }
 
+    /// It is the daemon that logs in, and it goes on though nobody waits for it any more. So whatever the caller's deadline,
+    /// this ends with the login: else an undo would look for a session that is yet to come, and the session would be nobody's.
     async fn login(&self, place: &Place, credentials: Option<&Credentials>, deadline: Instant) -> Result<()> {
         let ran = {
             let _visit = self.database.visit(self.host()).await?;
-            self.login_by_record(place, credentials, deadline).await?
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left < WORTH_A_TRY {
+                return Err(Error::TimedOut {
+                    waiting_for: format!(
+                        "the login to {}: it was not begun, as the time was nearly over",
+                        place.target()
+                    ),
+                });
+            }
+            self.login_by_record(place, credentials, left.clamp(LOGIN.0, LOGIN.1)).await?
         };
         self.database.tidy(self.host()).await;
+        // A scan that nobody waits for would go on as well.
+        let in_time = || match Instant::now() < deadline {
+            true => Ok(()),
+            false => Err(Error::TimedOut { waiting_for: format!("the login to {}", place.target()) }),
+        };
         let output = match ran {
             Ok(output) => output,
-            Err(host::Error::TimedOut { .. }) if self.has_session(place)? => return Ok(()),
+            Err(host::Error::TimedOut { .. }) if self.has_session(place)? => return in_time(),
             Err(error) => return Err(machine(format!("log in to {}", place.target()))(error)),
         };
         match iscsiadm::classify(Verb::Login, place, &output) {
             // Something in the data base that has nothing to do with us; the login was done all the same.
-            Err(_) if output.code == iscsiadm::DATABASE && self.has_session(place)? => Ok(()),
-            result => result,
+            Err(_) if output.code == iscsiadm::DATABASE && self.has_session(place)? => {}
+            result => result?,
         }
+        in_time()
     }
 
     fn has_session(&self, place: &Place) -> Result<bool> {
@@ -179,14 +202,14 @@ impl IscsiDriver {
         &self,
         place: &Place,
         credentials: Option<&Credentials>,
-        deadline: Instant,
+        tried: Duration,
     ) -> Result<host::Result<Output>> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let text = record::render(place, credentials, left.min(LOGIN).as_secs().max(2));
+        let text = record::render(place, credentials, tried.as_secs());
         let path = self.database.record(place);
         let doing = || format!("write the node record {}", path.display());
         self.host().replace(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
-        let ran = self.host().run(iscsiadm::login(place, left)).await;
+        drop(text);
+        let ran = self.host().run(iscsiadm::login(place, tried + ANSWER)).await;
         if let Err(error) = self.database.clear(self.host(), place).await {
             // Nobody may read it but root; the detach removes it.
             tracing::warn!(%error, path = %path.display(), "cannot remove the node record");
@@ -195,21 +218,31 @@ impl IscsiDriver {
     }
 
     /// A unit stands where the new one should. If it is what the kernel thinks, its size is learned anew; if the target has
-    /// mapped another volume there since, or it does not answer, it is taken away.
+    /// mapped another volume there since, it is taken away. One that does not answer is taken away too if it is ours; what is
+    /// somebody else's may just be cut off for a while, and stays.
     async fn refresh(&self, place: &Place, session: &Session, unit: &Unit, deadline: Instant) -> Result<()> {
         let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
         let Some(disk) = disk.filter(|disk| self.host().stat(&disk.node()).ok().flatten().is_some()) else {
             return Ok(());
         };
         let node = disk.node();
+        if !session.ours && !session.is_up() {
+            let why = format!("it was here before, and its session is {}", session.state());
+            return Err(Error::Unreachable { what: format!("{} ({place})", node.display()), why });
+        }
         let cached = unit.cached_name(self.host()).map_err(machine("read the unit's name"))?;
         let stale = match proof::ask(self.host(), &node).await {
             Ok(answer) => match cached {
-                Some(cached) if !answer.goes_by(&cached) => format!("it was {cached} and is now {}", answer.wwn),
+                Some(cached) if answer.disowns(&cached) => format!("it was {cached} and is now {}", answer.wwn),
+                // Not the name that the kernel learned, and none of that sort that would be another: in doubt.
+                Some(cached) if !answer.goes_by(&cached) && session.ours => {
+                    format!("it was {cached} and has no such name now")
+                }
                 _ if session.ours => return self.rescan(place, unit, deadline).await,
                 _ => return Ok(()),
             },
-            Err(error) => error.chain(),
+            Err(error) if session.ours => error.chain(),
+            Err(error) => return Err(error),
         };
         let what = format!("{}, which stands at {place} but is stale ({stale}),", node.display());
         let claim = self.claim(&node, &what).await?;
@@ -261,7 +294,13 @@ impl IscsiDriver {
     }
 
     /// Makes the device refuse writes if that was asked for.
-    async fn protect(&self, place: &Place, spec: &Spec, session: &Session, mut device: Device) -> Result<Device> {
+    pub(crate) async fn protect(
+        &self,
+        place: &Place,
+        spec: &Spec,
+        session: &Session,
+        mut device: Device,
+    ) -> Result<Device> {
         if !spec.read_only || device.read_only {
             return Ok(device);
         }

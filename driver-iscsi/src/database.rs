@@ -65,13 +65,11 @@ impl Database {
         record::path(&self.nodes, place)
     }
 
-    /// Removes our record, if it is there.
+    /// Removes our record, if it is there, and what a crash may have left of one that was being written.
     pub(crate) async fn clear(&self, host: &dyn Host, place: &Place) -> host::Result<()> {
         let _guard = self.visitors.read().await;
         let record = self.record(place);
-        if host.stat(&record)?.is_some() {
-            host.remove(&record).await?;
-        }
+        remove_whole(host, &record).await?;
         for directory in record.ancestors().skip(1).take_while(|directory| *directory != self.nodes) {
             if host.stat(directory)?.is_some() {
                 self.emptied.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.into());
@@ -95,9 +93,20 @@ impl Database {
         for directory in emptied.iter().rev() {
             host.remove(directory).await?;
         }
-        if host.stat(&self.interface)?.is_some() && !session::any_ours(host)? {
-            host.remove(&self.interface).await?;
+        if !session::any_ours(host)? {
+            remove_whole(host, &self.interface).await?;
         }
         Ok(())
     }
+}
+
+/// Removes a file, and the one that [`Host::replace`] makes beside it and that a crash may leave: a record's holds the
+/// password as well, and to `iscsiadm` it is one more record.
+async fn remove_whole(host: &dyn Host, file: &Path) -> host::Result<()> {
+    for file in [file.with_file_name(format!(".{INTERFACE}.new")), file.to_owned()] {
+        if host.stat(&file)?.is_some() {
+            host.remove(&file).await?;
+        }
+    }
+    Ok(())
 }

@@ -18,6 +18,10 @@ use host::{BlockDevice, Claim, wait_for};
 use std::{path::Path, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
+/// How long a logout is waited for at least, whatever the caller's deadline: it goes on though nobody waits for it, and must
+/// not end a session that the next one has found. To a target that is cut off it takes ten seconds.
+const LOGOUT: Duration = Duration::from_secs(20);
+
 /// How long we wait before a logout is tried again, and how often it is tried.
 const DAEMON_STARTS: (Duration, u32) = (Duration::from_secs(1), 5);
 
@@ -57,7 +61,10 @@ impl IscsiDriver {
         let mut claim = None;
         if let Some(node) = &node {
             claim = self.claim(node, &node.display().to_string()).await?;
-            self.settle(unit, node, identity, deadline).await?;
+            // Without an identity it was never handed out, so nobody has written to it.
+            if let Some(identity) = identity {
+                self.settle(unit, node, identity, deadline).await?;
+            }
         }
         let gone = self.delete(unit, disk.as_ref(), deadline).await;
         drop(claim);
@@ -91,11 +98,11 @@ impl IscsiDriver {
 
     /// Writes what the kernel has cached; unless the device has become another volume, which it must never reach. (The
     /// last one who closed it wrote what he could, so this only makes sure of it.)
-    async fn settle(&self, unit: &Unit, node: &Path, identity: Option<&Identity>, deadline: Instant) -> Result<()> {
+    async fn settle(&self, unit: &Unit, node: &Path, identity: &Identity, deadline: Instant) -> Result<()> {
         let cached = unit.cached_name(self.host()).map_err(machine("read the unit's name"))?;
         if let Ok(answer) = proof::ask(self.host(), node).await {
             let as_before = match identity {
-                Some(Identity::Scsi { wwn }) => *wwn == answer.wwn,
+                Identity::Scsi { wwn } => *wwn == answer.wwn,
                 _ => true,
             };
             if !as_before || cached.is_some_and(|cached| !answer.goes_by(&cached)) {
@@ -104,10 +111,15 @@ impl IscsiDriver {
             }
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        self.host()
-            .flush(node, left)
-            .await
-            .map_err(|source| Error::Flush { what: node.display().to_string(), source: Box::new(source) })
+        let what = node.display().to_string();
+        if left.is_zero() {
+            return Err(Error::TimedOut { waiting_for: format!("the flush of {what}: it was not begun in time") });
+        }
+        self.host().flush(node, left).await.map_err(|error| match error {
+            source @ host::Error::Io { .. } => Error::Flush { what, source: Box::new(source) },
+            // Too slow is not lost: what is cached still is.
+            other => machine(format!("flush {what}"))(other),
+        })
     }
 
     /// Takes a unit from the kernel and sees that it is gone, with its node. Otherwise says why it is still there.
@@ -170,7 +182,7 @@ impl IscsiDriver {
         let (pause, tries) = DAEMON_STARTS;
         for tries_left in (0..tries).rev() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let refused = match self.host().run(iscsiadm::logout(session, left)).await {
+            let refused = match self.host().run(iscsiadm::logout(session, left.max(LOGOUT))).await {
                 Ok(output) if iscsiadm::has_just_started(&output) => {
                     Some(iscsiadm::classify(Verb::Logout, place, &output))
                 }

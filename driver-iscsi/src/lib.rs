@@ -47,7 +47,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout_at},
+};
 use turns::Turns;
 
 /// Where open-iscsi keeps its files.
@@ -78,6 +81,8 @@ pub struct IscsiDriver {
     config: IscsiConfig,
     database: Database,
     turns: Turns,
+    /// What `iscsiadm` says of itself, asked once: each attach wants to know whether we are ready.
+    version: OnceCell<String>,
 }
 
 /// For `map_err`: the machine failed, or was too slow, while we were `doing` something.
@@ -93,7 +98,7 @@ impl IscsiDriver {
     /// A driver on this machine.
     pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
         let database = Database::new(&config.nodes, &config.interfaces);
-        Self { host, config, database, turns: Turns::default() }
+        Self { host, config, database, turns: Turns::default(), version: OnceCell::new() }
     }
 
     pub(crate) fn host(&self) -> &dyn Host {
@@ -144,8 +149,8 @@ impl IscsiDriver {
         }
     }
 
-    /// Holds what a device says now against what it proved when it was attached.
-    async fn proved(&self, place: &Place, at: &Attached, unit: &Unit, disk: BlockDevice) -> Result<Device> {
+    /// Holds what a device says now against what it proved when it was attached. `None` if it goes meanwhile.
+    async fn proved(&self, place: &Place, at: &Attached, unit: &Unit, disk: BlockDevice) -> Result<Option<Device>> {
         let found = Identity::Scsi { wwn: proof::ask(self.host(), &disk.node()).await?.wwn };
         if let Some(expected) = at.identity.as_ref().filter(|expected| **expected != found) {
             return Err(Error::Mismatch {
@@ -154,7 +159,11 @@ impl IscsiDriver {
                 found: found.to_string(),
             });
         }
-        self.device(place, unit, disk, found)
+        // It may have been made read-only, or writable, while it was asked.
+        match unit.disk(self.host()).map_err(machine("read the unit's device"))? {
+            Some(disk) => self.device(place, unit, disk, found).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What is missing on this host, in words.
@@ -179,9 +188,13 @@ impl IscsiDriver {
     async fn tools(&self) -> Vec<driver::Tool> {
         let mut tools = Vec::new();
         if let Some(path) = self.host().tool(Tool::Iscsiadm) {
-            let version = match self.host().run(Command::read(Tool::Iscsiadm, ["--version"])).await {
-                Ok(output) => iscsiadm::version(&output).map_or_else(|| output.said(), str::to_owned),
-                Err(error) => error.to_string(),
+            let ask = || async {
+                let output = self.host().run(Command::read(Tool::Iscsiadm, ["--version"])).await?;
+                Ok(iscsiadm::version(&output).map_or_else(|| output.said(), str::to_owned))
+            };
+            let version = match self.version.get_or_try_init(ask).await {
+                Ok(version) => version.clone(),
+                Err(error) => host::Error::to_string(&error),
             };
             tools.push(driver::Tool { name: "iscsiadm".into(), path, version });
         }
@@ -238,7 +251,7 @@ impl Driver for IscsiDriver {
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
         let place = Place::of(&at.spec.locator)?;
         match self.locate_disk(&place, &at.footprint)? {
-            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await.map(Some),
+            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await,
             None => Ok(None),
         }
     }
@@ -265,8 +278,13 @@ impl Driver for IscsiDriver {
             return Err(Error::Unreachable { what: place.to_string(), why });
         }
         self.rescan(&place, &unit, deadline).await?;
-        match self.locate_disk(&place, &at.footprint)? {
-            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await,
+        let proved = match self.locate_disk(&place, &at.footprint)? {
+            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await?,
+            None => None,
+        };
+        match proved {
+            // Kernels before 5.11 forget on a rescan that a device was made read-only.
+            Some(device) => self.protect(&place, &at.spec, &session, device).await,
             None => Err(Error::NotFound { what: format!("a device of {place}") }),
         }
     }

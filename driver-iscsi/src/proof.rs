@@ -26,6 +26,12 @@ impl Answer {
         let designator = cached.strip_prefix("naa.").or_else(|| cached.strip_prefix("eui.")).and_then(bytes);
         designator.is_none_or(|name| self.page.windows(name.len()).any(|window| window == name))
     }
+
+    /// Whether the device has given its names, and the one that the kernel remembers is not among them: then it is another
+    /// volume for certain. One that gave only a serial number may have failed to give its names this once.
+    pub(crate) fn disowns(&self, cached: &str) -> bool {
+        !self.page.is_empty() && !self.goes_by(cached)
+    }
 }
 
 fn bytes(hex: &str) -> Option<Vec<u8>> {
@@ -44,10 +50,12 @@ pub(crate) async fn ask(host: &dyn Host, node: &Path) -> Result<Answer> {
         // It may not have this page; whether it is there at all, the next one tells.
         Err(_) => Vec::new(),
     };
+    stands(node, &page)?;
     if let Some(wwn) = Wwn::from_page_83(&page) {
         return Ok(Answer { wwn, page });
     }
     let serial = host.inquiry(node, 0x80, PATIENCE).await.map_err(silent)?;
+    stands(node, &serial)?;
     match Wwn::from_page_80(&serial) {
         Some(wwn) => Ok(Answer { wwn, page }),
         None => Err(Error::WrongState {
@@ -56,6 +64,18 @@ pub(crate) async fn ask(host: &dyn Host, node: &Path) -> Result<Answer> {
                  give its LUNs names",
                 node.display()
             ),
+        }),
+    }
+}
+
+/// Whether there is a unit at all: some targets answer for one that is not mapped (LIO does, for LUN 0), with a peripheral
+/// qualifier that says so (SPC-4 section 6.6.2). What such an answer names is the target.
+fn stands(node: &Path, page: &[u8]) -> Result<()> {
+    match page.first().map_or(0, |first| first >> 5) {
+        0 => Ok(()),
+        qualifier => Err(Error::Unreachable {
+            what: node.display().to_string(),
+            why: format!("the target maps nothing there now (peripheral qualifier {qualifier})"),
         }),
     }
 }
@@ -77,6 +97,16 @@ mod tests {
         \x02\x01\x00\x29LIO-ORG FILEIO:00000000000000000000000a1\x00";
 
     #[test]
+    fn what_answers_for_a_unit_that_is_not_mapped_is_none() {
+        // Captured from LIO (Linux 6.1): LUN 0, no longer mapped.
+        let page = b"?\x83\x00]\x02\x01\x00\tLIO-ORG \x00Q\x94\x00\x04\x00\x00\x00\x01";
+        assert!(Wwn::from_page_83(page).is_some());
+        assert!(stands(Path::new("/dev/sda"), page).is_err());
+        assert!(stands(Path::new("/dev/sda"), &LIO).is_ok());
+        assert!(stands(Path::new("/dev/sda"), &[]).is_ok());
+    }
+
+    #[test]
     fn a_name_that_the_kernel_remembers_is_held_against_the_device() {
         let answer = Answer { wwn: Wwn::from_page_83(&LIO).unwrap(), page: LIO.to_vec() };
         assert_eq!(answer.wwn.to_string(), "3600140500000000000000000000000a1");
@@ -84,5 +114,10 @@ mod tests {
         assert!(!answer.goes_by("naa.600140500000000000000000000000b2"));
         assert!(answer.goes_by("t10.ATA     whatever"));
         assert!(answer.goes_by("naa."));
+        assert!(answer.disowns("naa.600140500000000000000000000000b2"));
+        assert!(!answer.disowns("naa.600140500000000000000000000000a1"));
+        let nameless = Answer { page: Vec::new(), ..answer };
+        assert!(!nameless.goes_by("naa.600140500000000000000000000000b2"));
+        assert!(!nameless.disowns("naa.600140500000000000000000000000b2"));
     }
 }

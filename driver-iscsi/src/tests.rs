@@ -350,6 +350,77 @@ async fn nothing_is_flushed_to_another_volume() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_never_handed_out_is_not_flushed() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, &lun(0)).await.unwrap();
+    let at = Attached { identity: None, ..at };
+    assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+    assert!(!machine.effects().iter().any(|effect| effect.starts_with("flush")));
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_stale_device_is_never_handed_out() {
+    let machine = machine();
+    machine.operator_login(T1, PORTAL, "manual");
+    settle(&machine, "sdb").await;
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    machine.map_lun(T1, 0, LogicalUnit::disk(B, 3 * SIZE));
+    machine.mount("sda", "/mnt/a");
+    assert!(matches!(attach(&driver, &lun(0)).await, Err(Error::InUse { .. })));
+    machine.release("sda");
+    assert_eq!(machine.snapshot(), before);
+    // Nobody uses it, and it has proved to be another volume.
+    let (at, device) = attach(&driver, &lun(0)).await.unwrap();
+    assert_eq!(at.footprint, Footprint::Iscsi { device_was_here: true });
+    assert_eq!((device.identity, device.size_bytes), (wwn(B), 3 * SIZE));
+    assert_eq!(driver.detach(&at, soon()).await.unwrap().kept.len(), 1);
+    assert_eq!(processes(&machine, "--login"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_device_that_does_not_answer_is_left_alone() {
+    let machine = machine();
+    machine.operator_login(T1, PORTAL, "manual");
+    settle(&machine, "sdb").await;
+    let driver = driver(&machine);
+    let before = machine.snapshot();
+    let timed_out = || host::Error::TimedOut { what: "INQUIRY".into(), after: Duration::from_secs(5) };
+    let refused = || host::Error::Io {
+        doing: "ask the identity of",
+        path: "/dev/sda".into(),
+        source: std::io::Error::other("SCSI status 0x2, sense key 0x6, code 0x2900"),
+    };
+    // It is too slow.
+    machine.fail_next("inquiry /dev/sda 0x83", timed_out());
+    assert!(matches!(attach(&driver, &lun(0)).await, Err(Error::Unreachable { .. })));
+    // It refuses all.
+    machine.fail_next("inquiry /dev/sda 0x83", refused());
+    machine.fail_next("inquiry /dev/sda 0x80", refused());
+    assert!(matches!(attach(&driver, &lun(0)).await, Err(Error::Unreachable { .. })));
+    // It refuses to give its names this once; its serial number alone is no proof that it is another volume.
+    machine.fail_next("inquiry /dev/sda 0x83", refused());
+    assert_eq!(attach(&driver, &lun(0)).await.unwrap().1.identity, wwn(A));
+    // The target maps nothing there for a while.
+    machine.unmap_lun(T1, 0);
+    let unmapped = attach(&driver, &lun(0)).await.unwrap_err();
+    assert!(matches!(&unmapped, Error::Unreachable { why, .. } if why.contains("maps nothing")), "{unmapped}");
+    machine.map_lun(T1, 0, LogicalUnit::disk(A, SIZE));
+    // Its session has lost its connection.
+    machine.cut_target(T1, true);
+    let started = Instant::now();
+    let cut = attach(&driver, &lun(0)).await.unwrap_err();
+    assert!(matches!(&cut, Error::Unreachable { why, .. } if why.contains("FAILED")), "{cut}");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    machine.cut_target(T1, false);
+    assert_eq!(machine.effects(), Vec::<String>::new());
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_uses_it_keeps_it() {
     let machine = machine();
     let driver = driver(&machine);
@@ -371,12 +442,21 @@ async fn what_cannot_be_flushed_is_not_detached() {
     let driver = driver(&machine);
     let (at, _) = attach(&driver, &lun(0)).await.unwrap();
     let before = machine.snapshot();
-    let after = Duration::from_secs(20);
-    machine.cut_target(T1, true);
-    machine.fail_next("flush", host::Error::TimedOut { what: "flush of /dev/sda".into(), after });
+    let source = std::io::Error::other("input/output error");
+    machine.fail_next("flush", host::Error::Io { doing: "sync", path: "/dev/sda".into(), source });
     let error = driver.detach(&at, soon()).await.unwrap_err();
     assert!(matches!(error, Error::Flush { .. }), "{error}");
-    machine.cut_target(T1, false);
+    // Too slow is not lost.
+    let after = Duration::from_secs(20);
+    machine.fail_next("flush", host::Error::TimedOut { what: "flush of /dev/sda".into(), after });
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert_eq!(machine.snapshot(), before);
+    // Nor is what there was no time for.
+    let effects = machine.effects().len();
+    let error = driver.detach(&at, Instant::now()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert_eq!(machine.effects().len(), effects);
     assert_eq!(machine.snapshot(), before);
 }
 
@@ -407,14 +487,70 @@ async fn a_login_whose_end_nobody_saw() {
     let driver = driver(&machine);
     let after = Duration::from_secs(20);
     let before = machine.snapshot();
-    // It took all the time there was, and came through: it is taken back.
+    // It took longer than the caller had time, and came through: it is taken back.
     machine.lose_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
-    assert!(matches!(attach(&driver, &lun(0)).await, Err(Error::TimedOut { .. })));
+    let footprint = driver.prepare(&lun(0)).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let late = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
     assert_eq!(processes(&machine, "--logout"), 1);
+    assert_eq!(machine.snapshot(), before);
+    // There is time left: it is used.
+    machine.lose_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
+    let (at, _) = attach(&driver, &lun(0)).await.unwrap();
+    driver.detach(&at, soon()).await.unwrap();
     assert_eq!(machine.snapshot(), before);
     // It did not.
     machine.fail_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
     assert!(matches!(attach(&driver, &lun(0)).await, Err(Error::TimedOut { .. })));
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_ends_after_the_callers_deadline_is_waited_for() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let footprint = driver.prepare(&lun(0)).await.unwrap();
+    let after = Duration::from_secs(3);
+    machine.before_next("--login", move |machine| {
+        machine.login_ends_later(T1, PORTAL, "mortar", after + Duration::from_secs(1));
+    });
+    machine.fail_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
+    let deadline = Instant::now() + after;
+    let attached = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    assert!(matches!(attached, Err(Error::TimedOut { .. })), "{attached:?}");
+    let later = host::wait_for(&machine, Instant::now() + Duration::from_secs(60), || Ok(None::<()>)).await;
+    assert!(later.unwrap().is_none());
+    assert_eq!(processes(&machine, "--logout"), 1);
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_has_no_time_is_not_begun() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let footprint = driver.prepare(&lun(0)).await.unwrap();
+    let deadline = Instant::now() + Duration::from_millis(900);
+    let attached = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    assert!(matches!(attached, Err(Error::TimedOut { .. })), "{attached:?}");
+    assert_eq!(machine.processes(), 0);
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_ends_before_the_next_one_comes() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, &lun(0)).await.unwrap();
+    // It comes through long after the caller's deadline.
+    machine.lose_next("--logout", host::Error::TimedOut { what: "iscsiadm".into(), after: Duration::from_secs(1) });
+    let started = Instant::now();
+    let detached = driver.detach(&at, started + Duration::from_secs(1)).await.unwrap();
+    assert_eq!(detached, Detached::default());
+    assert!(started.elapsed() >= Duration::from_secs(20));
     assert_eq!(machine.snapshot(), before);
 }
 
@@ -458,6 +594,31 @@ async fn read_only() {
     assert_eq!(machine.read(Path::new("/sys/block/sda/ro")).unwrap().as_deref(), Some("1"));
     let (_, device) = attach(&driver, &lun(1)).await.unwrap();
     assert!(device.read_only);
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_only_as_it_is_now() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, &lun(0)).await.unwrap();
+    machine.before_next("inquiry", |machine| machine.put_file("/sys/block/sda/ro", "1\n"));
+    assert!(driver.prove(&at).await.unwrap().unwrap().read_only);
+    machine.before_next("inquiry", |machine| machine.put_file("/sys/block/sda/ro", "0\n"));
+    assert!(!driver.prove(&at).await.unwrap().unwrap().read_only);
+    // One that goes while it is asked is not there.
+    machine.before_next("inquiry", |machine| machine.remove_tree("/sys/class/scsi_device/0:0:0:0"));
+    assert_eq!(driver.prove(&at).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn read_only_again_after_the_kernel_has_forgotten_it() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, &Spec { read_only: true, ..lun(0) }).await.unwrap();
+    assert!(device.read_only);
+    machine.before_next("rescan", |machine| machine.put_file("/sys/block/sda/ro", "0\n"));
+    assert!(driver.extend(&at, soon()).await.unwrap().read_only);
+    assert_eq!(machine.read(Path::new("/sys/block/sda/ro")).unwrap().as_deref(), Some("1"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -555,6 +716,21 @@ async fn a_record_left_alone_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_a_crash_left_half_written_is_removed() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let spec = lun(0);
+    let place = crate::Place::of(&spec.locator).unwrap();
+    // As host/src/linux/files.rs names them.
+    let record = record::path(Path::new("/etc/iscsi/nodes"), &place);
+    machine.put_file(record.with_file_name(".mortar.new"), "node.session.auth.password = right-secret-1\n");
+    machine.put_file("/etc/iscsi/ifaces/.mortar.new", "");
+    let at = Attached { spec, footprint: Footprint::Iscsi { device_was_here: false }, identity: None };
+    assert_eq!(driver(&machine).detach(&at, soon()).await.unwrap(), Detached::default());
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn several_portals_are_refused() {
     let machine = machine();
     let two = spec(&format!("iscsi://{PORTAL},10.0.1.5/{T1}/0"));
@@ -568,6 +744,11 @@ async fn readiness() {
     let ready = driver.readiness().await;
     assert_eq!(ready.problem, None);
     assert_eq!((ready.tools[0].name.as_str(), ready.tools[0].version.as_str()), ("iscsiadm", "2.1.8"));
+    // Asked as often as one likes, the attach itself is one process.
+    driver.readiness().await;
+    attach(&driver, &lun(0)).await.unwrap();
+    assert_eq!(processes(&machine, "--version"), 1);
+    assert_eq!(machine.processes(), 2);
     machine.put_file("/etc/iscsi/initiatorname.iscsi", "# none\nInitiatorName=\n");
     assert!(driver.readiness().await.problem.unwrap().contains("iscsi-iname"));
     machine.remove_tool(host::Tool::Iscsiadm);

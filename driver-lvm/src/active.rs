@@ -1,7 +1,8 @@
 //! Which LVs are active, as the kernel tells it: `/sys/block/dm-*/dm/uuid` is `LVM-`, the VG's UUID and the LV's, and for
 //! the inner layers of an LV a suffix (lvm2 `lib/activate/dev_manager.c`, `build_dm_uuid`). No process, no device asked.
 
-use driver::{Device, DevicePath, Error, Identity, LogicalVolume, Result};
+use crate::failed;
+use driver::{Device, DevicePath, Identity, LogicalVolume, Result};
 use host::{Host, block_device};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ impl Active {
 
     /// What sysfs tells of the device; `None` if it has just gone.
     pub(crate) fn device(&self, host: &dyn Host) -> Result<Option<Device>> {
-        let looking = || Error::host(format!("look at {}", self.device));
+        let looking = || failed(format!("look at {}", self.device));
         let Some(block) = block_device(host, &self.device).map_err(looking())? else { return Ok(None) };
         let suspended = Path::new("/sys/block").join(&self.device).join("dm/suspended");
         let suspended = host.read(&suspended).map_err(looking())?.is_some_and(|text| text == "1");
@@ -45,7 +46,7 @@ impl Active {
 
 /// Every LV that is active, without its inner layers.
 pub(crate) fn list(host: &dyn Host) -> Result<Vec<Active>> {
-    read(host).map_err(Error::host("list the active LVs"))
+    read(host).map_err(failed("list the active LVs"))
 }
 
 /// The device of the LV with these UUIDs.
@@ -82,7 +83,7 @@ pub(crate) fn companions(host: &dyn Host, of: &Active) -> Result<Vec<Active>> {
         }
         Ok(())
     };
-    follow().map_err(Error::host(format!("look for the snapshots of {}", of.device)))?;
+    follow().map_err(failed(format!("look for the snapshots of {}", of.device)))?;
     let others = list(host)?.into_iter().filter(|other| other.device != of.device);
     Ok(others.filter(|other| names.contains(&other.device)).collect())
 }

@@ -1,8 +1,14 @@
 //! Attaching and detaching: one LV is activated, and what became of it is read from the kernel.
+//!
+//! Read-only is the device, not the LV: the kernel is told to refuse writes (BLKROSET). That works for every sort of LV,
+//! takes nothing from those that share its data, and stays whatever LVM does to the LV until it is deactivated. (The mode
+//! of the table that LVM loads does neither: the next run of lvm that loads it anew makes it writable again, and a thin
+//! pool cannot have it.)
 
 use crate::{
     absent,
     active::{self, Active},
+    failed,
     lvm::{Change, Lvm},
     refuse, scan, tags, uuids, volume_of,
 };
@@ -16,21 +22,30 @@ use tokio::time::Instant;
 /// How long the kernel is given to show what lvm said it has done. It has done it when lvm ends: this is for udev's part.
 const SETTLING: Duration = Duration::from_secs(5);
 
+/// How long data is written of an LV that stays active, and goes on to be written by the kernel after that.
+const WRITING: Duration = Duration::from_secs(5);
+
 /// What a footprint tells.
 struct Print<'a> {
     identity: &'a Identity,
     vg_uuid: &'a str,
     lv_uuid: &'a str,
     was_active: bool,
+    was_read_only: bool,
 }
 
 impl<'a> Print<'a> {
     fn of(footprint: &'a Footprint) -> Result<Self> {
-        let Footprint::Lvm { identity, was_active } = footprint else {
+        let Footprint::Lvm { identity, was_active, was_read_only } = footprint else {
             return Err(Error::invalid("footprint", "it is none of an LV"));
         };
         let (vg_uuid, lv_uuid) = uuids(identity)?;
-        Ok(Self { identity, vg_uuid, lv_uuid, was_active: *was_active })
+        Ok(Self { identity, vg_uuid, lv_uuid, was_active: *was_active, was_read_only: *was_read_only })
+    }
+
+    /// Whether a device that stays has been made read-only by us.
+    fn flipped(&self, spec: &Spec, device: &Device) -> bool {
+        self.was_active && !self.was_read_only && spec.read_only && device.read_only
     }
 
     fn active(&self, host: &dyn Host) -> Result<Option<Active>> {
@@ -62,9 +77,15 @@ pub(crate) fn prove(host: &dyn Host, at: &Attached) -> Result<Option<Device>> {
     }
 }
 
+/// Whether a detach leaves the device just as it is.
+pub(crate) fn leaves(at: &Attached, device: &Device) -> Result<bool> {
+    let print = Print::of(&at.footprint)?;
+    Ok(print.was_active && !print.flipped(&at.spec, device))
+}
+
 /// Who uses a device, in words.
 pub(crate) async fn users(host: &dyn Host, node: &Path) -> Result<Vec<String>> {
-    let users = host.users(node).await.map_err(Error::host(format!("look who uses {}", node.display())))?;
+    let users = host.users(node).await.map_err(failed(format!("look who uses {}", node.display())))?;
     Ok(users.iter().map(ToString::to_string).collect())
 }
 
@@ -79,33 +100,14 @@ impl Lvm {
         refused(refuse::attach(&vg, lv, spec.read_only))?;
         let active = active::find(self.host.as_ref(), &vg.uuid, &lv.uuid)?;
         let device = active.as_ref().map(|active| active.device(self.host.as_ref())).transpose()?.flatten();
-        match &device {
-            Some(device) if device.read_only != spec.read_only => {
-                self.can_flip(at, device, spec.read_only).await?;
-                if lv.is("thicksnapshot") || lv.is("thickorigin") || lv.is_laid_out_as("thin") {
-                    return Err(Error::WrongState {
-                        what: format!(
-                            "{0}/{1} is active for writing, and what it shares its data with would become read-only \
-                             too; deactivate it with lvchange -an first, or attach it for writing",
-                            at.vg, at.lv
-                        ),
-                    });
-                }
-            }
-            // With a device that is read-only although the LV is not, a detach could not tell whether it was we who made
-            // it so.
-            Some(device) if device.read_only && lv.writable => {
-                return Err(Error::WrongState {
-                    what: format!(
-                        "{}/{} was made active read-only by somebody else; deactivate it with lvchange -an first",
-                        at.vg, at.lv
-                    ),
-                });
-            }
-            None if spec.read_only && lv.writable && lv.is_laid_out_as("thin") => return Err(thin(at)),
-            _ => {}
+        if let Some(device) = device.as_ref().filter(|device| device.read_only != spec.read_only) {
+            self.can_flip(at, device, spec.read_only).await?;
         }
-        Ok(Footprint::Lvm { identity: tags::identity(&vg, lv), was_active: device.is_some() })
+        Ok(Footprint::Lvm {
+            identity: tags::identity(&vg, lv),
+            was_active: device.is_some(),
+            was_read_only: device.is_some_and(|device| device.read_only),
+        })
     }
 
     /// Whether an active LV may be made read-only. That takes the writing away even from those who have it open.
@@ -136,35 +138,41 @@ impl Lvm {
         let (at, print) = (volume_of(&spec.locator)?, Print::of(footprint)?);
         let _turn = self.lock(&at.vg, Some(deadline)).await?;
         let here = find(self.host.as_ref(), footprint)?;
-        let change = match &here {
-            Some(device) if device.read_only == spec.read_only => None,
-            Some(device) => {
-                self.can_flip(at, device, spec.read_only).await?;
-                if !print.was_active {
-                    // It is not ours to change, and the footprint does not know of it.
-                    return Err(Error::WrongState {
-                        what: format!("{}/{} was activated by somebody else meanwhile; try again", at.vg, at.lv),
-                    });
-                }
-                Some(Change::Refresh { read_only: true })
-            }
-            None => Some(Change::Activate { read_only: spec.read_only }),
-        };
-        let attached = async {
-            if let Some(change) = change {
-                self.change(at, print.identity, change, Some(deadline)).await?;
-            }
-            let device = self.shown(at, &print, deadline).await?;
-            if device.read_only != spec.read_only {
+        let changes = here.as_ref().is_none_or(|device| device.read_only != spec.read_only);
+        if let Some(device) = here.as_ref().filter(|_| changes) {
+            self.can_flip(at, device, spec.read_only).await?;
+            if !print.was_active {
+                // It is not ours to change, and the footprint does not know of it.
                 return Err(Error::WrongState {
-                    what: format!("lvm did not activate {} {}", spec.locator, mode(spec.read_only)),
+                    what: format!("{}/{} was activated by somebody else meanwhile; try again", at.vg, at.lv),
                 });
+            }
+        }
+        let attached = async {
+            if here.is_none() {
+                self.change(at, print.identity, Change::Activate, Some(deadline)).await?;
+            }
+            let mut device = self.shown(at, &print, deadline).await?;
+            if changes && spec.read_only {
+                // Not under somebody who mounts at this moment what was active before us.
+                let _claim = match &here {
+                    Some(_) => Some(self.claim(&device.path).await?),
+                    None => None,
+                };
+                self.set_read_only(&device.path, true).await?;
+                device = self.shown(at, &print, deadline).await?;
+            }
+            if device.read_only != spec.read_only {
+                let mode = if spec.read_only { "read-only" } else { "for writing" };
+                return Err(Error::WrongState { what: format!("lvm did not activate {} {mode}", spec.locator) });
             }
             spec.check(&device)?;
             Ok(device)
         };
         let result = attached.await;
-        if result.is_err() && change.is_some() {
+        if result.is_ok() {
+            self.note(print.identity, true)?;
+        } else if changes {
             let at = Attached { spec: spec.clone(), footprint: footprint.clone(), identity: None };
             if let Err(error) = self.take_back(&at, deadline).await {
                 // The caller detaches what is left of a failed attach, and hears of it then.
@@ -172,6 +180,12 @@ impl Lvm {
             }
         }
         result
+    }
+
+    async fn set_read_only(&self, node: &Path, read_only: bool) -> Result<()> {
+        let doing = if read_only { "read-only" } else { "writable again" };
+        let set = self.host.set_read_only(node, read_only).await;
+        set.map_err(failed(format!("make {} {doing}", node.display())))
     }
 
     /// The device of an LV that was activated.
@@ -186,7 +200,7 @@ impl Lvm {
                 _ => Ok(None),
             }
         });
-        let active = active.await.map_err(Error::host(format!("wait for the device of {}/{}", at.vg, at.lv)))?;
+        let active = active.await.map_err(failed(format!("wait for the device of {}/{}", at.vg, at.lv)))?;
         let device = active.map(|active| active.device(host)).transpose()?.flatten();
         device.ok_or_else(|| Error::WrongState {
             what: format!(
@@ -199,7 +213,9 @@ impl Lvm {
     /// See [`driver::Driver::detach`].
     pub(crate) async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
         let _turn = self.lock(&volume_of(&at.spec.locator)?.vg, Some(deadline)).await?;
-        self.take_back(at, deadline).await
+        let detached = self.take_back(at, deadline).await?;
+        self.note(Print::of(&at.footprint)?.identity, false)?;
+        Ok(detached)
     }
 
     /// Leaves the LV as the footprint says it was, by whatever name it has today.
@@ -207,27 +223,27 @@ impl Lvm {
         let (host, print) = (self.host.as_ref(), Print::of(&at.footprint)?);
         let Some(active) = print.active(host)? else { return Ok(Detached::default()) };
         let Some(device) = active.device(host)? else { return Ok(Detached::default()) };
-        let flipped = print.was_active && at.spec.read_only && device.read_only;
-        let claim = match !print.was_active || flipped {
-            true => {
-                self.leave_companions(&active).await?;
-                Some(self.claim(&device.path).await?)
-            }
-            // It stays as it is, and so do those who used it before us.
-            false => None,
-        };
         let patience = deadline.saturating_duration_since(Instant::now());
-        let what = device.path.display().to_string();
-        host.flush(&device.path, patience).await.map_err(|source| Error::Flush { what, source: Box::new(source) })?;
-        drop(claim);
-        if flipped {
-            let back = Change::Refresh { read_only: false };
-            self.change(&active.at, print.identity, back, Some(deadline)).await?;
-        }
         if print.was_active {
+            if print.flipped(&at.spec, &device) {
+                let _claim = self.claim(&device.path).await?;
+                self.set_read_only(&device.path, false).await?;
+            } else if let Err(error) = host.flush(&device.path, patience.min(WRITING)).await {
+                // The device stays, and what the kernel holds of it.
+                tracing::warn!(device = active.device, %error, "not all of its data is written yet");
+            }
             let kept = format!("{}/{} was active before and stays active", active.at.vg, active.at.lv);
             return Ok(Detached { kept: vec![kept], ..Detached::default() });
         }
+        self.leave_companions(&active).await?;
+        let claim = self.claim(&device.path).await?;
+        let what = device.path.display().to_string();
+        host.flush(&device.path, patience).await.map_err(|error| match error {
+            // Nobody knows what became of it; it may be tried again.
+            error @ host::Error::TimedOut { .. } => failed(format!("write all data of {what}"))(error),
+            source => Error::Flush { what, source: Box::new(source) },
+        })?;
+        drop(claim);
         let reason = match self.change(&active.at, print.identity, Change::Deactivate, Some(deadline)).await {
             Ok(()) if self.gone(&print, deadline).await? => return Ok(Detached::default()),
             Ok(()) => "lvm deactivated it, and it is still there".to_owned(),
@@ -251,8 +267,8 @@ impl Lvm {
         let host = self.host.as_ref();
         for other in active::companions(host, lv)? {
             let mut by = users(host, &other.node()).await?;
-            let attached = scan::attached(host, &self.links).map_err(Error::host("look at the stable paths"))?;
-            if attached.contains(&other.device) {
+            let attached = scan::attached(host, &self.links).map_err(failed("look at the stable paths"))?;
+            if attached.contains(&other.device) || self.has_attached(&other.vg_uuid, &other.lv_uuid) {
                 by.push("attached".into());
             }
             if !by.is_empty() {
@@ -270,7 +286,7 @@ impl Lvm {
                 let by = users(self.host.as_ref(), node).await?;
                 Err(Error::InUse { what: node.display().to_string(), by })
             }
-            Err(other) => Err(Error::host(format!("claim {}", node.display()))(other)),
+            Err(other) => Err(failed(format!("claim {}", node.display()))(other)),
         }
     }
 
@@ -281,21 +297,6 @@ impl Lvm {
             let here = active::read(host)?.iter().any(|lv| lv.lv_uuid == print.lv_uuid && lv.vg_uuid == print.vg_uuid);
             Ok((!here).then_some(()))
         });
-        Ok(gone.await.map_err(Error::host("wait for a device to go"))?.is_some())
-    }
-}
-
-fn mode(read_only: bool) -> &'static str {
-    if read_only { "read-only" } else { "for writing" }
-}
-
-/// LVM hands the wish for reading only on to the pool, whose table the kernel then refuses.
-fn thin(at: &LogicalVolume) -> Error {
-    Error::Unsupported {
-        what: format!(
-            "LVM cannot activate the thin volume {0}/{1} read-only; attach it for writing, or set it read-only for \
-             everybody with lvchange -pr {0}/{1}",
-            at.vg, at.lv
-        ),
+        Ok(gone.await.map_err(failed("wait for a device to go"))?.is_some())
     }
 }

@@ -2,7 +2,7 @@
 //! renaming them.
 //!
 //! What LVM holds is read by one `lvm fullreport`; what is active is read from sysfs; what is changed is changed by one
-//! `lvm` for each step. Nothing is kept but which VG was last seen on which PVs.
+//! `lvm` for each step. Nothing is kept but which VG was last seen on which PVs, and which disks do not answer.
 
 mod active;
 mod attach;
@@ -64,14 +64,17 @@ impl LvmDriver {
     async fn candidates(&self, vg: &Vg, lvs: &[&Lv]) -> Result<Vec<Candidate>> {
         let active = active::list(self.host())?;
         let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
-        let pvs: BTreeSet<PathBuf> =
-            scan::labelled(&self.lvm.host, lvs.iter().copied().filter_map(node).collect()).await;
+        let pvs: BTreeSet<PathBuf> = self.lvm.labels.among(lvs.iter().copied().filter_map(node).collect()).await;
         let mut candidates = Vec::new();
         for lv in lvs {
             let node = node(lv);
             let mut refusal = refuse::manage(vg, lv, &self.template);
             if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains(node)) {
-                refusal = Some(Refusal::Kind(format!("{}/{} is a PV of another VG", vg.name, lv.name)));
+                refusal = Some(Refusal::Kind(format!(
+                    "{0}/{1} is a PV of another VG; if that is one that a guest made inside of its disk, manage {0}/{1} \
+                     while it is inactive (lvchange -an)",
+                    vg.name, lv.name
+                )));
             }
             if refusal.is_none() && lv.open {
                 refusal = Some(Refusal::InUse(self.openers(node.as_deref()).await?));
@@ -142,6 +145,8 @@ impl Driver for LvmDriver {
 
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
         match attach::find(self.host(), &at.footprint)? {
+            // Those who used it before us go on to.
+            Some(device) if attach::leaves(at, &device)? => Ok(Vec::new()),
             Some(device) => attach::users(self.host(), &device.path).await,
             None => Ok(Vec::new()),
         }
@@ -210,6 +215,15 @@ fn volume_of(locator: &Locator) -> Result<&LogicalVolume> {
 
 fn absent(at: &LogicalVolume) -> Error {
     Error::NotFound { what: format!("the logical volume {}/{}", at.vg, at.lv) }
+}
+
+/// For `map_err`: the machine failed while we were `doing` something. What did not end in time may be tried again.
+fn failed(doing: impl Into<String>) -> impl FnOnce(host::Error) -> Error {
+    let doing = doing.into();
+    move |error| match error {
+        host::Error::TimedOut { what, .. } => Error::TimedOut { waiting_for: what },
+        other => Error::host(doing)(other),
+    }
 }
 
 fn uuids(identity: &Identity) -> Result<(&str, &str)> {

@@ -4,13 +4,15 @@
 //! UUID beside its name (`--select lv_uuid=…`): one that was replaced by another of the same name is left alone.
 
 use crate::{
+    failed,
     report::{self, Vg},
-    scan, uuids,
+    scan::{self, Labels},
+    uuids,
 };
 use driver::{Error, Identity, LogicalVolume, Result, VgName};
 use host::{Command, Host, Output, Tool};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -26,33 +28,28 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What is done to an LV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
-    Activate {
-        read_only: bool,
-    },
+    Activate,
     Deactivate,
-    /// Loads the device's table anew, in the mode asked for.
-    Refresh {
-        read_only: bool,
-    },
-    Tag {
-        add: &'a [String],
-        remove: &'a [String],
-    },
+    Tag { add: &'a [String], remove: &'a [String] },
 }
 
 /// LVM on this host.
 pub(crate) struct Lvm {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) links: PathBuf,
+    pub(crate) labels: Labels,
     /// The PVs that each VG was last seen on.
     known: Mutex<BTreeMap<VgName, Vec<PathBuf>>>,
+    /// The LVs, by the UUIDs of the VG and their own, that were attached and not detached since we run.
+    attached: Mutex<BTreeSet<(String, String)>>,
     /// One for each VG: LVM would let only one run at a time write to it anyway.
     locks: Mutex<BTreeMap<VgName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Lvm {
     pub(crate) fn new(host: Arc<dyn Host>, links: PathBuf) -> Self {
-        Self { host, links, known: Mutex::default(), locks: Mutex::default() }
+        let labels = Labels::new(Arc::clone(&host));
+        Self { host, links, labels, known: Mutex::default(), attached: Mutex::default(), locks: Mutex::default() }
     }
 
     /// Waits for whoever works on the VG.
@@ -62,10 +59,25 @@ impl Lvm {
         locked.map_err(|_| Error::TimedOut { waiting_for: format!("another operation on the volume group {vg}") })
     }
 
+    /// Notes whether an LV is attached, for as long as no stable path says so: it comes last and goes first.
+    pub(crate) fn note(&self, identity: &Identity, attached: bool) -> Result<()> {
+        let (vg_uuid, lv_uuid) = uuids(identity)?;
+        let (mut known, uuids) = (open(&self.attached), (vg_uuid.to_owned(), lv_uuid.to_owned()));
+        match attached {
+            true => known.insert(uuids),
+            false => known.remove(&uuids),
+        };
+        Ok(())
+    }
+
+    /// Whether an LV was attached, and not detached, since we run.
+    pub(crate) fn has_attached(&self, vg_uuid: &str, lv_uuid: &str) -> bool {
+        open(&self.attached).contains(&(vg_uuid.to_owned(), lv_uuid.to_owned()))
+    }
+
     /// A VG as it is now. One process if its PVs are known still, else one after a look at every disk.
     pub(crate) async fn group(&self, name: &VgName) -> Result<Vg> {
-        let known = open(&self.known).get(name).cloned();
-        if let Some(pvs) = known {
+        if let Some(pvs) = self.known(name).await? {
             let (mut vgs, _) = self.report(&pvs).await?;
             vgs.retain(|vg| vg.name == name.as_str() && vg.missing_pvs == 0);
             if let Some(vg) = vgs.pop() {
@@ -114,7 +126,7 @@ impl Lvm {
         deadline: Option<Instant>,
     ) -> Result<()> {
         let ((_, lv_uuid), within) = (uuids(identity)?, left(deadline)?);
-        let Some(pvs) = open(&self.known).get(&at.vg).cloned() else {
+        let Some(pvs) = self.known(&at.vg).await? else {
             let pvs = self.group(&at.vg).await?.pvs;
             return self.run_change(at, lv_uuid, change, &pvs, within).await;
         };
@@ -147,9 +159,22 @@ impl Lvm {
         }
     }
 
+    /// The PVs that a VG was last seen on, if they all may still be looked at: the kernel gives the name of a disk that
+    /// went to one that comes, which may be a guest's by now.
+    async fn known(&self, vg: &VgName) -> Result<Option<Vec<PathBuf>>> {
+        let Some(pvs) = open(&self.known).get(vg).cloned() else { return Ok(None) };
+        let suspects = scan::suspects(self.host.as_ref(), &self.links).await?;
+        if pvs.iter().all(|pv| suspects.contains(pv)) {
+            return Ok(Some(pvs));
+        }
+        open(&self.known).remove(vg);
+        Ok(None)
+    }
+
     /// Looks at all disks, and learns which VG is on which of them.
     async fn look(&self) -> Result<(Vec<Vg>, Option<Error>)> {
-        let pvs = scan::pvs(&self.host, &self.links).await?;
+        let suspects = scan::suspects(self.host.as_ref(), &self.links).await?;
+        let pvs: Vec<PathBuf> = self.labels.among(suspects).await.into_iter().collect();
         let (vgs, complaint) = self.report(&pvs).await?;
         let mut known = open(&self.known);
         known.clear();
@@ -206,7 +231,7 @@ impl Lvm {
         let line = command.line();
         self.host.run(command).await.map_err(|error| match error {
             host::Error::TimedOut { .. } => Error::TimedOut { waiting_for: format!("`{line}`") },
-            other => Error::host("run lvm")(other),
+            other => failed("run lvm")(other),
         })
     }
 }
@@ -214,9 +239,8 @@ impl Lvm {
 impl Change<'_> {
     fn verb(self) -> &'static str {
         match self {
-            Self::Activate { .. } => "activate",
+            Self::Activate => "activate",
             Self::Deactivate => "deactivate",
-            Self::Refresh { .. } => "refresh",
             Self::Tag { .. } => "tag",
         }
     }
@@ -224,19 +248,11 @@ impl Change<'_> {
     fn args(self, at: &LogicalVolume, lv_uuid: &str) -> Vec<String> {
         let mut args = vec!["lvchange".to_owned()];
         let mut select = format!("lv_uuid={}", dashed(lv_uuid));
-        let mut read_only = false;
         match self {
             // -K: LVs that are skipped otherwise (thin snapshots) were asked for by name. -y, here and below: a snapshot
             // comes and goes together with its origin, which lvm asks about.
-            Self::Activate { read_only: mode } => {
-                args.extend(["-ay".into(), "-K".into(), "-y".into()]);
-                read_only = mode;
-            }
+            Self::Activate => args.extend(["-ay".into(), "-K".into(), "-y".into()]),
             Self::Deactivate => args.extend(["-an".into(), "-y".into()]),
-            Self::Refresh { read_only: mode } => {
-                args.push("--refresh".into());
-                read_only = mode;
-            }
             Self::Tag { add, remove } => {
                 args.extend(add.iter().flat_map(|tag| ["--addtag".into(), tag.clone()]));
                 args.extend(remove.iter().flat_map(|tag| ["--deltag".into(), tag.clone()]));
@@ -244,10 +260,6 @@ impl Change<'_> {
                 // not see for lost. A PV that has joined since we looked must not suffer that.
                 select.push_str(" && vg_missing_pv_count=0");
             }
-        }
-        if read_only {
-            // The VG, not the LV: of a snapshot LVM looks for its origin's name here.
-            args.extend(["--config".into(), format!("activation{{read_only_volume_list=[\"{}\"]}}", at.vg)]);
         }
         args.extend(["-S".into(), select, format!("{}/{}", at.vg, at.lv)]);
         args

@@ -13,6 +13,7 @@
 
 use crate::{
     lvm::{Change, Lvm},
+    refuse,
     report::{Lv, Vg},
     tags,
 };
@@ -32,6 +33,9 @@ impl Lvm {
         let missing: Vec<String> = wanted.iter().filter(|tag| !lv.tags.contains(tag)).cloned().collect();
         let stale: Vec<String> = tags::ours(lv).into_iter().filter(|tag| !wanted.contains(tag)).collect();
         let (to_tag, to_rename) = (!missing.is_empty() || !stale.is_empty(), at != *plan.to);
+        if to_tag || to_rename {
+            can_change(&vg)?;
+        }
         if to_tag {
             self.tag(&at, plan.identity, &missing, &stale).await?;
         }
@@ -49,6 +53,10 @@ impl Lvm {
     }
 
     /// See [`driver::Driver::unmanage`].
+    ///
+    /// [`Error::WrongState`], [`Error::NotFound`], [`Error::AlreadyExists`], [`Error::Mismatch`] and [`Error::InUse`] mean
+    /// that nothing was changed: the LV is where this call found it, with the tags that it had. After every other error
+    /// something may have been, and the next call goes on from there.
     pub(crate) async fn unmanage(&self, release: &Release) -> Result<()> {
         let plan = Plan::new(&release.from, &release.to, &release.identity)?;
         let _turn = self.lock(&plan.from.vg, None).await?;
@@ -61,22 +69,46 @@ impl Lvm {
                 found: other.into(),
             });
         }
-        let (to_go, to_rename) = (tags::ours(lv), lv.name != plan.to.lv.as_str());
-        if to_rename {
-            self.rename(&vg, plan.from.lv.as_str(), plan.to.lv.as_str()).await?;
+        if tags::ours(lv).is_empty() && lv.name == plan.to.lv.as_str() {
+            return Ok(());
         }
+        can_change(&vg)?;
+        match self.let_go(&plan, &vg, lv).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.told_apart(error, &plan, lv).await),
+        }
+    }
+
+    /// The two steps of it, and a look at what came of them.
+    async fn let_go(&self, plan: &Plan<'_>, vg: &Vg, lv: &Lv) -> Result<()> {
+        if lv.name != plan.to.lv.as_str() {
+            self.rename(vg, plan.from.lv.as_str(), plan.to.lv.as_str()).await?;
+        }
+        let to_go = tags::ours(lv);
         if !to_go.is_empty() {
             self.tag(plan.to, plan.identity, &[], &to_go).await?;
-        }
-        if !to_rename && to_go.is_empty() {
-            return Ok(());
         }
         let vg = self.group(&plan.from.vg).await?;
         match tags::ours(plan.seen(&vg, plan.to)?).is_empty() {
             true => Ok(()),
-            false => Err(Error::WrongState {
-                what: format!("lvm left the tags of {}/{}; try again", plan.to.vg, plan.to.lv),
-            }),
+            false => Err(unfinished(plan, "it left the tags".into())),
+        }
+    }
+
+    /// An error of an unmanage as one that says whether the LV is still as it `was`: it is looked at.
+    async fn told_apart(&self, error: Error, plan: &Plan<'_>, was: &Lv) -> Error {
+        match error {
+            // What lvm does may come yet, or comes at the next try.
+            Error::TimedOut { .. } | Error::Busy { .. } => return error,
+            _ => {}
+        }
+        let is = self.group(&plan.from.vg).await.ok();
+        let is = is.as_ref().filter(|vg| vg.uuid == plan.vg_uuid).and_then(|vg| vg.by_uuid(plan.lv_uuid));
+        let unchanged = is.is_some_and(|is| is.name == was.name && is.tags == was.tags);
+        match (unchanged, says_unchanged(&error)) {
+            (true, false) => Error::WrongState { what: format!("{}; nothing was changed", error.chain()) },
+            (false, true) => unfinished(plan, error.chain()),
+            _ => error,
         }
     }
 
@@ -140,6 +172,29 @@ impl<'a> Plan<'a> {
             }
         }
     }
+}
+
+/// Before the first change: whether LVM would make any.
+fn can_change(vg: &Vg) -> Result<()> {
+    refuse::changes(vg).map_or(Ok(()), |what| Err(Error::WrongState { what }))
+}
+
+/// Whether an error of [`Lvm::unmanage`] means that nothing was changed.
+fn says_unchanged(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::WrongState { .. }
+            | Error::NotFound { .. }
+            | Error::AlreadyExists { .. }
+            | Error::Mismatch { .. }
+            | Error::InUse { .. }
+    )
+}
+
+/// Some of it is done, and not all.
+fn unfinished(plan: &Plan<'_>, said: String) -> Error {
+    let doing = format!("let {}/{} go as {}", plan.from.vg, plan.from.lv, plan.to.lv);
+    Error::Tool { doing, tool: "lvm", code: "half of it done".into(), said }
 }
 
 fn mismatch(what: String, expected: &str, found: &str) -> Error {

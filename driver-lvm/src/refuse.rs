@@ -21,6 +21,14 @@ pub(crate) fn group(vg: &Vg) -> Option<String> {
     None
 }
 
+/// Why LVM would not change any LV of this VG.
+pub(crate) fn changes(vg: &Vg) -> Option<String> {
+    group(vg).or_else(|| {
+        let why = || format!("{} PVs of the VG {} are missing, and LVM would not change it", vg.missing_pvs, vg.name);
+        (vg.missing_pvs > 0).then(why)
+    })
+}
+
 /// Why this sort of LV holds no data that anybody else should see.
 pub(crate) fn kind(vg: &Vg, lv: &Lv) -> Option<String> {
     let name = format!("{}/{}", vg.name, lv.name);
@@ -59,15 +67,9 @@ pub(crate) fn manage(vg: &Vg, lv: &Lv, template: &NameTemplate) -> Option<Refusa
     if let Some(id) = template.id_in(&lv.name) {
         return Some(Refusal::Managed(format!("named as the managed volume {id}")));
     }
-    let why = group(vg).or_else(|| kind(vg, lv)).or_else(|| {
-        if vg.missing_pvs > 0 {
-            Some(format!("{} PVs of the VG {} are missing, and LVM would not change it", vg.missing_pvs, vg.name))
-        } else if lv.is("snapshot") {
-            let origin = lv.origin.as_deref().unwrap_or("another LV");
-            Some(format!("{name} is a snapshot of {origin}"))
-        } else {
-            None
-        }
+    let why = group(vg).or_else(|| kind(vg, lv)).or_else(|| changes(vg)).or_else(|| {
+        let origin = || lv.origin.as_deref().unwrap_or("another LV");
+        lv.is("snapshot").then(|| format!("{name} is a snapshot of {}", origin()))
     });
     why.map(Refusal::Kind)
 }

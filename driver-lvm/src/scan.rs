@@ -1,60 +1,127 @@
 //! Which devices lvm may see: the disks of the host that carry a PV label, and nothing that belongs to a guest.
 //!
 //! Left to itself lvm reads every block device, and finds the VGs that guests made inside of their volumes. So it is
-//! always told what to look at. Left out are the devices of our own attachments (what a link below `/dev/mortar` leads
-//! to), LVs, and devices that something else than LVM has built upon (a path below a multipath map, a disk of an array):
-//! there the map or the array stands for them.
+//! always told what to look at. Left out are the devices of our own attachments with all that is built upon them, LVs,
+//! and devices that something else than LVM has built upon (a path below a multipath map, a disk of an array): there the
+//! map or the array stands for them.
+//!
+//! A device is an attachment's if a link below `/dev/mortar` leads to it. But that link comes last and goes first, so
+//! what carries the mark of our other drivers counts too, from its first moment to its last: a disk on an iSCSI session
+//! whose interface is called `mortar`, a loop device labelled `mortar`.
 
-use crate::label;
-use driver::{Error, Result};
-use host::Host;
+use crate::{failed, label};
+use driver::Result;
+use host::{Host, LoopDevice};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::task::JoinSet;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 
 /// How long one device may take to show its first sectors. One that hangs is left out, and holds up nobody else.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The PVs of this host that lvm may see.
-pub(crate) async fn pvs(host: &Arc<dyn Host>, links: &Path) -> Result<Vec<PathBuf>> {
-    let suspects = suspects(host.as_ref(), links).map_err(Error::host("list the block devices"))?;
-    Ok(labelled(host, suspects).await.into_iter().collect())
+/// How long a read may go on while nobody waits for it any more. The kernel has it, and nothing ends it but the device.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How our other drivers mark what is theirs.
+const MARK: &str = "mortar";
+
+const SESSIONS: &str = "/sys/class/iscsi_session";
+
+/// The PV labels of devices.
+pub(crate) struct Labels {
+    host: Arc<dyn Host>,
+    /// One for each device at most: a device that hangs would keep every further one as well, and a thread with it.
+    reads: Arc<Mutex<BTreeMap<PathBuf, Read>>>,
 }
 
-/// Those of the devices that carry a PV label.
-pub(crate) async fn labelled(host: &Arc<dyn Host>, devices: Vec<PathBuf>) -> BTreeSet<PathBuf> {
-    let mut reads = JoinSet::new();
-    for device in devices {
-        let host = Arc::clone(host);
-        reads.spawn(async move {
-            match host.head(&device, label::LENGTH, PATIENCE).await {
-                Ok(head) => label::is_pv(&head).then_some(device),
-                Err(error @ host::Error::TimedOut { .. }) => {
-                    tracing::warn!(device = %device.display(), %error, "left out of the search for PVs");
-                    None
+/// A read that is under way.
+#[derive(Clone)]
+struct Read {
+    since: Instant,
+    /// Whether it is a PV; `None` if it cannot be read, or until it is.
+    answer: watch::Receiver<Option<bool>>,
+}
+
+impl Labels {
+    pub(crate) fn new(host: Arc<dyn Host>) -> Self {
+        Self { host, reads: Arc::default() }
+    }
+
+    /// Those of the devices that carry a PV label.
+    pub(crate) async fn among(&self, devices: Vec<PathBuf>) -> BTreeSet<PathBuf> {
+        let mut looks = JoinSet::new();
+        for device in devices {
+            let (read, is_new) = self.read(&device);
+            looks.spawn(async move {
+                let Read { since, mut answer } = read;
+                // The other end goes with the read.
+                let told = async { answer.wait_for(Option::is_some).await.is_ok_and(|told| *told == Some(true)) };
+                match timeout_at(since + PATIENCE, told).await {
+                    Ok(is_pv) => is_pv.then_some(device),
+                    Err(_) if is_new => {
+                        let device = device.display();
+                        tracing::warn!(%device, "it does not answer: left out of the search for PVs until it does");
+                        None
+                    }
+                    Err(_) => None,
+                }
+            });
+        }
+        looks.join_all().await.into_iter().flatten().collect()
+    }
+
+    /// The read of a device that is under way, or one that begins now.
+    fn read(&self, device: &Path) -> (Read, bool) {
+        let mut reads = open(&self.reads);
+        if let Some(read) = reads.get(device) {
+            return (read.clone(), false);
+        }
+        let (told, answer) = watch::channel(None);
+        let read = Read { since: Instant::now(), answer };
+        reads.insert(device.to_owned(), read.clone());
+        let (host, reads, device) = (Arc::clone(&self.host), Arc::clone(&self.reads), device.to_owned());
+        tokio::spawn(async move {
+            let head = host.head(&device, label::LENGTH, FOREVER).await;
+            open(&reads).remove(&device);
+            match head {
+                Ok(head) => {
+                    told.send_replace(Some(label::is_pv(&head)));
                 }
                 // An empty drive, or one that has just gone.
                 Err(error) => {
                     tracing::debug!(device = %device.display(), %error, "left out of the search for PVs");
-                    None
                 }
             }
         });
+        (read, true)
     }
-    reads.join_all().await.into_iter().flatten().collect()
 }
 
-/// Disks and partitions that may be PVs.
-fn suspects(host: &dyn Host, links: &Path) -> host::Result<Vec<PathBuf>> {
-    let attached = attached(host, links)?;
+/// Disks and partitions that may be PVs, as sysfs tells it: none of them is asked.
+pub(crate) async fn suspects(host: &dyn Host, links: &Path) -> Result<Vec<PathBuf>> {
+    let loops = host.loop_devices().await.map_err(failed("list the loop devices"))?;
+    let look = || {
+        let mut attached = self::attached(host, links)?;
+        attached.extend(our_loops(host, &loops)?);
+        attached.extend(on_our_sessions(host)?);
+        free(host, &attached)
+    };
+    look().map_err(failed("list the block devices"))
+}
+
+fn free(host: &dyn Host, attached: &BTreeSet<String>) -> host::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for disk in host.list(Path::new("/sys/block"))? {
         let directory = Path::new("/sys/block").join(&disk);
-        if attached.contains(&disk) || is_lv(host, &disk)? {
+        if is_lv(host, &disk)? || is_upon(host, &directory, attached)? {
             continue;
         }
         if is_free(host, &directory)? {
@@ -73,6 +140,28 @@ fn suspects(host: &dyn Host, links: &Path) -> host::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Whether a disk is one of these, or built upon one of them (a multipath map, an array, an encrypted device).
+fn is_upon(host: &dyn Host, disk: &Path, devices: &BTreeSet<String>) -> host::Result<bool> {
+    let is_one = |path: Option<&Path>| {
+        path.and_then(Path::file_name).is_some_and(|name| devices.contains(name.to_string_lossy().as_ref()))
+    };
+    let (mut seen, mut left) = (BTreeSet::new(), vec![disk.to_owned()]);
+    while let Some(link) = left.pop() {
+        if is_one(Some(&link)) {
+            return Ok(true);
+        }
+        let Some(directory) = host.resolve(&link)? else { continue };
+        if host.read(&directory.join("partition"))?.is_some() && is_one(directory.parent()) {
+            return Ok(true);
+        }
+        let below = directory.join("slaves");
+        if seen.insert(directory) {
+            left.extend(host.list(&below)?.into_iter().map(|name| below.join(name)));
+        }
+    }
+    Ok(false)
+}
+
 /// The kernel's names of the devices that our stable paths lead to.
 pub(crate) fn attached(host: &dyn Host, links: &Path) -> host::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
@@ -81,6 +170,40 @@ pub(crate) fn attached(host: &dyn Host, links: &Path) -> host::Result<BTreeSet<S
         names.extend(target.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()));
     }
     Ok(names)
+}
+
+/// The kernel's names of the loop devices that are ours, or do not say whose they are.
+fn our_loops(host: &dyn Host, known: &[LoopDevice]) -> host::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for name in host.list(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("loop")) {
+        let theirs = known.iter().any(|device| device.name == name && device.label != MARK);
+        if !theirs && host.read(&Path::new("/sys/block").join(&name).join("loop/backing_file"))?.is_some() {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The kernel's names of the disks on iSCSI sessions of ours: a disk's directory is below that of its session.
+fn on_our_sessions(host: &dyn Host) -> host::Result<BTreeSet<String>> {
+    let mut sessions = Vec::new();
+    for name in host.list(Path::new(SESSIONS))? {
+        let directory = Path::new(SESSIONS).join(name);
+        if host.read(&directory.join("ifacename"))?.as_deref() == Some(MARK) {
+            sessions.extend(host.resolve(&directory.join("device"))?);
+        }
+    }
+    let mut disks = BTreeSet::new();
+    if sessions.is_empty() {
+        return Ok(disks);
+    }
+    for disk in host.list(Path::new("/sys/block"))? {
+        let directory = host.resolve(&Path::new("/sys/block").join(&disk))?;
+        if directory.is_some_and(|directory| sessions.iter().any(|session| directory.starts_with(session))) {
+            disks.insert(disk);
+        }
+    }
+    Ok(disks)
 }
 
 /// Nobody but LVM has built upon it, and it holds something.
@@ -104,4 +227,8 @@ fn is_lv(host: &dyn Host, name: &str) -> host::Result<bool> {
 /// A `!` in the kernel's name stands for a slash.
 fn node(name: &str) -> PathBuf {
     Path::new("/dev").join(name.replace('!', "/"))
+}
+
+fn open<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,6 +38,16 @@ fn read_only(name: &str) -> Spec {
     Spec { read_only: true, ..spec(name) }
 }
 
+/// Somebody whom a call waited for too long.
+fn late() -> host::Error {
+    host::Error::TimedOut { what: "a call".into(), after: Duration::ZERO }
+}
+
+/// A disk that fails.
+fn broken() -> host::Error {
+    host::Error::Io { doing: "sync", path: "/dev/dm-0".into(), source: std::io::Error::other("input/output error") }
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }
@@ -78,6 +88,11 @@ fn release(adoption: &Adoption) -> Release {
     }
 }
 
+/// The footprint of an LV that was not active.
+fn inactive(identity: &Identity) -> Footprint {
+    Footprint::Lvm { identity: identity.clone(), was_active: false, was_read_only: false }
+}
+
 fn uuids_of(footprint: &Footprint) -> Identity {
     let Footprint::Lvm { identity, .. } = footprint else { panic!("{footprint:?} is of no LV") };
     identity.clone()
@@ -101,7 +116,7 @@ async fn attach_and_detach_leave_no_trace_and_take_three_processes() {
     assert_eq!(device.path, Path::new("/dev/dm-0"));
     assert_eq!((device.size_bytes, device.read_only, device.paths.len()), (GIB, false, 1));
     assert_eq!(device.paths[0].state, "active");
-    assert_eq!(at.footprint, Footprint::Lvm { identity: device.identity.clone(), was_active: false });
+    assert_eq!(at.footprint, inactive(&device.identity));
     assert_eq!(driver.find(&at).await.unwrap(), Some(device.clone()));
     assert_eq!(driver.prove(&at).await.unwrap(), Some(device.clone()));
 
@@ -127,8 +142,9 @@ async fn what_was_active_stays_active() {
     let before = machine.snapshot();
     let (started, (at, _)) = processes(&machine, attach(&driver, &spec("vg0/a-1"))).await;
     assert_eq!(started, 1);
+    // Those who used it before us go on to: there is nothing that they could be in the way of.
     machine.mount("dm-0", "/srv");
-    assert_eq!(driver.users(&at).await.unwrap(), ["mounted at /srv"]);
+    assert_eq!(driver.users(&at).await.unwrap(), Vec::<String>::new());
     let (started, detached) = processes(&machine, driver.detach(&at, soon())).await;
     assert_eq!((started, detached.unwrap().kept), (0, vec!["vg0/a-1 was active before and stays active".to_owned()]));
     machine.release("dm-0");
@@ -158,9 +174,41 @@ async fn data_that_cannot_be_written_keeps_the_device() {
     let machine = machine();
     let driver = driver(&machine);
     let (at, _) = attach(&driver, &spec("vg0/a-1")).await;
-    machine.fail_next("flush /dev/dm-0", host::Error::TimedOut { what: "flush".into(), after: Duration::ZERO });
-    assert_eq!(driver.detach(&at, soon()).await.unwrap_err().reason(), "FLUSH_FAILED");
-    assert!(driver.find(&at).await.unwrap().is_some());
+    for (fault, reason) in [(broken(), "FLUSH_FAILED"), (late(), "TIMED_OUT")] {
+        machine.fail_next("flush /dev/dm-0", fault);
+        assert_eq!(driver.detach(&at, soon()).await.unwrap_err().reason(), reason);
+        assert!(driver.find(&at).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stays_may_be_written_later() {
+    for fault in [broken(), late()] {
+        let machine = machine();
+        machine.activate_lv("vg0", "a-1", false);
+        let driver = driver(&machine);
+        let (at, _) = attach(&driver, &spec("vg0/a-1")).await;
+        machine.fail_next("flush /dev/dm-0", fault);
+        let start = Instant::now();
+        assert_eq!(driver.detach(&at, soon()).await.unwrap().kept.len(), 1);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_too_late_may_be_tried_again() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, &spec("vg0/a-1")).await;
+    machine.fail_next("users /dev/dm-0", late());
+    assert_eq!(driver.users(&at).await.unwrap_err().reason(), "TIMED_OUT");
+    machine.fail_next("claim /dev/dm-0", late());
+    assert_eq!(driver.detach(&at, soon()).await.unwrap_err().reason(), "TIMED_OUT");
+    let wanted = read_only("vg0/a-1");
+    driver.detach(&at, soon()).await.unwrap();
+    machine.fail_next("set_read_only /dev/dm-0", late());
+    assert_eq!(try_attach(&driver, &wanted).await.unwrap_err().reason(), "TIMED_OUT");
+    assert_eq!(machine.lv_device("vg0", "a-1"), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -319,17 +367,90 @@ async fn read_only_takes_no_more_processes() {
     assert_eq!(machine.snapshot(), before);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_active_lv_becomes_read_only_for_a_while() {
+/// A machine with an LV of every sort that can be attached.
+fn every_sort() -> Machine {
     let machine = machine();
-    machine.activate_lv("vg0", "a-1", false);
+    machine.add_lv("vg0", "origin", GIB);
+    machine.add_lv_snapshot("vg0", "origin", "snap");
+    machine.add_thin_pool("vg0", "tp", GIB);
+    machine.add_thin_lv("vg0", "tp", "thin", GIB);
+    machine.add_lv_snapshot("vg0", "thin", "thinsnap");
+    machine
+}
+
+const EVERY_SORT: [&str; 5] = ["a-1", "origin", "snap", "thin", "thinsnap"];
+
+#[tokio::test(start_paused = true)]
+async fn read_only_stays_read_only_whatever_lvm_does() {
+    let machine = every_sort();
     let driver = driver(&machine);
     let before = machine.snapshot();
-    let (at, device) = attach(&driver, &read_only("vg0/a-1")).await;
-    assert!(device.read_only);
-    let detached = driver.detach(&at, soon()).await.unwrap();
-    assert_eq!(detached.kept.len(), 1);
-    assert_eq!(machine.snapshot(), before);
+    for name in EVERY_SORT {
+        let (at, device) = attach(&driver, &read_only(&format!("vg0/{name}"))).await;
+        assert!(device.read_only, "{name}");
+        machine.refresh_lv("vg0", name);
+        machine.extend_lv("vg0", name, 2 * GIB);
+        machine.rename_lv("vg0", name, "renamed");
+        for device in [driver.find(&at).await, driver.prove(&at).await, driver.extend(&at, soon()).await.map(Some)] {
+            let device = device.unwrap().unwrap();
+            assert!(device.read_only && device.size_bytes == 2 * GIB, "{name}: {device:?}");
+        }
+        machine.rename_lv("vg0", "renamed", name);
+        machine.extend_lv("vg0", name, GIB);
+        assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default(), "{name}");
+        assert_eq!(machine.snapshot(), before, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_active_lv_becomes_read_only_for_a_while() {
+    for name in EVERY_SORT {
+        let machine = every_sort();
+        machine.activate_lv("vg0", name, false);
+        let driver = driver(&machine);
+        let before = machine.snapshot();
+        let (started, (at, device)) = processes(&machine, attach(&driver, &read_only(&format!("vg0/{name}")))).await;
+        assert_eq!((started, device.read_only), (1, true), "{name}");
+        let node = machine.lv_device("vg0", name).unwrap();
+        // It does not become writable again under somebody who counts on it.
+        machine.mount(&node, "/mnt");
+        assert_eq!(driver.users(&at).await.unwrap(), ["mounted at /mnt"], "{name}");
+        assert_eq!(driver.detach(&at, soon()).await.unwrap_err().reason(), "IN_USE", "{name}");
+        machine.release(&node);
+        let (started, detached) = processes(&machine, driver.detach(&at, soon())).await;
+        assert_eq!((started, detached.unwrap().kept.len()), (0, 1), "{name}");
+        assert_eq!(machine.snapshot(), before, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_only_stays_read_only() {
+    // The table, the LV itself, the device.
+    let ways: [Spoil; 3] = [
+        |machine| machine.activate_lv("vg0", "a-1", true),
+        |machine| {
+            machine.set_lv_writable("vg0", "a-1", false);
+            machine.activate_lv("vg0", "a-1", false);
+        },
+        |machine| {
+            machine.activate_lv("vg0", "a-1", false);
+            machine.put_file("/sys/block/dm-0/ro", "1\n");
+        },
+    ];
+    for make_read_only in ways {
+        let machine = machine();
+        make_read_only(&machine);
+        let before = machine.snapshot();
+        let driver = driver(&machine);
+        assert_eq!(driver.prepare(&spec("vg0/a-1")).await.unwrap_err().reason(), "WRONG_STATE");
+        machine.mount("dm-0", "/mnt");
+        let (at, device) = attach(&driver, &read_only("vg0/a-1")).await;
+        assert!(device.read_only);
+        assert!(driver.users(&at).await.unwrap().is_empty());
+        assert_eq!(driver.detach(&at, soon()).await.unwrap().kept.len(), 1);
+        machine.release("dm-0");
+        assert_eq!(machine.snapshot(), before);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,14 +470,12 @@ async fn the_mode_is_not_changed_under_its_users() {
     assert_eq!(attached.unwrap_err().reason(), "WRONG_STATE");
 
     machine.release("dm-0");
-    let unaware = Footprint::Lvm { identity: uuids_of(&footprint), was_active: false };
+    let unaware = inactive(&uuids_of(&footprint));
     let error = driver.attach(&wanted, &unaware, &Access::default(), soon()).await.unwrap_err();
     assert!(error.to_string().contains("meanwhile"), "{error}");
     machine.activate_lv("vg0", "a-1", true);
-    for wanted in [spec("vg0/a-1"), read_only("vg0/a-1")] {
-        let error = driver.prepare(&wanted).await.unwrap_err().to_string();
-        assert!(error.contains("lvchange -an"), "{error}");
-    }
+    let error = driver.prepare(&spec("vg0/a-1")).await.unwrap_err().to_string();
+    assert!(error.contains("lvchange -an"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -384,10 +503,6 @@ async fn thin_volumes() {
     assert!(driver.find(&other).await.unwrap().is_some());
     driver.detach(&other, soon()).await.unwrap();
     assert_eq!(machine.snapshot(), before);
-
-    assert_eq!(driver.prepare(&read_only("vg0/t1")).await.unwrap_err().reason(), "UNSUPPORTED");
-    machine.activate_lv("vg0", "t1", false);
-    assert_eq!(driver.prepare(&read_only("vg0/t1")).await.unwrap_err().reason(), "WRONG_STATE");
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,6 +513,10 @@ async fn a_snapshot_goes_together_with_its_origin() {
     let before = machine.snapshot();
     let (snapshot, _) = attach(&driver, &spec("vg0/s1")).await;
     let (origin, _) = attach(&driver, &spec("vg0/a-1")).await;
+    // Its stable path is made later.
+    let error = driver.detach(&snapshot, soon()).await.unwrap_err().to_string();
+    assert_eq!(error, "vg0/a-1, which goes with s1, is in use: attached");
+    driver.detach(&origin, soon()).await.unwrap();
     machine.put_link("/dev/mortar/x", driver.find(&origin).await.unwrap().unwrap().path);
     let error = driver.detach(&snapshot, soon()).await.unwrap_err().to_string();
     assert_eq!(error, "vg0/a-1, which goes with s1, is in use: attached");
@@ -462,6 +581,59 @@ async fn what_belongs_to_a_guest_is_not_looked_at() {
     }
 }
 
+/// The link to an attachment's device is made last and goes first. What else is there of it counts just as much.
+#[tokio::test(start_paused = true)]
+async fn what_belongs_to_a_guest_is_known_without_a_stable_path() {
+    let machine = machine();
+    // A disk on a session of ours, a partition of it, and a map upon that one; then a disk of an operator's session.
+    for (session, disk, interface) in [(1, "sda", "mortar"), (2, "sdb", "default")] {
+        let device = format!("/sys/devices/platform/host{session}/session{session}");
+        let class = format!("/sys/class/iscsi_session/session{session}");
+        machine.put_file(format!("{class}/ifacename"), format!("{interface}\n"));
+        machine.put_link(format!("{class}/device"), &device);
+        let block = format!("{device}/target{session}:0:0/{session}:0:0:1/block/{disk}");
+        machine.put_file(format!("{block}/size"), "2048\n");
+        machine.put_file(format!("{block}/{disk}1/size"), "1024\n");
+        machine.put_file(format!("{block}/{disk}1/partition"), "1\n");
+        machine.put_link(format!("/sys/block/{disk}"), &block);
+    }
+    machine.put_file("/sys/block/dm-9/dm/uuid", "part1-mpath-36001\n");
+    machine.put_file("/sys/block/dm-9/size", "1024\n");
+    machine.put_link("/sys/block/dm-9/slaves/sda1", "/sys/block/sda/sda1");
+    // Loop devices: ours, somebody's, and one that does not answer.
+    machine.put_file("/sys/block/loop7/size", "1024\n");
+    machine.put_file("/sys/block/loop7/loop/backing_file", "/net/c.raw\n");
+    for (file, label) in [("/srv/a.raw", "mortar"), ("/srv/b.raw", "/srv/b.raw")] {
+        machine.put_raw(file, 1 << 20);
+        let setup = host::LoopSetup { file: file.into(), read_only: false, label: label.into() };
+        machine.loop_attach(&setup).await.unwrap();
+    }
+    let suspects = scan::suspects(&machine, Path::new("/dev/mortar")).await.unwrap();
+    let names: Vec<_> = suspects.iter().map(|path| path.display().to_string()).collect();
+    assert_eq!(names, ["/dev/loop1", "/dev/sdb", "/dev/sdb1", "/dev/vda", "/dev/vdb"]);
+}
+
+/// The kernel gives the name of a disk that went to the next one that comes.
+#[tokio::test(start_paused = true)]
+async fn a_guests_vg_in_the_place_of_ours_is_not_used() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let wanted = spec("vg0/a-1");
+    let footprint = driver.prepare(&wanted).await.unwrap();
+    let known = machine.commands().len();
+    // As if it were another disk: LVM would find the same VG on it.
+    machine.put_link("/dev/mortar/guest", "/dev/vda");
+    for error in [
+        driver.prepare(&wanted).await.unwrap_err(),
+        driver.attach(&wanted, &footprint, &Access::default(), soon()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.reason(), "WRONG_STATE", "{error}");
+    }
+    for command in &machine.commands()[known..] {
+        assert!(!command.contains("/dev/vda"), "{command}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_vgs_of_one_name_are_told_apart_by_nobody() {
     let machine = machine();
@@ -471,11 +643,28 @@ async fn two_vgs_of_one_name_are_told_apart_by_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_hangs_holds_up_nobody() {
+async fn a_disk_that_hangs_holds_up_nobody_and_is_asked_once() {
     let machine = machine();
     machine.add_vg("hung", &["sdx"]);
-    machine.fail_next("head /dev/sdx", host::Error::TimedOut { what: "head".into(), after: Duration::ZERO });
-    attach(&driver(&machine), &spec("vg0/a-1")).await;
+    machine.add_lv("hung", "lv", GIB);
+    let driver = driver(&machine);
+    machine.fail_next("head /dev/sdx", late());
+    let start = Instant::now();
+    let (one, two) = tokio::join!(driver.volumes(None), driver.volumes(None));
+    assert!(one.is_ok() && two.is_ok());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    // Nothing that reads a device can be taken back: a second read would hang just as the first does.
+    let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ask = Arc::clone(&asked);
+    machine.before_next("head /dev/sdx", move |_| ask.store(true, std::sync::atomic::Ordering::Relaxed));
+    let start = Instant::now();
+    attach(&driver, &spec("vg0/a-1")).await;
+    assert_eq!(driver.prepare(&spec("hung/lv")).await.unwrap_err().reason(), "NOT_FOUND");
+    assert_eq!((start.elapsed(), asked.load(std::sync::atomic::Ordering::Relaxed)), (Duration::ZERO, false));
+    // It has answered in the end.
+    tokio::time::advance(Duration::from_secs(400 * 24 * 60 * 60)).await;
+    tokio::task::yield_now().await;
+    driver.prepare(&spec("hung/lv")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -598,7 +787,8 @@ async fn the_list_says_of_each_why_not() {
              named as the managed volume 0000b827-4ad0-488e-8df8-26476b3a8662",
             "lvm:vg0/tagged 1 managed as 9394b827-4ad0-488e-8df8-26476b3a8662",
             "lvm:vg0/open 1 in use: open by qemu (pid 7)",
-            "lvm:vg0/pv 1 vg0/pv is a PV of another VG",
+            "lvm:vg0/pv 1 vg0/pv is a PV of another VG; if that is one that a guest made inside of its disk, manage vg0/pv \
+             while it is inactive (lvchange -an)",
             "lvm:vg0/origin 1 ",
             "lvm:vg0/snap 1 vg0/snap is a snapshot of origin",
             "lvm:vg0/tp 1 vg0/tp is a thin pool: it holds volumes and is none",
@@ -752,6 +942,91 @@ async fn names_and_identities_must_fit() {
 
     let elsewhere = Adoption { to: locator("vg1/x"), ..adoption };
     assert_eq!(driver.manage(&elsewhere).await.unwrap_err().reason(), "INVALID");
+}
+
+/// What somebody else does to a machine.
+type Spoil = fn(&Machine);
+
+#[tokio::test(start_paused = true)]
+async fn what_lvm_would_not_change_is_not_begun() {
+    let ways: [(Spoil, &str); 3] = [
+        (|machine| machine.set_vg_system_id("vg0", "elsewhere"), "elsewhere"),
+        (|machine| machine.export_vg("vg0"), "vgimport"),
+        (|machine| machine.lose_disk("vdb"), "missing"),
+    ];
+    for (spoil, named) in ways {
+        for managed in [true, false] {
+            let machine = machine();
+            let driver = driver(&machine);
+            let adoption = adoption(&driver, "vg0/a-1").await;
+            if managed {
+                driver.manage(&adoption).await.unwrap();
+            }
+            spoil(&machine);
+            let began = machine.effects().len();
+            let error = match managed {
+                true => driver.unmanage(&release(&adoption)).await.unwrap_err(),
+                false => driver.manage(&adoption).await.unwrap_err(),
+            };
+            assert_eq!(error.reason(), "WRONG_STATE", "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+            assert_eq!(machine.effects().len(), began, "{:?}", machine.effects());
+            if !managed {
+                // There is nothing to take back, and so nothing to refuse.
+                driver.unmanage(&release(&adoption)).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_unmanage_says_whether_anything_was_changed() {
+    let odd = || Output { code: 5, stderr: "  device-mapper: something odd\n".into(), ..Output::default() };
+    let gone = || Output { code: 5, stderr: "  Volume group \"vg0\" not found\n".into(), ..Output::default() };
+    let ways: [(&str, host::sim::Fault, bool, &str); 6] = [
+        ("lvrename", odd().into(), false, "WRONG_STATE"),
+        ("lvrename", gone().into(), false, "NOT_FOUND"),
+        ("lvrename", odd().into(), true, "TOOL_FAILED"),
+        ("lvrename", gone().into(), true, "TOOL_FAILED"),
+        ("lvchange", gone().into(), false, "TOOL_FAILED"),
+        ("lvrename", late().into(), true, "TIMED_OUT"),
+    ];
+    for (tool, fault, done, reason) in ways {
+        let machine = machine();
+        let driver = driver(&machine);
+        let before = machine.snapshot();
+        let adoption = adoption(&driver, "vg0/a-1").await;
+        driver.manage(&adoption).await.unwrap();
+        let managed = machine.snapshot();
+        match done {
+            true => machine.lose_next(format!("run lvm {tool}"), fault),
+            false => machine.fail_next(format!("run lvm {tool}"), fault),
+        }
+        let error = driver.unmanage(&release(&adoption)).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{tool} {done}: {error}");
+        let says_unchanged = matches!(reason, "WRONG_STATE" | "NOT_FOUND");
+        assert_eq!(machine.snapshot() == managed, says_unchanged, "{tool} {done}: {error}");
+        driver.unmanage(&release(&adoption)).await.unwrap();
+        assert_eq!(machine.snapshot(), before);
+    }
+}
+
+/// A copy of an LV may carry its tags: it is listed as what it says it is, and so is every other that says the same.
+#[tokio::test(start_paused = true)]
+async fn every_lv_that_says_it_is_a_volume_is_listed() {
+    let machine = machine();
+    let driver = driver(&machine);
+    driver.manage(&adoption(&driver, "vg0/a-1").await).await.unwrap();
+    machine.add_lv("vg0", "copy", GIB);
+    for tag in machine.lvs("vg0")[MANAGED].clone() {
+        machine.tag_lv("vg0", "copy", &tag);
+    }
+    for scope in [None, Some(&scope())] {
+        let volumes = driver.volumes(scope).await.unwrap();
+        let said: Vec<_> = volumes.iter().map(|volume| (volume.id.to_string(), volume.locator.to_string())).collect();
+        assert_eq!(said, [(ID.into(), format!("lvm:vg0/{MANAGED}")), (ID.into(), "lvm:vg0/copy".into())]);
+    }
+    assert_eq!(refusal(&driver, "vg0/copy").await, format!("managed as {ID}"));
 }
 
 #[tokio::test(start_paused = true)]

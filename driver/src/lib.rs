@@ -148,6 +148,8 @@ pub enum Footprint {
         identity: Identity,
         /// The LV was active already: it stays active.
         was_active: bool,
+        /// It was active and refused writes already: it goes on to refuse them.
+        was_read_only: bool,
     },
     /// File on a loop device.
     File {
@@ -179,6 +181,17 @@ pub enum Identity {
         /// `st_ino`
         inode: u64,
     },
+}
+
+impl Identity {
+    /// Whether this is the same volume, seen in another boot: the kernel numbers file systems anew, so a file is told by
+    /// its inode there.
+    pub fn is_still(&self, before: &Self) -> bool {
+        match (self, before) {
+            (Self::File { inode, .. }, Self::File { inode: then, .. }) => inode == then,
+            (now, then) => now == then,
+        }
+    }
 }
 
 impl fmt::Display for Identity {

@@ -156,10 +156,11 @@ impl Locator {
     }
 
     /// The key under which operations on the volume exclude each other. Portals are left out of it: two ways to the
-    /// same unit are the same volume.
+    /// same unit are the same volume. So is case: iSCSI names that differ in nothing else are one (RFC 7143 section
+    /// 4.2.7.1).
     pub fn key(&self) -> String {
         match self {
-            Self::Iscsi(unit) => format!("iscsi:{}/{}", unit.iqn, unit.lun),
+            Self::Iscsi(unit) => format!("iscsi:{}/{}", unit.iqn.as_str().to_ascii_lowercase(), unit.lun),
             other => other.to_string(),
         }
     }
@@ -342,7 +343,8 @@ mod tests {
     fn two_ways_to_a_unit_are_one_volume() {
         let a: Locator = "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0".parse().unwrap();
         let b: Locator = "iscsi://10.0.0.6/iqn.2026-11.org.example:t1/0".parse().unwrap();
-        assert_eq!(a.key(), b.key());
+        let c: Locator = "iscsi://10.0.0.5/iqn.2026-11.org.example:T1/0".parse().unwrap();
+        assert_eq!((a.key(), a.key()), (b.key(), c.key()));
     }
 
     proptest! {

@@ -84,6 +84,13 @@ pub enum User {
         /// What it calls itself: `vg-lv`.
         label: String,
     },
+    /// It is exported to other machines.
+    Export {
+        /// By what: `LIO`.
+        by: &'static str,
+        /// As what: `iblock_0/x`.
+        name: String,
+    },
     /// A process that has it open.
     Opener {
         /// The process.
@@ -101,6 +108,7 @@ impl fmt::Display for User {
             Self::Swap => f.write_str("used as swap"),
             Self::Holder { name, label } if label.is_empty() => write!(f, "held by {name}"),
             Self::Holder { name, label } => write!(f, "held by {name} ({label})"),
+            Self::Export { by, name } => write!(f, "exported by {by} as {name}"),
             Self::Opener { pid, command } => write!(f, "open by {command} (pid {pid})"),
         }
     }
@@ -147,4 +155,6 @@ pub struct LoopDevice {
     pub label: String,
     /// The page cache is passed by.
     pub direct_io: bool,
+    /// It was unbound while somebody had it open, and goes when the last one closes it (`LO_FLAGS_AUTOCLEAR`).
+    pub autoclear: bool,
 }

@@ -12,6 +12,9 @@ pub enum Tool {
 }
 
 impl Tool {
+    /// All of them.
+    pub(crate) const ALL: [Self; 2] = [Self::Iscsiadm, Self::Lvm];
+
     /// The program's name.
     pub fn name(self) -> &'static str {
         match self {

@@ -80,8 +80,8 @@ pub trait Host: Send + Sync + 'static {
     /// Makes a device refuse writes, or take them again (BLKROSET).
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()>;
 
-    /// Who uses a device or one of its partitions: mounts in any namespace, swap, holders, openers. Neither we nor udev
-    /// count.
+    /// Who uses a device or one of its partitions: mounts in any namespace, swap, holders, loop devices, exports to other
+    /// machines, openers. Neither we nor udev count.
     async fn users(&self, device: &Path) -> Result<Vec<User>>;
 
     /// The first bytes of a device or file.
@@ -89,8 +89,9 @@ pub trait Host: Send + Sync + 'static {
 
     // ---- loop devices ----
 
-    /// Every loop device that is bound to a file.
-    fn loop_devices(&self) -> Result<Vec<LoopDevice>>;
+    /// Every loop device that is bound to a file and tells which. One that does not answer soon (its file is on a server
+    /// that is gone) is left out, and logged: sysfs still has its `loop/backing_file`.
+    async fn loop_devices(&self) -> Result<Vec<LoopDevice>>;
 
     /// Binds a free loop device and returns its node.
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf>;
@@ -120,7 +121,7 @@ pub trait Host: Send + Sync + 'static {
     async fn link(&self, name: &Path, target: &Path) -> Result<()>;
 
     /// A file's extended attributes whose names begin with `prefix`, the name space (`user.`, `trusted.`) left off.
-    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>>;
+    async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>>;
 
     /// Sets (or, with `None`, removes) extended attributes: in `user.` where the file system has it, else in `trusted.`.
     async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()>;

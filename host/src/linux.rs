@@ -31,19 +31,22 @@ use std::{
 };
 use tokio::{
     net::TcpStream,
-    sync::{Semaphore, broadcast},
+    sync::broadcast,
     time::{Instant, timeout, timeout_at},
 };
+use zeroize::Zeroizing;
 
 /// The real machine. Clones are the same machine.
 #[derive(Debug, Clone)]
 pub struct Linux {
     events: broadcast::Sender<crate::Uevent>,
-    processes: Arc<Semaphore>,
+    slots: Arc<process::Slots>,
+    loops: Arc<loops::Unanswered>,
 }
 
 impl Linux {
-    /// Listens to the kernel's events; must be called within a runtime. At most `processes` tools run at a time.
+    /// Listens to the kernel's events; must be called within a runtime. At most `processes` runs of
+    /// each tool go on at a time.
     ///
     /// Without events (a container may not have them) everything works, with more latency; that is logged once.
     pub fn new(processes: usize) -> Self {
@@ -51,7 +54,7 @@ impl Linux {
         if let Err(error) = netlink::listen(events.clone()) {
             tracing::warn!(%error, "no kernel events; device changes are seen by looking four times a second");
         }
-        Self { events, processes: Arc::new(Semaphore::new(processes)) }
+        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default() }
     }
 }
 
@@ -87,7 +90,7 @@ mod ioctls {
 #[async_trait]
 impl Host for Linux {
     async fn run(&self, command: Command) -> Result<Output> {
-        process::run(&self.processes, command).await
+        process::run(&self.slots, command).await
     }
 
     fn tool(&self, tool: Tool) -> Option<PathBuf> {
@@ -103,29 +106,11 @@ impl Host for Linux {
     }
 
     fn read(&self, path: &Path) -> Result<Option<String>> {
-        match fs::read(path) {
-            Ok(bytes) => {
-                let text = String::from_utf8_lossy(&bytes);
-                Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
-            }
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(Error::io("read", path)(error)),
-        }
+        read(path)
     }
 
     fn list(&self, directory: &Path) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("list", directory)(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(Error::io("list", directory))?.file_name();
-            names.extend(name.into_string().ok());
-        }
-        names.sort_unstable();
-        Ok(names)
+        list(directory)
     }
 
     fn resolve(&self, path: &Path) -> Result<Option<PathBuf>> {
@@ -200,8 +185,8 @@ impl Host for Linux {
         blocking(format!("read of {}", path.display()), limit, move || files::head(&owned, length)).await
     }
 
-    fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
-        loops::list(self)
+    async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
+        loops::list(&self.loops).await
     }
 
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
@@ -224,7 +209,8 @@ impl Host for Linux {
     }
 
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
-        let (owned, content) = (path.to_owned(), content.to_owned());
+        // It may hold a secret, which must not stay in our memory.
+        let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
         blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode)).await
     }
 
@@ -243,8 +229,10 @@ impl Host for Linux {
         blocking("link", PATIENCE, move || files::link(&name, &target)).await
     }
 
-    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
-        files::attributes(path, prefix)
+    async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
+        let (owned, prefix) = (path.to_owned(), prefix.to_owned());
+        blocking(format!("attributes of {}", path.display()), PATIENCE, move || files::attributes(&owned, &prefix))
+            .await
     }
 
     async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()> {
@@ -277,6 +265,32 @@ impl Host for Linux {
             addresses: netlink::addresses(),
         })
     }
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
+        }
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+fn list(directory: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", directory)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", directory))?.file_name();
+        names.extend(name.into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The kernel's two ways to say that something is not there, and sysfs's third: an attribute of a device that went.

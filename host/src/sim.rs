@@ -87,7 +87,8 @@ impl Machine {
     }
 
     /// The next call whose name holds `name` fails: it does nothing, and ends as `fault` says. Calls are named as in
-    /// [`Machine::effects`]; those that change nothing as `inquiry /dev/sdb`, `claim …`, `users …`, `head …`, `reach …`.
+    /// [`Machine::effects`]; those that change nothing as `inquiry /dev/sdb`, `claim …`, `users …`, `head …`, `reach …`,
+    /// `loop_devices`, `attributes …`.
     /// A time-out ends after the time that the call was given.
     pub fn fail_next(&self, name: impl Into<String>, fault: impl Into<Fault>) {
         self.with(|world| world.process.fail_next(name.into(), fault.into(), false));
@@ -194,6 +195,11 @@ impl Machine {
     /// Gives a device a user of any sort.
     pub fn engage(&self, device: &str, user: User) {
         self.with(|world| world.users.entry(device.into()).or_default().push(user));
+    }
+
+    /// The server with a loop device's file is gone, or (`false`) back: while it is, the device does not tell its file.
+    pub fn silence_loop(&self, device: &str, silent: bool) {
+        self.with(|world| world.loops.silence(device, silent));
     }
 
     /// Takes all users of a device away.
@@ -348,8 +354,8 @@ impl Host for Machine {
         self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.head(path, length))).await
     }
 
-    fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
-        self.look(Path::new("/dev/loop-control"), |world| Ok(world.loops.list()))
+    async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
+        self.call("loop_devices", |world| world.attempt("loop_devices", |world| Ok(world.loops.list()))).await
     }
 
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
@@ -419,12 +425,14 @@ impl Host for Machine {
         self.call(&call, |world| world.effect(&call, link)).await
     }
 
-    fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
-        self.look(path, |world| {
+    async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
+        let get = |world: &mut World| {
             let file = world.files.file(path).ok_or_else(|| absent("read", path))?;
             let found = file.attributes.iter().filter(|(name, _)| name.starts_with(prefix));
             Ok(found.map(|(name, value)| (name.clone(), value.clone())).collect())
-        })
+        };
+        let name = format!("attributes {}", path.display());
+        self.call(&name, |world| world.attempt(&name, get)).await
     }
 
     /// One effect for each of them, as the kernel takes them one by one.

@@ -8,6 +8,13 @@
 /// The messages and services of `mortar.agent.v1`.
 pub mod v1 {
     tonic::include_proto!("mortar.agent.v1");
+
+    /// Without the password.
+    impl std::fmt::Debug for Chap {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Chap").field("user", &self.user).finish_non_exhaustive()
+        }
+    }
 }
 
 /// The compiled proto, as reflection and other languages need it.

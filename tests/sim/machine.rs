@@ -70,6 +70,17 @@ impl SimStage {
     }
 }
 
+impl SimStage {
+    /// The host is turned off and on, and the agent starts with it.
+    pub(crate) async fn reboot(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.abort();
+        }
+        self.machine.reboot();
+        self.start().await;
+    }
+}
+
 #[async_trait]
 impl Stage for SimStage {
     fn client(&self) -> Client {

@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod crash;
+mod deadline;
+mod identity;
 mod machine;
+mod reboot;
+mod volumes;
 
 use machine::SimStage;
 

@@ -63,6 +63,16 @@ impl Client {
         Ok(self.attachments.attach(request).await?.into_inner())
     }
 
+    /// As a caller that tries again while somebody else is at it.
+    pub async fn attach_patiently(&mut self, request: v1::AttachRequest) -> Answer<v1::AttachResponse> {
+        loop {
+            match self.attach(request.clone()).await {
+                Err(refused) if refused.code == Code::Aborted => tokio::task::yield_now().await,
+                other => return other,
+            }
+        }
+    }
+
     /// Detaches by id, locator (it has a colon) or device (it begins with a slash).
     pub async fn detach(&mut self, target: &str) -> Answer<v1::DetachResponse> {
         use v1::detach_request::Target;

@@ -1,12 +1,12 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Work, attachment_key, now_ms};
+use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, now_ms};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Residual, Result, Spec};
+use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Locator, RawFile, Residual, Result, Spec};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -54,8 +54,9 @@ pub(crate) enum State {
 
 impl Agent {
     /// Makes a volume present, or finds that it is.
-    pub(crate) async fn attach(self: Arc<Self>, request: AttachRequest) -> Result<AttachReply> {
+    pub(crate) async fn attach(self: Arc<Self>, mut request: AttachRequest) -> Result<AttachReply> {
         let driver = self.drivers.ready(request.spec.locator.backend()).await?;
+        request.spec.locator = self.canonical(request.spec.locator)?;
         let volume = request.spec.locator.key();
         let mut held = self.locks.take(&format!("attach of {volume}"), [volume.clone()])?;
         let siblings = self.journal.attachments_of(&volume).await?;
@@ -64,11 +65,21 @@ impl Agent {
             None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
         };
         held.extend(attachment_key(&id))?;
+        let mut before = None;
         if let Some(record) = self.journal.attachment(&id).await? {
             if let Some(attachment) = self.again(driver.as_ref(), &record, &request).await? {
                 return Ok(AttachReply { attachment, changed: false, operation: None });
             }
+            before = record.attached.identity;
         } else if let Some(sibling) = siblings.first() {
+            if sibling.attached.spec.locator != request.spec.locator {
+                return Err(Error::WrongState {
+                    what: format!(
+                        "the volume is attached as {}, by {}; attach it by the same locator",
+                        sibling.id, sibling.attached.spec.locator
+                    ),
+                });
+            }
             if sibling.attached.spec.read_only != request.spec.read_only {
                 return Err(Error::WrongState {
                     what: format!(
@@ -79,7 +90,9 @@ impl Agent {
                     ),
                 });
             }
-            if let Some(device) = driver.prove(&sibling.attached).await? {
+            if sibling.boot_id == self.boot_id()?
+                && let Some(device) = driver.prove(&sibling.attached).await?
+            {
                 request.spec.check(&device)?;
                 let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
                 let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
@@ -91,6 +104,15 @@ impl Agent {
         let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
         match driver.attach(&request.spec, &attached.footprint, &request.access, request.deadline).await {
             Ok(device) => {
+                if let Some(before) = before.filter(|before| !device.identity.is_still(before)) {
+                    // The id stands for the volume that it was first attached for, not for what took its place.
+                    let mismatch = Error::Mismatch {
+                        what: format!("the volume at {}", request.spec.locator),
+                        expected: before.to_string(),
+                        found: device.identity.to_string(),
+                    };
+                    return self.undo(work, mismatch).await;
+                }
                 attached.identity = Some(device.identity.clone());
                 self.publish(work, attached, device, request.persistent).await
             }
@@ -118,7 +140,20 @@ impl Agent {
                 ),
             });
         }
+        if let Some(left) = record.residuals.first() {
+            return Err(Error::WrongState {
+                what: format!("a detach of {} left {} ({}); detach it again first", record.id, left.name, left.reason),
+            });
+        }
+        if record.boot_id != self.boot_id()? {
+            return Ok(None);
+        }
         let Some(device) = driver.prove(&record.attached).await? else { return Ok(None) };
+        if device.read_only != asked.read_only && asked.read_only {
+            return Err(Error::WrongState {
+                what: format!("{} does not refuse writes any more; detach {} first", device.path.display(), record.id),
+            });
+        }
         asked.check(&device)?;
         self.link(&record.id, &device).await?;
         Ok(Some(self.attachment_with(record.clone(), device)))
@@ -154,7 +189,7 @@ impl Agent {
         match self.undo_attach(&work.operation).await {
             Ok(()) => self.failed(work, error, Change::None).await,
             Err(undo) => {
-                self.keep_trying(work, undo);
+                self.keep_trying(work, Rest::Recover, undo);
                 Err(error)
             }
         }
@@ -168,12 +203,24 @@ impl Agent {
         if records.iter().any(|record| record.id != *id) {
             return Ok(());
         }
+        let Some(attached) = self.in_this_boot(attached, &operation.boot_id).await? else { return Ok(()) };
         let driver = self.drivers.get(attached.spec.locator.backend())?;
-        let detached = driver.detach(attached, Instant::now() + UNDO_TIMEOUT).await?;
+        let detached = driver.detach(&attached, Instant::now() + UNDO_TIMEOUT).await?;
         match detached.residuals.first() {
             None => Ok(()),
             Some(left) => Err(left_over(left)),
         }
+    }
+
+    /// The locator in the one spelling that all names of a volume lead to: a file's directory without links.
+    pub(super) fn canonical(&self, locator: Locator) -> Result<Locator> {
+        if let Locator::File(file) = &locator
+            && let (Some(directory), Some(name)) = (file.path().parent(), file.path().file_name())
+            && let Some(real) = self.host.resolve(directory).map_err(Error::host("resolve the file's directory"))?
+        {
+            return RawFile::new(&real.join(name).to_string_lossy()).map(Locator::File);
+        }
+        Ok(locator)
     }
 
     /// `/dev/mortar/ID`
@@ -211,6 +258,9 @@ impl Agent {
             Ok(None) => (None, State::Broken, Some("its device is not there".to_owned())),
             Err(error) => (None, State::Broken, Some(error.chain())),
         };
+        if self.boot_id().is_ok_and(|boot_id| boot_id != record.boot_id) {
+            (state, problem) = (State::Broken, Some("not attached again since the reboot".to_owned()));
+        }
         if !record.residuals.is_empty() {
             let left: Vec<String> =
                 record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();

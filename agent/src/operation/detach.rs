@@ -1,13 +1,13 @@
 //! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan, attach::left_over, attachment_key};
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan, Rest, attach::left_over, attachment_key};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
     watch::Event,
 };
 use driver::{AttachmentId, Detached, Error, Locator, Residual, Result};
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// What is to be detached.
@@ -35,7 +35,7 @@ impl Agent {
         let id = match target {
             Target::Id(id) => id,
             Target::Locator(locator) => {
-                let volume = locator.key();
+                let volume = self.canonical(locator)?.key();
                 // An attach of it may be under way: then nobody can say yet that it is gone.
                 drop(self.locks.take(&format!("detach of {volume}"), [volume.clone()])?);
                 match only(self.journal.attachments_of(&volume).await?, &volume)? {
@@ -54,38 +54,61 @@ impl Agent {
         };
         let volume = record.attached.spec.locator.key();
         held.extend(volume.clone())?;
-        let driver = self.drivers.get(record.attached.spec.locator.backend())?;
-        let shared = self.journal.attachments_of(&volume).await?.iter().any(|other| other.id != id);
-        if !shared {
-            let users = driver.users(&record.attached).await?;
-            if !users.is_empty() {
-                let what = self.host.resolve(&self.stable_path(&id)).ok().flatten();
-                let what = what.map_or_else(|| id.to_string(), |device| device.display().to_string());
-                return Err(Error::InUse { what, by: users });
-            }
+        // Read once more under all locks: a manage may have given it another locator meanwhile.
+        let Some(record) = self.journal.attachment(&id).await?.filter(|now| now.attached.spec.locator.key() == volume)
+        else {
+            return Err(Error::Busy {
+                what: volume,
+                holder: "an operation that just ended".into(),
+                age: Duration::ZERO,
+            });
+        };
+        let shared = self.shares_device(&record).await?;
+        if let Some(in_use) = self.in_use(&record, shared).await? {
+            return Err(in_use);
         }
         let work = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }, held).await?;
         match self.take_away(&record, shared, deadline).await {
             Ok(detached) => {
                 let operation = work.operation.id;
-                if let Err(error) = self.gone(&work.operation, record, &detached).await {
+                self.gone(&work.operation, record, &detached).await.map_err(|error| {
                     let told = Error::Host { doing: "end the detach".into(), source: error.chain().into() };
-                    self.keep_trying(work, error);
-                    return Err(told);
-                }
+                    self.keep_trying(work, Rest::Recover, error);
+                    told
+                })?;
                 let Detached { residuals, kept } = detached;
                 Ok(DetachReply { id: Some(id), changed: true, residuals, kept, operation: Some(operation) })
             }
             Err(error) => {
-                // It is still attached: its stable path comes back if its device is there.
-                if let Ok(Some(device)) = driver.find(&record.attached).await
-                    && let Err(link) = self.link(&id, &device).await
-                {
-                    tracing::warn!(attachment = %id, "{}", link.chain());
-                }
+                // It is still attached.
+                self.link_again(&record).await;
                 self.failed(work, error, Change::None).await
             }
         }
+    }
+
+    /// Whether another attachment has the same device, whatever way it names the volume.
+    pub(super) async fn shares_device(&self, record: &Record) -> Result<bool> {
+        let (key, identity) = (record.attached.spec.locator.key(), &record.attached.identity);
+        let same = |other: &Record| {
+            other.attached.spec.locator.key() == key || identity.is_some() && other.attached.identity == *identity
+        };
+        Ok(self.journal.attachments().await?.iter().any(|other| other.id != record.id && same(other)))
+    }
+
+    /// The refusal, if the device would go and somebody uses it.
+    pub(super) async fn in_use(&self, record: &Record, shared: bool) -> Result<Option<Error>> {
+        if shared {
+            return Ok(None);
+        }
+        let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? else { return Ok(None) };
+        let driver = self.drivers.get(attached.spec.locator.backend())?;
+        let by = driver.users(&attached).await?;
+        if by.is_empty() {
+            return Ok(None);
+        }
+        let device = driver.find(&attached).await?.map(|device| device.path.display().to_string());
+        Ok(Some(Error::InUse { what: device.unwrap_or_else(|| record.id.to_string()), by }))
     }
 
     /// The stable path first, so that nobody new finds the device; then, unless another attachment has it, the device.
@@ -94,8 +117,11 @@ impl Agent {
         if shared {
             return Ok(Detached::default());
         }
-        let driver = self.drivers.get(record.attached.spec.locator.backend())?;
-        driver.detach(&record.attached, deadline).await
+        let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? else {
+            return Ok(Detached::default());
+        };
+        let driver = self.drivers.get(attached.spec.locator.backend())?;
+        driver.detach(&attached, deadline).await
     }
 
     /// Ends a detach: the record goes, or stays with what could not be removed.
@@ -125,8 +151,12 @@ impl Agent {
         let Some(node) = self.host.resolve(path).map_err(Error::host("look for the device"))? else { return Ok(None) };
         let mut of_node = Vec::new();
         for record in self.journal.attachments().await? {
-            let driver = self.drivers.get(record.attached.spec.locator.backend())?;
-            if driver.find(&record.attached).await?.is_some_and(|device| device.path == node) {
+            // One that cannot be looked at does not hide the others.
+            let found = match self.drivers.get(record.attached.spec.locator.backend()) {
+                Ok(driver) => driver.find(&record.attached).await,
+                Err(error) => Err(error),
+            };
+            if found.is_ok_and(|device| device.is_some_and(|device| device.path == node)) {
                 of_node.push(record);
             }
         }

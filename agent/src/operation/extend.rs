@@ -3,7 +3,7 @@
 use super::{Plan, attach::AttachReply, attachment_key};
 use crate::{agent::Agent, journal::Change, watch::Event};
 use driver::{AttachmentId, Error, Result};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 impl Agent {
@@ -14,6 +14,14 @@ impl Agent {
         let record = record.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
         let locator = record.attached.spec.locator.clone();
         held.extend(locator.key())?;
+        let Some(record) = self.journal.attachment(&id).await?.filter(|now| now.attached.spec.locator == locator)
+        else {
+            return Err(Error::Busy {
+                what: locator.to_string(),
+                holder: "an operation that just ended".into(),
+                age: Duration::ZERO,
+            });
+        };
         let driver = self.drivers.get(locator.backend())?;
         let before = driver.prove(&record.attached).await?;
         let before = before.ok_or_else(|| Error::NotFound { what: format!("the device of attachment {id}") })?;

@@ -1,7 +1,7 @@
 //! Manage and unmanage: a rename in place, with the origin written onto the storage beside it. The storage is the truth;
 //! the journal only says what was under way.
 
-use super::{OperationId, Plan};
+use super::{OperationId, Plan, Rest};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -40,11 +40,15 @@ pub(crate) struct UnmanageReply {
 
 impl Agent {
     /// Takes a volume into management, or finds that it is.
-    pub(crate) async fn manage(self: Arc<Self>, request: ManageRequest) -> Result<ManageReply> {
+    pub(crate) async fn manage(self: Arc<Self>, mut request: ManageRequest) -> Result<ManageReply> {
+        request.locator = self.canonical(request.locator)?;
         let from = &request.locator;
         let scope = from.scope()?;
         let driver = self.drivers.ready(from.backend()).await?;
         let mut held = self.locks.take(&format!("manage of {from}"), [from.key()])?;
+        if let Some(id) = request.id {
+            held.extend(volume_key(id))?;
+        }
         let unchanged = |volume| Ok(ManageReply { volume, changed: false, operation: None });
         let candidate = match driver.inspect(from).await {
             Ok(candidate) => candidate,
@@ -66,6 +70,9 @@ impl Agent {
             (Some(volume), _) => {
                 if volume.locator == from.beside(&template.name(volume.id))? {
                     return unchanged(volume.clone());
+                }
+                if volume.origin != *from {
+                    return Err(managed_already(from, volume.id));
                 }
                 // It has an origin but not its managed name: a manage that the journal does not know of was cut short.
                 volume.id
@@ -91,7 +98,7 @@ impl Agent {
             to: from.beside(&template.name(id))?,
             identity: candidate.identity,
         };
-        held.extend(format!("volume {id}"))?;
+        held.extend(volume_key(id))?;
         held.extend(adoption.to.key())?;
         let change = managed(&adoption, attachments)?;
         let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held).await?;
@@ -102,8 +109,11 @@ impl Agent {
             }
             Err(error) => match driver.unmanage(&undo_of(&adoption)).await {
                 Ok(()) | Err(Error::NotFound { .. }) => self.failed(work, error, Change::None).await,
+                Err(_) if driver.inspect(from).await.is_ok_and(|now| now.managed.is_none()) => {
+                    self.failed(work, error, Change::None).await
+                }
                 Err(undo) => {
-                    self.keep_trying(work, undo);
+                    self.keep_trying(work, Rest::Recover, undo);
                     Err(error)
                 }
             },
@@ -119,7 +129,7 @@ impl Agent {
 
     /// Lets a volume go. What is not managed is let go already.
     pub(crate) async fn unmanage(self: Arc<Self>, id: VolumeId, keep_name: bool) -> Result<UnmanageReply> {
-        let mut held = self.locks.take(&format!("unmanage of {id}"), [format!("volume {id}")])?;
+        let mut held = self.locks.take(&format!("unmanage of {id}"), [volume_key(id)])?;
         let Some(volume) = self.volume(id).await? else {
             return Ok(UnmanageReply { locator: None, changed: false, operation: None });
         };
@@ -135,13 +145,14 @@ impl Agent {
                 let operation = self.succeeded(work, released(&release, attachments)).await?;
                 Ok(UnmanageReply { locator: Some(to), changed: true, operation: Some(operation) })
             }
-            // The rename comes first: either it was refused and nothing changed, or only the tags are left over.
-            Err(error @ (Error::AlreadyExists { .. } | Error::Mismatch { .. } | Error::NotFound { .. })) => {
-                self.failed(work, error, Change::None).await
-            }
             Err(error) => {
+                // Before its first effect it still has its managed name and its origin.
+                let still = driver.inspect(&release.from).await.is_ok_and(|now| now.managed.is_some());
+                if still {
+                    return self.failed(work, error, Change::None).await;
+                }
                 let again = Error::Host { doing: "unmanage".into(), source: error.chain().into() };
-                self.keep_trying(work, again);
+                self.keep_trying(work, Rest::Recover, again);
                 Err(error)
             }
         }
@@ -166,15 +177,24 @@ impl Agent {
         match scope {
             Some(scope) => volumes = self.drivers.ready(scope.backend()).await?.volumes(Some(scope)).await?,
             None => {
-                for backend in self.drivers.wanted() {
-                    if *backend != Backend::Iscsi && self.drivers.readiness(*backend).await.problem.is_none() {
-                        volumes.extend(self.volumes_of(*backend).await?);
-                    }
+                for backend in self.listed_backends().await {
+                    volumes.extend(self.volumes_of(backend).await?);
                 }
             }
         }
         volumes.sort_by_key(|volume| volume.id);
         Ok(volumes)
+    }
+
+    /// The backends that can list volumes here.
+    async fn listed_backends(&self) -> Vec<Backend> {
+        let mut backends = Vec::new();
+        for backend in self.drivers.wanted().iter().copied().filter(|backend| *backend != Backend::Iscsi) {
+            if self.drivers.readiness(backend).await.problem.is_none() {
+                backends.push(backend);
+            }
+        }
+        backends
     }
 
     /// The managed volumes of a backend: where its driver looks by itself, and where the journal knows of some.
@@ -202,10 +222,35 @@ impl Agent {
         Ok(found.into_values().collect())
     }
 
-    /// One managed volume.
+    /// One managed volume. A copy made by other tools carries the id, too: the one with the managed name counts.
     pub(crate) async fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
-        Ok(self.volumes(None).await?.into_iter().find(|volume| volume.id == id))
+        let template = self.config.name_template().map_err(Error::host("read the name template"))?;
+        let (mut found, mut failed) = (Vec::new(), None);
+        for backend in self.listed_backends().await {
+            match self.volumes_of(backend).await {
+                Ok(volumes) => found.extend(volumes.into_iter().filter(|volume| volume.id == id)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let (true, Some(error)) = (found.is_empty(), failed) {
+            return Err(error);
+        }
+        let is_named =
+            |volume: &Volume| volume.origin.beside(&template.name(id)).is_ok_and(|named| named == volume.locator);
+        if found.iter().any(is_named) {
+            found.retain(is_named);
+        }
+        if let [one, other, ..] = found.as_slice() {
+            return Err(Error::WrongState {
+                what: format!("{} and {} both say that they are volume {id}; rename one", one.locator, other.locator),
+            });
+        }
+        Ok(found.pop())
     }
+}
+
+fn volume_key(id: VolumeId) -> String {
+    format!("volume {id}")
 }
 
 fn managed_already(locator: &Locator, id: VolumeId) -> Error {

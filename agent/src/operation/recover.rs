@@ -2,8 +2,8 @@
 //! boot, before anybody is served.
 
 use super::{
-    Operation, Outcome, OutcomeState, Plan, Work,
-    attach::{UNDO_TIMEOUT, left_over},
+    Operation, Outcome, OutcomeState, Plan, Rest, Work,
+    attach::UNDO_TIMEOUT,
     manage::{managed, released, undo_of},
 };
 use crate::{
@@ -24,27 +24,19 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Lets its tasks run on when nobody waits for them any more.
-struct DetachOnDrop(JoinSet<()>);
-
-impl Drop for DetachOnDrop {
-    fn drop(&mut self) {
-        self.0.detach_all();
-    }
-}
-
 impl Agent {
-    /// Recovers everything, as far as it goes within [`START_PATIENCE`].
+    /// Recovers everything, as far as it goes within [`START_PATIENCE`]. Fails only if the journal cannot be read.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let unfinished = self.journal.unfinished().await?;
         if !unfinished.is_empty() {
             // A login or a rename that the last agent started may still be at it: only then is there something to see.
-            let still = self.host.outlived(Instant::now() + START_PATIENCE).await;
-            for line in still.map_err(Error::host("look for tools that outlived the last agent"))? {
-                tracing::warn!(command = line, "still runs since before the restart");
+            match self.host.outlived(Instant::now() + START_PATIENCE).await {
+                Ok(still) => still.iter().for_each(|line| tracing::warn!(line, "still runs since before the restart")),
+                Err(error) => tracing::warn!(%error, "cannot look for tools that outlived the last agent"),
             }
         }
-        let all = self.recover_operations(unfinished);
+        let agent = Arc::clone(self);
+        let all = self.tasks.spawn(async move { agent.recover_operations(unfinished).await });
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
@@ -61,7 +53,7 @@ impl Agent {
                 match self.locks.take(&format!("recovery of operation {}", operation.id), operation.plan.keys()) {
                     Ok(held) => {
                         let recovery = Arc::clone(self).recover_or_keep_trying(Work { operation, held });
-                        round.spawn(self.tasks.track_future(recovery));
+                        round.spawn(recovery);
                     }
                     Err(_) => next.push(operation),
                 }
@@ -72,16 +64,14 @@ impl Agent {
                 }
                 return;
             }
-            // A round that is not waited for any more goes on.
-            let mut round = DetachOnDrop(round);
-            while round.0.join_next().await.is_some() {}
+            while round.join_next().await.is_some() {}
             waiting = next;
         }
     }
 
     async fn recover_or_keep_trying(self: Arc<Self>, work: Work) {
         if let Err(error) = self.recover_one(&work.operation).await {
-            self.keep_trying(work, error);
+            self.keep_trying(work, Rest::Recover, error);
         }
     }
 
@@ -96,17 +86,16 @@ impl Agent {
                 self.undo_attach(operation).await?;
                 self.conclude(operation, undone(None), Change::None).await
             }
-            Plan::Detach { id, attached } => {
+            Plan::Detach { id, .. } => {
                 let Some(record) = self.journal.attachment(id).await? else {
                     return self.conclude(operation, done, Change::None).await;
                 };
-                if self.boot_id()? != record.boot_id {
-                    // What the record says of the host was true of another boot.
-                    self.forget(&record).await?;
-                    return self.conclude(operation, done, Change::Remove(id.clone())).await;
+                let shared = self.shares_device(&record).await?;
+                if let Some(in_use) = self.in_use(&record, shared).await? {
+                    // Somebody opened it since the crash: it stays attached, as if the detach had been refused.
+                    self.link_again(&record).await;
+                    return self.conclude(operation, undone(Some(&in_use)), Change::None).await;
                 }
-                let siblings = self.journal.attachments_of(&attached.spec.locator.key()).await?;
-                let shared = siblings.iter().any(|other| other.id != *id);
                 let detached = self.take_away(&record, shared, Instant::now() + UNDO_TIMEOUT).await?;
                 self.gone(operation, record, &detached).await
             }
@@ -142,12 +131,8 @@ impl Agent {
         }
     }
 
-    fn boot_id(&self) -> Result<String> {
-        Ok(self.host.facts().map_err(Error::host("read the boot id"))?.boot_id)
-    }
-
     /// Tries again in the background until it is done, its locks taken all the while.
-    pub(super) fn keep_trying(self: &Arc<Self>, work: Work, first: Error) {
+    pub(super) fn keep_trying(self: &Arc<Self>, work: Work, rest: Rest, first: Error) {
         let agent = Arc::clone(self);
         tokio::spawn(async move {
             let Work { operation, held: _until_done } = work;
@@ -163,7 +148,13 @@ impl Agent {
                     return;
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                match agent.recover_one(&operation).await {
+                let done = match &rest {
+                    Rest::Conclude(outcome, change) => {
+                        agent.conclude(&operation, outcome.clone(), change.clone()).await
+                    }
+                    Rest::Recover => agent.recover_one(&operation).await,
+                };
+                match done {
                     Ok(()) => return,
                     Err(again) => error = again,
                 }
@@ -171,52 +162,58 @@ impl Agent {
         });
     }
 
-    /// Brings the records in line with this boot: after a reboot, what is persistent comes back and the rest is
-    /// forgotten; without one, a stable path that went missing is made again.
+    pub(super) fn boot_id(&self) -> Result<String> {
+        Ok(self.host.facts().map_err(Error::host("read the boot id"))?.boot_id)
+    }
+
+    /// An attachment with a footprint of this boot. What was noted in another is looked at anew, so that nothing is taken
+    /// away that this boot brought by itself; `None` if there is no such volume any more.
+    pub(super) async fn in_this_boot(&self, attached: &Attached, boot_id: &str) -> Result<Option<Attached>> {
+        if self.boot_id()? == boot_id {
+            return Ok(Some(attached.clone()));
+        }
+        let driver = self.drivers.get(attached.spec.locator.backend())?;
+        match driver.prepare(&attached.spec).await {
+            Ok(footprint) => Ok(Some(Attached { footprint, ..attached.clone() })),
+            Err(Error::NotFound { .. } | Error::WrongState { .. } | Error::InUse { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings the records in line with this boot. After a reboot, what is persistent comes back, and the rest is
+    /// forgotten: a reboot leaves nothing of it. Without one, a stable path that went missing is made again.
     async fn settle(self: &Arc<Self>) -> Result<()> {
         let boot_id = self.boot_id()?;
-        for record in self.journal.attachments().await? {
-            if self.locks.take("settle", [super::attachment_key(&record.id)]).is_err() {
-                continue;
+        let (here, before): (Vec<_>, Vec<_>) =
+            self.journal.attachments().await?.into_iter().partition(|record| record.boot_id == boot_id);
+        let (persistent, forgotten): (Vec<_>, Vec<_>) = before.into_iter().partition(|record| record.persistent);
+        for record in forgotten {
+            tracing::info!(attachment = %record.id, "forgotten: the host was rebooted and it is not persistent");
+            self.unlink(&record.id).await?;
+            self.journal.change(Change::Remove(record.id)).await?;
+        }
+        for record in here {
+            if let Ok(_held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
+                self.link_again(&record).await;
             }
-            if record.boot_id == boot_id {
-                let driver = self.drivers.get(record.attached.spec.locator.backend());
-                if let Ok(driver) = driver
-                    && let Ok(Some(device)) = driver.find(&record.attached).await
-                {
-                    self.link(&record.id, &device).await?;
-                }
-            } else if record.persistent {
-                self.bring_back(record, boot_id.clone());
-            } else {
-                tracing::info!(attachment = %record.id, "forgotten: the host was rebooted and it is not persistent");
-                if let Err(error) = self.forget(&record).await {
-                    tracing::warn!(attachment = %record.id, "{}", error.chain());
-                    continue;
-                }
-                self.journal.change(Change::Remove(record.id)).await?;
-            }
+        }
+        for record in persistent {
+            self.bring_back(record, boot_id.clone());
         }
         Ok(())
     }
 
-    /// Takes away what an attachment of another boot left on disk. What is on the host now is looked at anew, so that
-    /// nothing goes that this boot brought by itself.
-    async fn forget(&self, record: &Record) -> Result<()> {
-        self.unlink(&record.id).await?;
-        let driver = self.drivers.get(record.attached.spec.locator.backend())?;
-        let spec = record.attached.spec.clone();
-        let footprint = match driver.prepare(&spec).await {
-            Ok(footprint) => footprint,
-            // The volume is not there any more, and nothing of it.
-            Err(Error::NotFound { .. } | Error::WrongState { .. } | Error::InUse { .. }) => return Ok(()),
-            Err(error) => return Err(error),
+    /// Makes the stable path anew, if the device proves to be the volume.
+    pub(super) async fn link_again(&self, record: &Record) {
+        let work = async {
+            let driver = self.drivers.get(record.attached.spec.locator.backend())?;
+            match driver.prove(&record.attached).await? {
+                Some(device) => self.link(&record.id, &device).await,
+                None => Ok(()),
+            }
         };
-        let detached =
-            driver.detach(&Attached { spec, footprint, identity: None }, Instant::now() + UNDO_TIMEOUT).await?;
-        match detached.residuals.first() {
-            None => Ok(()),
-            Some(left) => Err(left_over(left)),
+        if let Err(error) = work.await {
+            tracing::warn!(attachment = %record.id, "no stable path: {}", error.chain());
         }
     }
 
@@ -259,8 +256,8 @@ impl Agent {
                 Ok(id) => self.journal.attachment(&id).await?.is_none(),
                 Err(_) => name.starts_with('.') && name.ends_with(".new"),
             };
-            if stray {
-                self.host.remove(&directory.join(name)).await.map_err(Error::host("remove a stray stable path"))?;
+            if stray && let Err(error) = self.host.remove(&directory.join(name)).await {
+                tracing::warn!(%error, "cannot remove a stray stable path");
             }
         }
         Ok(())

@@ -220,3 +220,87 @@ mod xattr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::{TempDir, tempdir};
+
+    fn names(directory: &TempDir) -> Vec<String> {
+        super::super::list(directory.path()).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_stays_beside_it() {
+        let directory = tempdir().unwrap();
+        let path = directory.path().join("below/secret");
+        // What a crash left half-written, for everybody to read.
+        replace(&path, b"first", 0o600).unwrap();
+        fs::write(beside(&path), "half").unwrap();
+        replace(&path, b"second", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o640, 0o700));
+        assert_eq!(super::super::list(path.parent().unwrap()).unwrap(), ["secret"]);
+        assert_eq!(head(&path, 3).unwrap(), b"sec");
+    }
+
+    #[test]
+    fn a_rename_takes_no_name_that_is_taken() {
+        let directory = tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| directory.path().join(name));
+        fs::write(&a, "a").unwrap();
+        fs::write(&b, "b").unwrap();
+        assert!(matches!(rename(&a, &b), Err(Error::Exists { path }) if path == b));
+        assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"a".to_vec(), b"b".to_vec()));
+        rename(&a, &c).unwrap();
+        assert_eq!((names(&directory), stat(&a).unwrap()), (vec!["b".to_owned(), "c".to_owned()], None));
+        assert!(rename(&a, &c).is_err());
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_never_followed() {
+        let directory = tempdir().unwrap();
+        let name = directory.path().join("by-id/x");
+        for target in ["/dev/sda", "/dev/sdb"] {
+            link(&name, Path::new(target)).unwrap();
+            assert_eq!(fs::read_link(&name).unwrap(), Path::new(target));
+        }
+        assert!(!stat(&name).unwrap().unwrap().is_file);
+        assert_eq!(super::super::list(name.parent().unwrap()).unwrap(), ["x"]);
+        remove(name.parent().unwrap()).unwrap();
+        for _ in 0..2 {
+            remove(&name).unwrap();
+        }
+        remove(name.parent().unwrap()).unwrap();
+        assert_eq!(names(&directory), Vec::<String>::new());
+    }
+
+    #[test]
+    fn attributes_are_set_changed_and_removed() {
+        let directory = tempdir().unwrap();
+        let path = directory.path().join("a");
+        fs::write(&path, "").unwrap();
+        let put =
+            |name: &str, value: Option<&str>| set_attributes(&path, &[(name.to_owned(), value.map(str::to_owned))]);
+        match put("mortar.id", Some("1")) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                println!("skipped, no attributes in {}", directory.path().display());
+                return;
+            }
+            other => other.unwrap(),
+        }
+        put("mortar.id", Some("2")).unwrap();
+        put("mortar.name", Some("a b")).unwrap();
+        put("other", Some("x")).unwrap();
+        let expected = [("mortar.id", "2"), ("mortar.name", "a b")];
+        let expected: BTreeMap<_, _> = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        assert_eq!(attributes(&path, "mortar.").unwrap(), expected);
+        for _ in 0..2 {
+            put("mortar.id", None).unwrap();
+        }
+        assert_eq!(attributes(&path, "mortar.").unwrap().into_keys().collect::<Vec<_>>(), ["mortar.name"]);
+        assert!(attributes(&directory.path().join("none"), "").is_err());
+    }
+}

@@ -77,22 +77,31 @@ pub(super) fn inquiry(device: &Path, page: u8, timeout: Duration) -> Result<Vec<
     #[expect(unsafe_code, reason = "ioctl")]
     unsafe { sg_io(fd.as_raw_fd(), &raw mut header) }
         .map_err(|errno| Error::io("ask the identity of", device)(errno.into()))?;
-    if header.host_status != 0 || header.driver_status & 0x0f != 0 {
-        return Err(failed(format!(
-            "no answer (host status {:#x}, driver status {:#x})",
-            header.host_status, header.driver_status
-        )));
-    }
-    if header.status != 0 {
-        let (key, code) = sense_of(&sense[..usize::from(header.sb_len_wr).min(sense.len())]);
-        return Err(failed(format!("SCSI status {:#x}, sense key {key:#x}, code {code:#06x}", header.status)));
-    }
+    let sense = &sense[..usize::from(header.sb_len_wr).min(sense.len())];
+    verdict(header.status, header.host_status, header.driver_status, sense).map_err(failed)?;
     let got = PAGE_SIZE - usize::try_from(header.resid).unwrap_or(0).min(PAGE_SIZE);
     data.truncate(got);
     if data.get(1) != Some(&page) {
         return Err(failed(format!("it has no page {page:#04x}")));
     }
     Ok(data)
+}
+
+/// How a command ended. What the device says comes before what the kernel says of it: with every CHECK CONDITION the
+/// kernel sets DRIVER_SENSE, which is no failure of its own.
+fn verdict(status: u8, host_status: u16, driver_status: u16, sense: &[u8]) -> std::result::Result<(), String> {
+    const DRIVER_SENSE: u16 = 0x08;
+    /// The upper half says what the kernel would do about it.
+    const DRIVER_STATUS: u16 = 0x0f;
+    let driver = driver_status & DRIVER_STATUS;
+    if status != 0 {
+        let (key, code) = sense_of(sense);
+        return Err(format!("SCSI status {status:#x}, sense key {key:#x}, code {code:#06x}"));
+    }
+    if host_status != 0 || driver & !DRIVER_SENSE != 0 {
+        return Err(format!("no answer (host status {host_status:#x}, driver status {driver_status:#x})"));
+    }
+    Ok(())
 }
 
 /// Sense key, and additional code with its qualifier, in fixed or descriptor format (SPC-4 section 4.5).
@@ -102,5 +111,33 @@ fn sense_of(sense: &[u8]) -> (u8, u16) {
         (at(1) & 15, u16::from_be_bytes([at(2), at(3)]))
     } else {
         (at(2) & 15, u16::from_be_bytes([at(12), at(13)]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Captured from LIO (Linux 6.1), of a LUN that is not mapped any more: LOGICAL UNIT NOT SUPPORTED.
+    const UNMAPPED: [u8; 18] = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x25, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn what_the_device_says_comes_before_what_the_kernel_says() {
+        assert_eq!(verdict(2, 0, 0x08, &UNMAPPED).unwrap_err(), "SCSI status 0x2, sense key 0x5, code 0x2500");
+        assert_eq!(verdict(2, 0, 0, &UNMAPPED), verdict(2, 0, 0x08, &UNMAPPED));
+        let described = [0x72, 5, 0x25, 0, 0, 0, 0, 0];
+        assert_eq!(verdict(2, 0, 0x28, &described), verdict(2, 0, 0x08, &UNMAPPED));
+        // BUSY has no sense.
+        assert_eq!(verdict(8, 0, 0, &[]).unwrap_err(), "SCSI status 0x8, sense key 0x0, code 0x0000");
+    }
+
+    #[test]
+    fn without_an_answer_it_is_the_kernel_that_speaks() {
+        // DID_TRANSPORT_DISRUPTED, DRIVER_TIMEOUT
+        assert_eq!(verdict(0, 0x0e, 0, &[]).unwrap_err(), "no answer (host status 0xe, driver status 0x0)");
+        assert_eq!(verdict(0, 0, 0x06, &[]).unwrap_err(), "no answer (host status 0x0, driver status 0x6)");
+        // A recovered error: the answer is there.
+        assert_eq!(verdict(0, 0, 0x08, &[]), Ok(()));
+        assert_eq!(verdict(0, 0, 0, &[]), Ok(()));
     }
 }

@@ -1,6 +1,7 @@
-//! Who uses a device. The kernel has no one list, so four places are read: holders in sysfs, mounts of every mount
-//! namespace, swap areas, and what every process has open.
+//! Who uses a device. The kernel has no one list, so six places are read: holders in sysfs, loop devices, what is exported
+//! to other machines, mounts of every mount namespace, swap areas, and what every process has open.
 
+use super::loops;
 use crate::{Error, Result, User};
 use std::{
     collections::BTreeSet,
@@ -18,6 +19,15 @@ struct Devices {
     directories: Vec<PathBuf>,
 }
 
+impl Devices {
+    /// Whether a path leads to one of them. A path outside of `/dev` is not looked at: what it is on may hang.
+    fn include(&self, path: &str) -> bool {
+        path.starts_with("/dev/")
+            && fs::metadata(path)
+                .is_ok_and(|meta| meta.file_type().is_block_device() && self.rdevs.contains(&meta.rdev()))
+    }
+}
+
 pub(super) fn users(device: &Path) -> Result<Vec<User>> {
     let meta = fs::metadata(device).map_err(Error::io("look at", device))?;
     if !meta.file_type().is_block_device() {
@@ -25,6 +35,8 @@ pub(super) fn users(device: &Path) -> Result<Vec<User>> {
     }
     let devices = with_partitions(meta.rdev());
     let mut users = holders(&devices);
+    users.extend(loop_devices(&devices)?);
+    users.extend(exports(&devices, Path::new("/sys/kernel/config")));
     users.extend(swaps(&devices));
     users.extend(mounts(&devices));
     users.extend(openers(&devices));
@@ -67,6 +79,35 @@ fn holders(devices: &Devices) -> Vec<User> {
         User::Holder { name: file_name(&holder), label }
     })
     .collect()
+}
+
+/// Loop devices hold the device below them without being its holders.
+fn loop_devices(devices: &Devices) -> Result<Vec<User>> {
+    let over = loops::bound()?.into_iter().filter(|(_, file)| devices.include(file));
+    Ok(over.map(|(name, _)| User::Holder { name, label: "loop device".into() }).collect())
+}
+
+/// The kernel's own targets, LIO (SCSI) and nvmet (NVMe), as configfs tells of them. One that is not enabled has nothing
+/// open.
+fn exports(devices: &Devices, config: &Path) -> Vec<User> {
+    let text = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let enabled = |directory: &Path| text(directory.join("enable")) != "0";
+    let mut found = Vec::new();
+    for store in entries(&config.join("target/core")).iter().flat_map(|backend| entries(backend)) {
+        if devices.include(&text(store.join("udev_path"))) && enabled(&store) {
+            let name = format!("{}/{}", file_name(store.parent().unwrap_or(&store)), file_name(&store));
+            found.push(User::Export { by: "LIO", name });
+        }
+    }
+    for subsystem in entries(&config.join("nvmet/subsystems")) {
+        for namespace in entries(&subsystem.join("namespaces")) {
+            if devices.include(&text(namespace.join("device_path"))) && enabled(&namespace) {
+                let name = format!("{}/{}", file_name(&subsystem), file_name(&namespace));
+                found.push(User::Export { by: "nvmet", name });
+            }
+        }
+    }
+    found
 }
 
 fn swaps(devices: &Devices) -> Vec<User> {
@@ -117,11 +158,7 @@ fn mounted(table: &str, devices: &Devices) -> Vec<String> {
         let mut fields = before.split(' ').skip(2);
         let (number, _root, at) = (fields.next()?, fields.next()?, fields.next()?);
         let source = after.split(' ').nth(1)?;
-        let by_source = || {
-            source.starts_with("/dev/")
-                && fs::metadata(unescape(source)).is_ok_and(|meta| devices.rdevs.contains(&meta.rdev()))
-        };
-        (devices.numbers.contains(number) || by_source()).then(|| unescape(at))
+        (devices.numbers.contains(number) || devices.include(&unescape(source))).then(|| unescape(at))
     };
     table.lines().filter_map(of_ours).collect()
 }
@@ -181,6 +218,7 @@ fn openers(devices: &Devices) -> Vec<User> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Host;
 
     fn devices(number: &str) -> Devices {
         Devices { numbers: BTreeSet::from([number.to_owned()]), rdevs: BTreeSet::new(), directories: Vec::new() }
@@ -194,6 +232,39 @@ mod tests {
                      broken line";
         assert_eq!(mounted(table, &devices("8:16")), ["/mnt/a b"]);
         assert_eq!(mounted(table, &devices("8:48")), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn finds_loop_devices_and_exports_above_a_loop_device() {
+        let Some(host) = loops::tests::host() else { return };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let below = loops::tests::Bound::new(&host, file.path()).await;
+        let free = host.users(&below.node).await.unwrap();
+        assert!(!free.iter().any(|user| matches!(user, User::Holder { .. } | User::Export { .. })), "{free:?}");
+
+        let above = loops::tests::Bound::new(&host, &below.node).await;
+        let holder = User::Holder { name: file_name(&above.node), label: "loop device".into() };
+        let users = host.users(&below.node).await.unwrap();
+        assert!(users.contains(&holder), "{users:?}");
+
+        let config = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = config.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let node = format!("{}\n", below.node.display());
+        put("target/core/iblock_0/x/udev_path", &node);
+        put("target/core/iblock_0/x/enable", "1\n");
+        put("target/core/iblock_1/off/udev_path", &node);
+        put("target/core/iblock_1/off/enable", "0\n");
+        put("target/core/iblock_2/other/udev_path", "/dev/null\n");
+        put("target/core/alua/lu_gps/default_lu_gp/members", "");
+        put("nvmet/subsystems/nqn.2026-11.org.example:a/namespaces/1/device_path", &node);
+        let devices = with_partitions(fs::metadata(&below.node).unwrap().rdev());
+        let exports: Vec<String> = exports(&devices, config.path()).iter().map(User::to_string).collect();
+        assert_eq!(exports, ["exported by LIO as iblock_0/x", "exported by nvmet as nqn.2026-11.org.example:a/1"]);
     }
 
     #[test]

@@ -177,6 +177,16 @@ impl Machine {
         self.with(|world| world.iscsi.silent.insert(address(portal)));
     }
 
+    /// The daemon comes to the end of a login so much later, whoever has stopped waiting for it, or was killed.
+    pub fn login_ends_later(&self, iqn: &str, portal: &str, interface: &str, after: Duration) {
+        let (iqn, portal, interface) = (iqn.to_owned(), address(portal), interface.to_owned());
+        self.with(|world| {
+            world.later(after, move |world| {
+                start_session(world, &iqn, portal, &interface);
+            });
+        });
+    }
+
     /// The operator logs in at the shell: interface `default`, every LUN scanned. `startup` is `manual`, or `automatic` for a
     /// session that comes back after a reboot.
     pub fn operator_login(&self, iqn: &str, portal: &str, startup: &str) {
@@ -607,8 +617,21 @@ pub(crate) fn inquiry(world: &World, device: &str, page: u8) -> Option<Result<Ve
         let what = format!("INQUIRY to {}", path.display());
         return Some(Err(Error::TimedOut { what, after: Duration::from_secs(5) }));
     }
-    let answer = world.iscsi.mapped(ours.session, ours.lun).and_then(|unit| unit.page(page));
+    let answer = match world.iscsi.mapped(ours.session, ours.lun) {
+        Some(unit) => unit.page(page),
+        None if ours.lun == 0 => target_page(page),
+        None => None,
+    };
     Some(answer.ok_or_else(|| Error::io("ask", path)(io::Error::other("illegal request"))))
+}
+
+/// What LIO answers for LUN 0 when nothing is mapped there: a peripheral qualifier that says so, and its own name.
+fn target_page(page: u8) -> Option<Vec<u8>> {
+    match page {
+        0x80 => Some(vec![0x3f, page, 0, 0]),
+        0x83 => Some([&[0x3f, page, 0, 13, 2, 1, 0, 9], b"LIO-ORG \0".as_slice()].concat()),
+        _ => None,
+    }
 }
 
 /// The first bytes of a device: all are zeros.

@@ -17,11 +17,23 @@ pub(crate) struct Loops {
     unbound: BTreeSet<String>,
     /// Those that are unbound when their last user leaves them (`LO_FLAGS_AUTOCLEAR`).
     leaving: BTreeSet<String>,
+    /// Those that do not answer, as their file is on a server that is gone.
+    silent: BTreeSet<String>,
 }
 
 impl Loops {
     pub(crate) fn list(&self) -> Vec<LoopDevice> {
-        self.bound.values().cloned().collect()
+        let answering = self.bound.values().filter(|device| !self.silent.contains(&device.name));
+        answering
+            .map(|device| LoopDevice { autoclear: self.leaving.contains(&device.name), ..device.clone() })
+            .collect()
+    }
+
+    pub(crate) fn silence(&mut self, device: &str, silent: bool) {
+        match silent {
+            true => self.silent.insert(device.to_owned()),
+            false => self.silent.remove(device),
+        };
     }
 
     pub(crate) fn is_bound(&self, device: &Path) -> bool {
@@ -74,6 +86,7 @@ pub(crate) fn attach(world: &mut World, setup: &LoopSetup) -> Result<PathBuf> {
         file,
         label: setup.label.clone(),
         direct_io: true,
+        autoclear: false,
     };
     world.files.put(format!("/sys/block/{name}/loop/backing_file"), format!("{}\n", device.file.display()));
     world.files.put(format!("/sys/block/{name}/ro"), format!("{}\n", u8::from(setup.read_only)));
@@ -173,7 +186,7 @@ mod tests {
         let block = block_device(&machine, "loop0").unwrap().unwrap();
         assert_eq!((block.size_bytes, block.read_only), (8192, true));
         let file = machine.stat(Path::new("/srv/a.raw")).unwrap().unwrap();
-        let bound = machine.loop_devices().unwrap();
+        let bound = machine.loop_devices().await.unwrap();
         assert_eq!((bound[0].file_inode, bound[0].file_device), (file.inode, file.device));
 
         for name in ["/dev/loop0", "/dev/loop0", "/dev/loop1", "/dev/loop9"] {
@@ -191,9 +204,10 @@ mod tests {
         let device = machine.loop_attach(&setup("/srv/a.raw")).await.unwrap();
         machine.mount("loop0", "/mnt");
         machine.loop_detach(&device).await.unwrap();
-        assert_eq!(machine.loop_devices().unwrap().len(), 1);
+        let [left] = machine.loop_devices().await.unwrap().try_into().unwrap();
+        assert!(left.autoclear);
         machine.release("loop0");
-        assert!(machine.loop_devices().unwrap().is_empty());
+        assert!(machine.loop_devices().await.unwrap().is_empty());
     }
 
     #[tokio::test]

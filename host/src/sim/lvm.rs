@@ -24,6 +24,9 @@ pub(crate) struct Lvm {
     labels: BTreeSet<String>,
     system_id: String,
     uuids: u64,
+    /// Devices of the device mapper whose table is loaded for reading only. BLKROSET is another switch: a device refuses
+    /// writes if either says so, and a table that is loaded anew leaves the other as it is.
+    read_only_tables: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -181,6 +184,7 @@ pub(crate) fn head(world: &World, device: &str) -> Option<Vec<u8>> {
 /// The machine was turned on: `/sys`, `/dev` and `/run` are empty.
 pub(crate) fn boot(world: &mut World) {
     world.files.put("/sys/class/misc/device-mapper/dev", "10:236\n");
+    world.lvm.read_only_tables.clear();
     for (name, size_bytes) in world.lvm.disks.clone() {
         add_disk(world, &name, size_bytes);
     }
@@ -208,17 +212,8 @@ struct Args<'a> {
 
 impl<'a> Args<'a> {
     fn parse(args: &'a [String]) -> Self {
-        const VALUED: [&str; 9] = [
-            "--devices",
-            "--reportformat",
-            "--units",
-            "--configreport",
-            "-o",
-            "-S",
-            "--config",
-            "--addtag",
-            "--deltag",
-        ];
+        const VALUED: [&str; 8] =
+            ["--devices", "--reportformat", "--units", "--configreport", "-o", "-S", "--addtag", "--deltag"];
         let mut parsed = Self::default();
         let mut rest = args.iter().map(String::as_str);
         parsed.verb = rest.next().unwrap_or_default();
@@ -368,26 +363,21 @@ fn change(world: &mut World, args: &Args<'_>) -> std::result::Result<(), Output>
     if !selected {
         return Ok(());
     }
-    let read_only =
-        args.all("--config").any(|text| text == format!("activation{{read_only_volume_list=[\"{vg_name}\"]}}"));
     if args.has("-an") {
         return deactivate(world, at, place);
     }
-    if args.has("-ay") || args.has("--refresh") {
+    if args.has("-ay") {
         if missing > 0 {
             return Err(failed(format!(
                 "  Refusing activation of partial LV {vg_name}/{lv_name}.  Use '--activationmode partial' to override.\n"
             )));
         }
-        if read_only && matches!(lv.kind, Kind::Thin { .. }) {
-            return Err(failed("  device-mapper: reload ioctl on  (254:2) failed: Invalid argument\n"));
-        }
         if matches!(lv.kind, Kind::Snapshot { .. }) && !args.has("-y") {
             return Err(failed(format!("  Logical volume {vg_name}/{lv_name} not changed.\n")));
         }
         let skipped = matches!(lv.kind, Kind::Thin { origin: Some(_), .. }) && !args.has("-K");
-        if !skipped && (args.has("-ay") || device_of(world, &vg.dm_uuid(lv)).is_some()) {
-            activate(world, at, place, read_only);
+        if !skipped {
+            activate(world, at, place, false);
         }
         return Ok(());
     }
@@ -440,6 +430,9 @@ fn rename_lv(world: &mut World, at: usize, from: &str, to: &str) {
         world.files.put(&path, format!("{}{suffix}\n", names.1));
         world.emit_block("change", &device);
     }
+    if let Some(lv) = world.lvm.vgs[at].lvs.iter().position(|lv| lv.name == to) {
+        reload(world, at, lv);
+    }
 }
 
 // ---- the device mapper ----
@@ -454,15 +447,20 @@ fn device_of(world: &World, uuid: &str) -> Option<String> {
     devices(world).find(|(_, known)| known == uuid).map(|(name, _)| name)
 }
 
+/// Makes the devices of an LV, or loads their tables anew.
 fn activate(world: &mut World, vg: usize, lv: usize, read_only: bool) {
     let vg = &world.lvm.vgs[vg];
     for layer in vg.layers(&vg.lvs[lv], read_only) {
         if let Some(name) = device_of(world, &layer.uuid) {
-            world.files.put(format!("/sys/block/{name}/ro"), format!("{}\n", u8::from(layer.read_only)));
+            let attribute = format!("/sys/block/{name}/ro");
+            let by_table = load(world, &name, layer.read_only);
+            let by_ioctl = !by_table && world.files.text(&attribute).is_some_and(|ro| ro == "1");
+            world.files.put(attribute, format!("{}\n", u8::from(layer.read_only || by_ioctl)));
             world.emit_block("change", &name);
             continue;
         }
         let name = world.free_number("dm-");
+        load(world, &name, layer.read_only);
         world.add_block(&Block {
             name: &name,
             below: VIRTUAL,
@@ -480,6 +478,21 @@ fn activate(world: &mut World, vg: usize, lv: usize, read_only: bool) {
             world.files.link(format!("/sys/block/{below}/holders/{name}"), format!("{VIRTUAL}/{name}"));
         }
         world.emit_block("change", &name);
+    }
+}
+
+/// Loads a table, and tells whether the one before was for reading only.
+fn load(world: &mut World, device: &str, read_only: bool) -> bool {
+    match read_only {
+        true => !world.lvm.read_only_tables.insert(device.into()),
+        false => world.lvm.read_only_tables.remove(device),
+    }
+}
+
+/// Loads the tables of an LV anew, as LVM does at many of its commands.
+fn reload(world: &mut World, vg: usize, lv: usize) {
+    if device_of(world, &world.lvm.vgs[vg].dm_uuid(&world.lvm.vgs[vg].lvs[lv])).is_some() {
+        activate(world, vg, lv, false);
     }
 }
 
@@ -509,6 +522,7 @@ fn remove_device(world: &mut World, device: &str) {
         world.files.take(format!("/sys/block/{below}/holders/{device}"));
     }
     world.users.remove(device);
+    world.lvm.read_only_tables.remove(device);
     world.remove_block(device);
 }
 
@@ -699,7 +713,16 @@ impl Machine {
             let uuid = world.lvm.vgs[at].dm_uuid(&world.lvm.vgs[at].lvs[place]);
             if let Some(device) = device_of(world, &uuid) {
                 world.resize_block(&device, size_bytes);
+                reload(world, at, place);
             }
+        });
+    }
+
+    /// Loads the table of an active LV anew (`lvchange --refresh`): for reading and writing, if the LV is writable.
+    pub fn refresh_lv(&self, vg: &str, lv: &str) {
+        self.with(|world| {
+            let (at, place) = world.lvm.place(vg, lv);
+            reload(world, at, place);
         });
     }
 

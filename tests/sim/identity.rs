@@ -1,0 +1,95 @@
+//! The right device or none: however a volume is named, and whatever took its place meanwhile.
+
+use crate::machine::{DIRECTORY, IQN, PORTAL, SimStage, VG};
+use driver::Backend;
+use host::sim::iscsi::LogicalUnit;
+use proto::v1::{self, AttachmentState};
+use tests::{client::attach, stage::Stage};
+
+const SIZE: u64 = 16 << 20;
+const OTHER: &str = "6001405fffffffffffffffffffffffff";
+
+#[tokio::test]
+async fn one_volume_by_two_names_is_refused() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Iscsi, "v", SIZE).await;
+    stage.machine.add_target(IQN, &[PORTAL, "[::1]:3260"]);
+    stage.machine.map_lun(IQN, 0, LogicalUnit::disk(OTHER, SIZE));
+    stage.client().attach(attach("a", &locator)).await.unwrap();
+    let by_portal = format!("iscsi://[::1]/{IQN}/0");
+    let by_case = locator.replace(":t1", ":T1");
+    for other in [by_portal, by_case] {
+        let refused = stage.client().attach(attach("b", &other)).await.unwrap_err();
+        assert_eq!(refused.reason, "WRONG_STATE", "{}", refused.message);
+    }
+    assert_eq!(stage.client().list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_file_has_one_name_however_it_is_reached() {
+    let mut stage = SimStage::new().await;
+    stage.volume(Backend::File, "v", SIZE).await;
+    stage.machine.put_link("/volumes", DIRECTORY);
+    let first = stage.client().attach(attach("a", "file:/volumes/v.raw")).await.unwrap().attachment.unwrap();
+    assert_eq!(first.locator, format!("file:{DIRECTORY}/v.raw"));
+    assert!(!stage.client().attach(attach("a", &first.locator)).await.unwrap().changed);
+    let second = stage.client().attach(attach("b", &first.locator)).await.unwrap().attachment.unwrap();
+    assert_eq!(first.path, second.path);
+    stage.client().detach("a").await.unwrap();
+    assert_eq!(stage.client().get("b").await.unwrap().state(), AttachmentState::Ready);
+    assert!(stage.client().detach("file:/volumes/v.raw").await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn an_id_does_not_move_to_what_took_the_place_of_its_volume() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Iscsi, "v", SIZE).await;
+    stage.client().attach(attach("a", &locator)).await.unwrap();
+    // While it is attached: the device is stale, and says so.
+    stage.machine.map_lun(IQN, 0, LogicalUnit::disk(OTHER, SIZE));
+    let now = stage.client().get("a").await.unwrap();
+    assert_eq!(now.state(), AttachmentState::Broken);
+    assert!(now.problem.contains(&OTHER[..20]), "{}", now.problem);
+    let refused = stage.client().attach(attach("a", &locator)).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{}", refused.message);
+
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    let before = stage.snapshot().await;
+    stage.client().attach(attach("a", &locator)).await.unwrap();
+    stage.client().detach("a").await.unwrap();
+    assert_eq!(stage.snapshot().await, before);
+    stage.client().attach(v1::AttachRequest { persistent: true, ..attach("a", &locator) }).await.unwrap();
+    stage.kill();
+    stage.machine.reboot();
+    stage.machine.recreate_lv(VG, "v");
+    stage.start().await;
+    let again = v1::AttachRequest { persistent: true, ..attach("a", &locator) };
+    let refused = stage.client().attach_patiently(again).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{}", refused.message);
+    assert!(stage.machine.lv_device(VG, "v").is_none(), "it was left active");
+}
+
+#[tokio::test]
+async fn a_detach_that_crashed_takes_nothing_from_a_new_user() {
+    for backend in Backend::ALL {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        let there = stage.client().attach(attach("a", &locator)).await.unwrap().attachment.unwrap();
+        let attached = stage.snapshot().await;
+        // After the intent.
+        stage.machine.crash_after(1);
+        let mut client = stage.client();
+        let call = tokio::spawn(async move { client.detach("a").await });
+        stage.machine.crashed().await;
+        call.abort();
+        stage.kill();
+        stage.occupy(&there.path).await;
+        stage.start().await;
+        stage.vacate(&there.path).await;
+        assert_eq!(stage.snapshot().await, attached, "{backend}");
+        let operations = stage.client().operations.list(v1::ListOperationsRequest::default()).await.unwrap();
+        assert_eq!(operations.into_inner().operations[0].state(), v1::OperationState::Undone, "{backend}");
+        assert!(stage.client().detach("a").await.unwrap().changed, "{backend}");
+    }
+}

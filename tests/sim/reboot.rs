@@ -1,0 +1,94 @@
+//! A reboot: what is persistent comes back, as the volume that it was; the rest is forgotten; what the system brought up
+//! by itself is left to it.
+
+use crate::machine::{IQN, PORTAL, SimStage, VG};
+use driver::Backend;
+use host::sim::iscsi::LogicalUnit;
+use proto::v1::{self, AttachmentState};
+use std::time::Duration;
+use tests::{
+    client::{Client, attach},
+    stage::Stage,
+};
+use tokio::time::{Instant, sleep};
+
+const SIZE: u64 = 16 << 20;
+
+fn persistent(id: &str, locator: &str) -> v1::AttachRequest {
+    v1::AttachRequest { persistent: true, ..attach(id, locator) }
+}
+
+/// Looks until the attachment is in this state.
+#[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
+async fn until(client: &mut Client, id: &str, state: AttachmentState) -> v1::Attachment {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = client.get(id).await.unwrap();
+        if now.state() == state {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "{now:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_persistent_is_forgotten() {
+    for backend in Backend::ALL {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        stage.client().attach(attach("a", &locator)).await.unwrap();
+        stage.reboot().await;
+        assert!(stage.client().list().await.unwrap().is_empty(), "{backend}");
+        assert!(!stage.snapshot().await.contains("/dev/mortar/a"), "{backend}");
+        assert!(stage.client().attach(attach("a", &locator)).await.unwrap().changed, "{backend}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_persistent_comes_back() {
+    for backend in Backend::ALL {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        let request = v1::AttachRequest { read_only: true, ..persistent("a", &locator) };
+        stage.client().attach(request.clone()).await.unwrap();
+        stage.reboot().await;
+        let back = until(&mut stage.client(), "a", AttachmentState::Ready).await;
+        assert!(back.read_only && back.persistent, "{backend}: {back:?}");
+        assert!(!stage.client().attach_patiently(request).await.unwrap().changed, "{backend}");
+        assert!(stage.snapshot().await.contains("/dev/mortar/a ->"), "{backend}");
+        stage.client().detach("a").await.unwrap();
+        assert!(!stage.snapshot().await.contains("/dev/mortar/a"), "{backend}");
+    }
+}
+
+#[tokio::test]
+async fn what_took_its_place_does_not_come_back() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Iscsi, "v", SIZE).await;
+    let was = stage.client().attach(persistent("a", &locator)).await.unwrap().attachment.unwrap().identity;
+    stage.machine.map_lun(IQN, 0, LogicalUnit::disk("6001405fffffffffffffffffffffffff", SIZE));
+    stage.reboot().await;
+    let refused = stage.client().attach_patiently(persistent("a", &locator)).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{}", refused.message);
+    assert!(refused.message.contains(&was) && refused.message.contains("fffffff"), "{}", refused.message);
+    assert!(!stage.snapshot().await.contains("/dev/mortar/a"));
+    assert!(!stage.snapshot().await.contains(PORTAL), "a session is left");
+    stage.client().detach("a").await.unwrap();
+    assert!(stage.client().attach(attach("a", &locator)).await.unwrap().changed, "a new attachment is a new start");
+}
+
+#[tokio::test]
+async fn what_the_system_activated_stays_active() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    stage.client().attach(persistent("a", &locator)).await.unwrap();
+    stage.kill();
+    stage.machine.reboot();
+    stage.machine.activate_lv(VG, "v", false);
+    stage.start().await;
+    until(&mut stage.client(), "a", AttachmentState::Ready).await;
+    let gone = stage.client().detach("a").await.unwrap();
+    assert!(gone.changed && gone.residuals.is_empty() && gone.kept.len() == 1, "{gone:?}");
+    assert!(stage.machine.lv_device(VG, "v").is_some(), "it was deactivated");
+}
