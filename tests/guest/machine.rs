@@ -5,7 +5,8 @@ use driver::Backend;
 use std::{
     collections::HashMap,
     fs::File,
-    path::Path,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -42,15 +43,7 @@ pub(crate) struct GuestStage {
 
 impl GuestStage {
     pub(crate) async fn new() -> Self {
-        assert!(Path::new("/mnt/host").exists(), "only tests/guest/suite runs this, in the guest");
-        let number = STAGES.fetch_add(1, Ordering::Relaxed) + std::process::id() * 100;
-        let mut stage = Self { number, next_lun: 0, has_vg: false, has_target: false, occupied: HashMap::new() };
-        sh(&format!("mkdir -p {}", stage.directory()));
-        sh("systemctl is-active --quiet mortard || systemctl start mortard");
-        // A VG and a target that are made later would show in a snapshot taken earlier.
-        stage.make_vg();
-        stage.make_target();
-        stage
+        Self::bare()
     }
 
     pub(crate) fn vg(&self) -> String {
@@ -65,14 +58,21 @@ impl GuestStage {
         format!("/srv/volumes/{}", self.number)
     }
 
+    /// The VG is made when the first LV is: it takes a while.
     fn make_vg(&mut self) {
-        sh(&format!("vg_on_loop {} 512M", self.vg()));
-        self.has_vg = true;
+        if !self.has_vg {
+            // Or else udev activates the LVs when it sees the PV, at a moment of its own.
+            sh(&format!("vg_on_loop {} 512M --setautoactivation n", self.vg()));
+            self.has_vg = true;
+        }
     }
 
+    /// The target is made with its first LUN.
     fn make_target(&mut self) {
-        sh(&format!("lio_target {0}; lio_portal {0} {PORTAL}", self.iqn()));
-        self.has_target = true;
+        if !self.has_target {
+            sh(&format!("lio_target {0}; lio_portal {0} {PORTAL}", self.iqn()));
+            self.has_target = true;
+        }
     }
 }
 
@@ -118,6 +118,7 @@ impl Stage for GuestStage {
                 format!("file:{path}")
             }
             Backend::Iscsi => {
+                self.make_target();
                 let (lun, number, iqn) = (self.next_lun, self.number, self.iqn());
                 self.next_lun += 1;
                 let (store, serial) = (format!("t{number}-{lun}"), format!("{number:016x}{lun:09x}"));
@@ -125,6 +126,7 @@ impl Stage for GuestStage {
                 format!("iscsi://{PORTAL}/{iqn}/{lun}")
             }
             Backend::Lvm => {
+                self.make_vg();
                 let vg = self.vg();
                 sh(&format!("lvcreate --quiet --yes --wipesignatures n -an -Zn -n {name} -L {size}b {vg} >/dev/null"));
                 format!("lvm:{vg}/{name}")
@@ -157,21 +159,39 @@ impl Stage for GuestStage {
     }
 
     async fn snapshot(&self) -> String {
-        // udev's own work ends first: its links are no part of the picture, but a device it holds open is.
-        sh(r#"
-            set +e
-            udevadm settle
-            echo "-- sessions"; for s in /sys/class/iscsi_session/*; do [[ -e $s ]] && cat $s/targetname; done | sort
-            echo "-- records"; find /etc/iscsi/nodes /etc/iscsi/send_targets -mindepth 1 2>/dev/null | sort
-            echo "-- block"; for b in /sys/block/*; do n=${b##*/}; [[ $(cat $b/size) = 0 ]] || echo "$n $(cat $b/size) $(cat $b/ro)"; done
-            echo "-- dm"; for d in /sys/block/dm-*; do [[ -e $d ]] && cat $d/dm/name $d/dm/uuid; done
-            echo "-- loop"; for l in /sys/block/loop*/loop/backing_file; do [[ -e $l ]] && cat $l; done
-            echo "-- links"; ls /dev/mortar 2>/dev/null
-            echo "-- LVs"; lvs -a --noheadings -o vg_name,lv_name,lv_uuid,lv_tags,lv_active,lv_permissions
-            echo "-- files"; find /srv/volumes -type f -printf '%p %s %i\n' | sort; 
-            python3 -c 'import os; [print(e.path, n, os.getxattr(e.path, n)) for d in os.scandir("/srv/volumes") for e in os.scandir(d) for n in os.listxattr(e.path)]'
-            true
-        "#)
+        let mut text = Vec::new();
+        let mut put = |what: &str, line: String| text.push(format!("{what}: {line}"));
+        for session in entries("/sys/class/iscsi_session") {
+            put("session", format!("{} {}", read(&session.join("targetname")), read(&session.join("ifacename"))));
+        }
+        for record in tree("/etc/iscsi/nodes").into_iter().chain(tree("/etc/iscsi/ifaces")) {
+            put("record", record.display().to_string());
+        }
+        for block in entries("/sys/block") {
+            let size = read(&block.join("size"));
+            if size != "0" {
+                let (name, uuid) =
+                    (block.file_name().unwrap().to_string_lossy().into_owned(), read(&block.join("dm/uuid")));
+                let file = read(&block.join("loop/backing_file"));
+                put("block", format!("{name} {size} ro={} {uuid}{file}", read(&block.join("ro"))));
+            }
+        }
+        for link in entries("/dev/mortar") {
+            put("link", link.display().to_string());
+        }
+        for file in tree("/srv/volumes").into_iter().filter(|path| path.is_file()) {
+            let meta = std::fs::metadata(&file).unwrap();
+            put("file", format!("{} {} {}", file.display(), meta.len(), meta.ino()));
+        }
+        put("attributes", sh(ATTRIBUTES));
+        if self.has_vg {
+            let fields = "lv_name,lv_uuid,lv_tags,lv_active,lv_permissions";
+            for line in sh(&format!("lvs -a --noheadings -o {fields} {}", self.vg())).lines() {
+                put("LV", line.trim().to_owned());
+            }
+        }
+        text.sort();
+        text.join("\n")
     }
 
     async fn kill_and_restart(&mut self) {
@@ -179,9 +199,71 @@ impl Stage for GuestStage {
     }
 }
 
+/// Every extended attribute below the volumes' directory.
+const ATTRIBUTES: &str = "python3 -c 'import os
+for top, _, files in os.walk(\"/srv/volumes\"):
+    for path in sorted(os.path.join(top, file) for file in files):
+        for name in sorted(os.listxattr(path)):
+            print(path, name, os.getxattr(path, name))'";
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn entries(directory: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Everything below a directory.
+fn tree(directory: &str) -> Vec<PathBuf> {
+    let mut found = entries(directory);
+    for path in found.clone().into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        found.extend(tree(path.to_str().unwrap()));
+    }
+    found
+}
+
 /// As a mount does it: nobody else may claim the device.
 fn open_exclusively(device: &str) -> File {
-    use std::os::unix::fs::OpenOptionsExt;
     const O_EXCL: i32 = 0o200;
     std::fs::OpenOptions::new().read(true).custom_flags(O_EXCL).open(device).unwrap()
+}
+
+impl GuestStage {
+    /// A stage with a target but no VG, which takes a while to make.
+    pub(crate) fn with_target() -> Self {
+        let mut stage = Self::bare();
+        stage.make_target();
+        stage
+    }
+
+    /// A stage with an empty VG.
+    pub(crate) fn with_vg() -> Self {
+        let mut stage = Self::bare();
+        stage.make_vg();
+        stage
+    }
+
+    /// A stage with neither target nor VG.
+    pub(crate) fn bare() -> Self {
+        assert!(Path::new("/mnt/host").exists(), "only tests/guest/suite runs this, in the guest");
+        let number = STAGES.fetch_add(1, Ordering::Relaxed) + std::process::id() * 100;
+        let stage = Self { number, next_lun: 0, has_vg: false, has_target: false, occupied: HashMap::new() };
+        std::fs::create_dir_all(stage.directory()).unwrap();
+        if !Path::new(SOCKET).exists() {
+            sh("systemctl start mortard");
+        }
+        stage
+    }
+
+    /// The backstore of the volume at this LUN.
+    pub(crate) fn store(&self, lun: u32) -> String {
+        format!("t{}-{lun}", self.number)
+    }
+
+    /// The WWN of the volume that was made for this LUN, wherever it is mapped now.
+    pub(crate) fn wwn(&self, lun: u32) -> String {
+        format!("36001405{:016x}{lun:09x}", self.number)
+    }
 }

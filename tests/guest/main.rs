@@ -4,10 +4,19 @@
 //! refuses, so that nobody's own volumes are played with.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+#![allow(clippy::print_stderr, reason = "what a failed test leaves is shown")]
 #![allow(clippy::disallowed_methods, reason = "from outside the agent, with the tools that an operator has")]
 
+mod api;
+mod cli;
+mod crash;
+mod file;
+mod iscsi;
+mod lvm;
 mod machine;
+mod many;
 
-use machine::GuestStage;
-
-tests::conformance!(crate::GuestStage::new);
+/// What holds on every machine, simulated or real.
+mod conformance {
+    tests::conformance!(crate::machine::GuestStage::new);
+}

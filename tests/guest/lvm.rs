@@ -1,0 +1,236 @@
+//! LVM: every sort of LV, everything that is not to be managed, and VGs that are none of the host's business.
+
+use crate::{
+    cli::{attach, detach, mortar, names, read, text},
+    machine::{GuestStage, sh, try_sh},
+};
+use driver::Backend;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tests::stage::Stage;
+
+const MIB: u64 = 1 << 20;
+
+/// Whether a device takes writes. (Opening it is no proof: LVM's read-only devices can be opened for writing.)
+fn writable(device: &str) -> bool {
+    try_sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 oflag=direct conv=fsync status=none")).status.success()
+}
+
+/// Thick, thin and a snapshot of the thin one: each is activated, of its size to the byte, and inactive again afterwards.
+#[tokio::test]
+async fn thick_thin_and_snapshot() {
+    let stage = GuestStage::with_vg();
+    let vg = stage.vg();
+    sh(&format!(
+        "lvcreate --quiet -y -an -Zn -n thick -L 64M {vg} >/dev/null
+         lvcreate --quiet -y -n pool -L 64M -T {vg} >/dev/null
+         lvcreate --quiet -y -n thin -V 1028M --thinpool pool {vg} >/dev/null 2>&1
+         lvcreate --quiet -y -n snap -s {vg}/thin >/dev/null
+         lvchange -an {vg}/thin {vg}/pool"
+    ));
+    let before = stage.snapshot().await;
+    for (name, size) in [("thick", 64 * MIB), ("thin", 1028 * MIB), ("snap", 1028 * MIB)] {
+        let there = attach(name, &format!("lvm:{vg}/{name}"));
+        assert_eq!((&there["size_bytes"], &there["read_only"]), (&size.into(), &false.into()), "{there}");
+        assert_eq!(there["paths"][0]["state"], "active");
+        let device = text(&there, "path");
+        assert!(writable(device), "{there}");
+        let dm = format!("/sys/block/{}/dm/name", &device["/dev/".len()..]);
+        assert_eq!(read(dm), format!("{vg}-{name}"));
+        detach(name);
+        assert_eq!(stage.snapshot().await, before, "{name}: something was left behind");
+    }
+}
+
+/// Read-only is the kernel's word, whether the LV was inactive or active; and not for those it would take the writing from.
+#[tokio::test]
+async fn read_only() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "ro", 16 * MIB).await;
+    let (vg, before) = (stage.vg(), stage.snapshot().await);
+    let there = mortar(&["attach", &locator, "--id", "ro", "--read-only"]).ok();
+    assert_eq!(there["read_only"], true);
+    assert!(!writable(text(&there, "path")));
+    detach("ro");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    // Active for writing before, it is that again afterwards.
+    sh(&format!("lvchange -ay {vg}/ro; udevadm settle"));
+    let active = stage.snapshot().await;
+    let there = mortar(&["attach", &locator, "--id", "ro", "--read-only"]).ok();
+    assert!(!writable(text(&there, "path")));
+    let kept = mortar(&["detach", "ro"]).ok();
+    assert!(kept["changed"] == true && kept["residuals"] == Value::Array(Vec::new()), "{kept}");
+    assert_eq!(stage.snapshot().await, active, "the LV was active before");
+    assert!(writable(&format!("/dev/{vg}/ro")));
+    // Written to at this moment, it does not become read-only under the writer.
+    stage.occupy(&format!("/dev/{vg}/ro")).await;
+    let message = mortar(&["attach", &locator, "--read-only"]).refused(4, "WRONG_STATE");
+    assert!(message.contains("in use"), "{message}");
+    assert_eq!(stage.snapshot().await, active, "a refusal changed something");
+}
+
+/// The list of a VG says of each LV whether and why not; and `manage` says the same.
+#[tokio::test]
+async fn what_is_not_to_be_managed() {
+    let stage = GuestStage::with_vg();
+    let vg = stage.vg();
+    let named = "volume-9394b827-4ad0-488e-8df8-26476b3a8670";
+    sh(&format!(
+        "make() {{ lvcreate --quiet -y -Zn \"$@\"; }}
+         make -an -n plain -L 8M {vg}
+         make -an -n {named} -L 8M {vg}
+         make -n held -L 16M {vg}
+         make -n mounted -L 16M {vg}
+         make -n origin -L 8M {vg}
+         lvcreate --quiet -y -s -n thicksnap -L 8M {vg}/origin
+         lvcreate --quiet -y -n pool -L 32M -T {vg}
+         lvcreate --quiet -y -n thin -V 16M --thinpool pool {vg}
+         lvcreate --quiet -y -s -n thinsnap {vg}/thin
+         vgcreate --quiet -y --config devices/scan_lvs=1 {vg}in /dev/{vg}/held
+         mkfs.ext4 -q /dev/{vg}/mounted; mkdir -p /mnt/mounted; mount /dev/{vg}/mounted /mnt/mounted"
+    ));
+    let managed = mortar(&["manage", &format!("lvm:{vg}/plain")]).ok();
+    let before = stage.snapshot().await;
+    let listed = mortar(&["manageable", &stage.scope(Backend::Lvm)]).ok();
+    let entries: BTreeMap<&str, &Value> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (text(entry, "reference").rsplit_once('/').unwrap().1, entry))
+        .collect();
+    assert_eq!(
+        text(entries[&text(&managed, "locator").rsplit_once('/').unwrap().1], "volume_id"),
+        text(&managed, "id")
+    );
+    assert_eq!(entries["thin"]["size_bytes"], 16 * MIB);
+    assert_eq!(
+        entries["thin"]["reason_not_safe"],
+        if entries["thin"]["safe_to_manage"] == true { Value::Null } else { Value::from("unsafe?") }
+    );
+    let internal: Vec<_> = entries.keys().filter(|name| name.contains("_t") || name.contains("pmspare")).collect();
+    assert!(internal.is_empty(), "internal LVs are offered: {internal:?}");
+    for (name, code, reason, words) in [
+        (named, 4, "ALREADY_EXISTS", "named as the managed volume"),
+        ("held", 4, "WRONG_STATE", "PV"),
+        ("mounted", 4, "IN_USE", "mounted at /mnt/mounted"),
+        ("thicksnap", 4, "WRONG_STATE", "snapshot of origin"),
+        ("thinsnap", 4, "WRONG_STATE", "snapshot of thin"),
+        ("pool", 4, "WRONG_STATE", "thin pool"),
+        ("pool_tmeta", 3, "NOT_FOUND", "pool_tmeta"),
+    ] {
+        let said = mortar(&["manage", &format!("lvm:{vg}/{name}")]);
+        if name == "pool_tmeta" {
+            assert!(matches!(said.code, 2..=4), "{said:?}");
+            continue;
+        }
+        let message = said.refused(code, reason);
+        assert!(message.contains(words), "{name}: {message}");
+        let Some(entry) = entries.get(name) else { panic!("{name} is not listed: {listed}") };
+        assert_eq!(entry["safe_to_manage"], false, "{entry}");
+        assert!(text(entry, "reason_not_safe").contains(words), "{entry}");
+    }
+    assert_eq!(stage.snapshot().await, before, "a refusal changed something");
+    sh(&format!(
+        "umount /mnt/mounted; vgremove -q -y --config devices/scan_lvs=1 {vg}in >/dev/null 2>&1; lvchange -an {vg}"
+    ));
+    // Another host's.
+    sh(&format!("vgchange -q -y --systemid otherhost {vg} >/dev/null 2>&1"));
+    let message = mortar(&["manage", &format!("lvm:{vg}/thin")]).refused(4, "WRONG_STATE");
+    assert!(message.contains("otherhost"), "{message}");
+    let message = mortar(&["attach", &format!("lvm:{vg}/thin")]).refused(4, "WRONG_STATE");
+    assert!(message.contains("otherhost"), "{message}");
+    let listed = mortar(&["manageable", &stage.scope(Backend::Lvm)]);
+    if listed.code == 0 {
+        let listed = listed.ok();
+        assert!(listed.as_array().unwrap().iter().all(|entry| entry["safe_to_manage"] == false), "{listed}");
+    } else {
+        assert!(listed.refused(4, "WRONG_STATE").contains("otherhost"));
+    }
+    // Its own again, so that it can be removed.
+    try_sh(&format!(
+        "vgchange -q -y --config 'local{{extra_system_ids=[\"otherhost\"]}}' --systemid '' {vg} || \
+         {{ losetup -D; rm -f /var/tmp/{vg}.pv; }}"
+    ));
+}
+
+/// A mounted LV is managed when its owner says so: the mount goes on, and the file in it stays.
+#[tokio::test]
+async fn manage_while_mounted() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "int32bit-test-LV", 16 * MIB).await;
+    let vg = stage.vg();
+    sh(&format!(
+        "lvchange -ay {vg}/int32bit-test-LV; mkfs.ext4 -q /dev/{vg}/int32bit-test-LV
+         mkdir -p /mnt/lv; mount /dev/{vg}/int32bit-test-LV /mnt/lv; echo one >/mnt/lv/file; udevadm settle"
+    ));
+    let before = stage.snapshot().await;
+    let message = mortar(&["manage", &locator]).refused(4, "IN_USE");
+    assert!(message.contains("/mnt/lv"), "{message}");
+    assert_eq!(stage.snapshot().await, before, "a refusal changed something");
+    let managed = mortar(&["manage", &locator, "--name", "int32bit-test-manage", "--allow-in-use"]).ok();
+    let id = text(&managed, "id");
+    assert_eq!((text(&managed, "name"), text(&managed, "origin")), ("int32bit-test-manage", &*locator));
+    let lvs = sh(&format!("echo two >>/mnt/lv/file; sync -f /mnt/lv/file; lvs --noheadings -o lv_name {vg}"));
+    assert_eq!(lvs.trim(), format!("volume-{id}"));
+    let back = mortar(&["unmanage", id]).ok();
+    assert_eq!(text(&back, "locator"), locator);
+    assert_eq!(sh("cat /mnt/lv/file"), "one\ntwo");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh("umount /mnt/lv");
+}
+
+/// A VG that a guest made inside its volume is no business of the host's: nothing of it is activated, the agent does not see
+/// it, and the volume can be detached.
+#[tokio::test]
+async fn a_guests_own_vg() {
+    let mut stage = GuestStage::with_target();
+    let locator = stage.volume(Backend::Iscsi, "", 32 * MIB).await;
+    // As a guest would, but with its own eyes only: event activation must not see the loop device.
+    sh(&format!(
+        "loop=$(loop_file /var/tmp/{0}.img 32M)
+         vgcreate -q -y --devices $loop guests $loop >/dev/null
+         lvcreate -q -y --devices $loop -an -Zn -n root -L 8M guests >/dev/null
+         udevadm settle; vgchange -q --devices $loop -an guests >/dev/null; losetup -d $loop; udevadm settle",
+        stage.store(0)
+    ));
+    let before = stage.snapshot().await;
+    let there = attach("guests", &locator);
+    let device = text(&there, "path").strip_prefix("/dev/").unwrap().to_owned();
+    sh("udevadm settle; while systemctl list-jobs --no-legend | grep -q lvm; do :; done; udevadm settle");
+    let properties = sh(&format!("udevadm info --query property --name {device}"));
+    assert!(properties.contains("ID_FS_TYPE=mortar_volume") && properties.contains("UDISKS_IGNORE=1"), "{properties}");
+    assert_eq!(names(&format!("/sys/block/{device}/holders")), Vec::<String>::new());
+    assert!(!names("/dev/mapper").contains(&"guests-root".to_owned()));
+    mortar(&["manageable", "lvm:guests"]).refused(3, "NOT_FOUND");
+    mortar(&["attach", "lvm:guests/root"]).refused(3, "NOT_FOUND");
+    detach("guests");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+/// Another LV under the name of an attached one is said to be another, and is not touched.
+#[tokio::test]
+async fn recreated_under_the_same_name() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "same", 16 * MIB).await;
+    let vg = stage.vg();
+    // As the kernel has it, without the dashes.
+    let uuid = || sh(&format!("lvs --noheadings -o lv_uuid {vg}/same")).trim().replace('-', "");
+    let was = uuid();
+    attach("same", &locator);
+    sh(&format!(
+        "lvremove -q -f -y {vg}/same >/dev/null; lvcreate -q -y -ay -Zn --wipesignatures n -n same -L 16M {vg} >/dev/null; udevadm settle"
+    ));
+    let is = uuid();
+    let broken = mortar(&["show", "same"]).ok();
+    assert_eq!(text(&broken, "state"), "broken");
+    let problem = text(&broken, "problem");
+    assert!(problem.contains(&was) && problem.contains(&is), "{problem}");
+    let message = mortar(&["attach", &locator, "--id", "same"]).refused(4, "IDENTITY_MISMATCH");
+    assert!(message.contains(&was) && message.contains(&is), "{message}");
+    mortar(&["detach", "same"]).ok();
+    let active = sh(&format!("lvs --noheadings -o lv_active {vg}/same"));
+    assert_eq!((uuid(), active.trim()), (is.clone(), "active"), "the new LV is not ours to touch");
+    let new = attach("same", &locator);
+    assert!(text(&new, "identity").contains(&is), "{new}");
+    detach("same");
+}
