@@ -1,0 +1,101 @@
+# Mortar. `make help` says what there is.
+#
+# Each target installs what it needs itself (tests/prepare), says what it is doing, and works from a bare checkout.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test check test-unit test-guest doc build man install clean root
+
+# rustup puts cargo there, and not every shell knows.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# `make build PROFILE=dev` is quicker and slower: to build, and to run.
+PROFILE ?= release
+OUT := $(or $(CARGO_TARGET_DIR),target)
+PROGRAMS := $(OUT)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+PAGES := $(OUT)/man
+# For packages: everything is put below it.
+DESTDIR ?=
+
+say = @printf '\n== %s\n' "$(1)"
+
+help: ## list the targets
+	@echo "Mortar: attaches storage to hosts, and manages volumes that exist"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "demo and test need root and apt, and build a test guest on their first run."
+	@echo "One test of the guest alone: tests/guest/test NAME. What else there is: README.md."
+
+demo: root ## watch it work: in a guest with real LVM and iSCSI, then with a file on this machine
+	$(call say,installing what the demo needs)
+	@tests/prepare demo
+	@demo/run
+
+test: root check test-unit test-guest ## everything below that checks something; what CI runs
+
+check: ## formatting, lints with warnings as errors, scripts, manual pages
+	$(call say,installing what the checks need)
+	@tests/prepare check
+	$(call say,cargo fmt)
+	@cargo fmt --all --check
+	$(call say,cargo clippy)
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@cargo clippy -p tests --test guest -- -D warnings
+	$(call say,shellcheck)
+	@grep -rlE '^(#!/bin/bash|# shellcheck shell)' .ci demo tests | xargs shellcheck --external-sources
+	$(call say,mandoc)
+	@mandoc -T lint -W warning man/*
+
+test-unit: ## tests beside the code, and the whole agent on the simulated machine; no root
+	$(call say,installing what the tests need)
+	@tests/prepare build
+	$(call say,cargo test)
+	@cargo test --workspace --no-fail-fast
+
+test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
+	$(call say,installing what the guest needs)
+	@tests/prepare guest
+	$(call say,the tests in the guest)
+	@tests/guest/test
+
+doc: ## the API documentation, with warnings as errors
+	@tests/prepare build
+	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+
+build: ## mortard and mortar, optimised
+	@tests/prepare build
+	@cargo build --profile $(PROFILE) -p agent -p cli
+
+man: build ## the manual pages of mortar and its commands, beside those of man/
+	@mkdir -p $(PAGES)
+	@rm -f $(PAGES)/*
+	@$(PROGRAMS)/mortar man $(PAGES)
+	@cp man/* $(PAGES)/
+	@echo "the manual pages are in $(PAGES)"
+
+install: man ## put it all where a package would: make install DESTDIR=/tmp/root
+	install -D -m 755 $(PROGRAMS)/mortard $(DESTDIR)/usr/sbin/mortard
+	install -D -m 755 $(PROGRAMS)/mortar $(DESTDIR)/usr/bin/mortar
+	install -D -m 644 systemd/mortard.service $(DESTDIR)/usr/lib/systemd/system/mortard.service
+	install -D -m 644 systemd/mortar.sysusers $(DESTDIR)/usr/lib/sysusers.d/mortar.conf
+	install -D -m 644 systemd/mortar.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/mortar.conf
+	mkdir -p $(DESTDIR)/usr/lib/udev/rules.d
+	install -m 644 systemd/*.rules $(DESTDIR)/usr/lib/udev/rules.d/
+	@# An operator's own config stays.
+	test -e $(DESTDIR)/etc/mortar/mortard.toml || install -D -m 644 systemd/mortard.toml $(DESTDIR)/etc/mortar/mortard.toml
+	for page in $(PAGES)/*; do install -D -m 644 "$$page" "$(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}"; done
+	mkdir -p $(DESTDIR)/usr/share/bash-completion/completions $(DESTDIR)/usr/share/zsh/vendor-completions $(DESTDIR)/usr/share/fish/vendor_completions.d
+	$(PROGRAMS)/mortar completions bash >$(DESTDIR)/usr/share/bash-completion/completions/mortar
+	$(PROGRAMS)/mortar completions zsh >$(DESTDIR)/usr/share/zsh/vendor-completions/_mortar
+	$(PROGRAMS)/mortar completions fish >$(DESTDIR)/usr/share/fish/vendor_completions.d/mortar.fish
+	@[[ -n "$(DESTDIR)" ]] || echo "to begin: systemd-sysusers && systemd-tmpfiles --create && udevadm control --reload && systemctl daemon-reload && systemctl enable --now mortard"
+
+clean: ## remove what was built, the test guest too
+	rm -rf $(OUT)
+
+root:
+	@((EUID == 0)) || { echo "make: $(or $(MAKECMDGOALS),this) needs root: it installs packages, builds the guest's root file system, and binds loop devices" >&2; exit 1; }
