@@ -49,7 +49,7 @@ impl Drivers {
                 if self.strict {
                     return Err(NotReady { backend: *backend, problem });
                 }
-                tracing::info!(%backend, problem, "driver not available");
+                tracing::info!(%backend, problem, "the {backend} driver is not available: {problem}");
             }
         }
         Ok(())

@@ -70,9 +70,19 @@ impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
     /// there and be ours alone.
     pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
+        let drivers = Self::check(&config, &host).await?;
+        Self::recover(config, host, drivers).await
+    }
+
+    /// What can be known to be wrong before anything is touched.
+    async fn check(config: &Config, host: &Arc<dyn Host>) -> Result<Drivers, StartError> {
         config.check()?;
-        let drivers = Drivers::new(&host, &config)?;
+        let drivers = Drivers::new(host, config)?;
         drivers.check().await?;
+        Ok(drivers)
+    }
+
+    async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host))?;
         let agent = Arc::new(Agent {
             host,
@@ -153,10 +163,10 @@ pub async fn run(
     ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    config.check()?;
+    let drivers = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::start(config, host).await?;
+    let mortard = Mortard::recover(config, host, drivers).await?;
     let listener: UnixListener = socket::bind(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     ready();

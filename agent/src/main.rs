@@ -94,7 +94,9 @@ fn configure(args: &Args) -> Result<Config, ConfigError> {
 
 /// To the journal of systemd where it collects our output, else to stderr.
 fn log(filter: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    // A plain level is meant for us, not for every frame of gRPC.
+    let quiet = if filter.contains(['=', ',']) { "" } else { ",h2=warn,hyper_util=warn,tonic=warn,tower=warn" };
+    let filter = EnvFilter::try_new(format!("{filter}{quiet}")).map_err(|error| error.to_string())?;
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let stderr = journald.is_none().then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal())

@@ -203,7 +203,8 @@ impl Agent {
         };
         self.journal.begin(&operation).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
-        tracing::info!(operation = %operation.id, subject, locator = %operation.plan.locator(), "{verb} begins");
+        let locator = operation.plan.locator();
+        tracing::info!(operation = %operation.id, subject, %locator, "{verb} {subject} ({locator}) begins");
         self.watch.send(Event::Operation(operation.clone()));
         Ok(Work { operation, held })
     }
@@ -236,10 +237,10 @@ impl Agent {
         self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
-            None => tracing::info!(operation = %operation.id, subject, "{verb} done"),
+            None => tracing::info!(operation = %operation.id, subject, "{verb} {subject} done"),
             Some(error) => {
                 let reason = &error.reason;
-                tracing::warn!(operation = %operation.id, subject, reason, "{verb} ended: {}", error.message);
+                tracing::warn!(operation = %operation.id, subject, reason, "{verb} {subject} ended: {}", error.message);
             }
         }
         self.watch.send(Event::Operation(Operation { outcome: Some(outcome), ended: true, ..operation.clone() }));

@@ -302,7 +302,7 @@ async fn chap_passwords_stay_secret() {
     std::fs::write("/root/wrong", WRONG).unwrap();
     sh(&format!("lio_chap {iqn} {USER} \"$(cat /root/right)\""));
     let before = stage.snapshot().await;
-    let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace\"");
+    let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace,h2=trace\"");
     sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
     let (execs, spy) = (Execs::watch(), Spy::start());
 
@@ -333,7 +333,7 @@ async fn chap_passwords_stay_secret() {
         assert!(!said.contains(MARKER), "the {what} tells it: {said}");
     }
     let log = sh("journalctl --no-pager --output export");
-    assert!(log.contains("attach begins"), "the log is not there: {log}");
+    assert!(log.contains("attach secret (") && log.contains(" begins"), "the log is not there: {log}");
     assert!(!log.contains("Suppressed"), "journald left something out");
     figure("log lines at trace", log.matches("MESSAGE=").count());
     if let Some(line) = log.lines().find(|line| line.contains(MARKER)) {

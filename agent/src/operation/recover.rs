@@ -78,7 +78,7 @@ impl Agent {
     /// Finishes or undoes one operation.
     async fn recover_one(&self, operation: &Operation) -> Result<()> {
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
-        tracing::info!(operation = %operation.id, subject, "recovering {verb}");
+        tracing::info!(operation = %operation.id, subject, "recovering {verb} {subject}");
         let done = Outcome::new(OutcomeState::Succeeded, None);
         let undone = |error: Option<&Error>| Outcome::new(OutcomeState::Undone, error);
         match &operation.plan {
@@ -188,7 +188,8 @@ impl Agent {
             self.journal.attachments().await?.into_iter().partition(|record| record.boot_id == boot_id);
         let (persistent, forgotten): (Vec<_>, Vec<_>) = before.into_iter().partition(|record| record.persistent);
         for record in forgotten {
-            tracing::info!(attachment = %record.id, "forgotten: the host was rebooted and it is not persistent");
+            let id = &record.id;
+            tracing::info!(attachment = %id, "{id} is forgotten: the host was rebooted and it is not persistent");
             self.unlink(&record.id).await?;
             self.journal.change(Change::Remove(record.id)).await?;
         }

@@ -87,12 +87,8 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     };
-    tracing::debug!(
-        command = command.line(),
-        code = output.code,
-        milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "ran"
-    );
+    let (line, took) = (command.line(), started.elapsed().as_millis());
+    tracing::debug!(command = line, code = output.code, "ran {line}: exit {} after {took} ms", output.code);
     Ok(output)
 }
 
