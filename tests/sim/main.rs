@@ -4,6 +4,7 @@
 
 mod crash;
 mod deadline;
+mod extend;
 mod identity;
 mod machine;
 mod reboot;
