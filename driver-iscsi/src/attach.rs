@@ -16,9 +16,10 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// How long the daemon tries one login, at least and at most. A target that is well answers in a tenth of a second.
-const LOGIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+const LOGIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
 
-/// How much longer than that the login's process may take: it waits for the daemon's answer.
+/// How much longer than that the login's process is waited for at least: it waits for the daemon's answer, and the daemon
+/// takes logins one by one. A caller who has more time gives it more.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// What has to be left of a caller's time for a login to be worth a try.
@@ -171,7 +172,7 @@ impl IscsiDriver {
                     ),
                 });
             }
-            self.login_by_record(place, credentials, left.clamp(LOGIN.0, LOGIN.1)).await?
+            self.login_by_record(place, credentials, left).await?
         };
         self.database.tidy(self.host()).await;
         // A scan that nobody waits for would go on as well.
@@ -202,14 +203,15 @@ impl IscsiDriver {
         &self,
         place: &Place,
         credentials: Option<&Credentials>,
-        tried: Duration,
+        left: Duration,
     ) -> Result<host::Result<Output>> {
+        let tried = left.clamp(LOGIN.0, LOGIN.1);
         let text = record::render(place, credentials, tried.as_secs());
         let path = self.database.record(place);
         let doing = || format!("write the node record {}", path.display());
         self.host().replace(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
         drop(text);
-        let ran = self.host().run(iscsiadm::login(place, tried + ANSWER)).await;
+        let ran = self.host().run(iscsiadm::login(place, left.max(tried + ANSWER))).await;
         if let Err(error) = self.database.clear(self.host(), place).await {
             // Nobody may read it but root; the detach removes it.
             tracing::warn!(%error, path = %path.display(), "cannot remove the node record");
