@@ -15,7 +15,7 @@ use tests::stage::Stage;
 
 const LIO: &str = "/sys/kernel/config/target";
 /// For calls that stand in a queue.
-const PATIENCE: &str = "120s";
+const PATIENCE: &str = "300s";
 
 /// Targets with one LUN each, every volume of another size. Made here and not by lib.sh: some hundred processes less.
 struct Targets(usize);
