@@ -29,10 +29,16 @@ pub(crate) use attach::{AttachRequest, Attachment, State};
 pub(crate) use detach::{DetachReply, Target};
 pub(crate) use manage::ManageRequest;
 
-use crate::{agent::Agent, journal::Change, locks::Held, status, watch::Event};
+use crate::{
+    agent::Agent,
+    journal::{Change, Record},
+    locks::Held,
+    status,
+    watch::Event,
+};
 use driver::{Adoption, Attached, AttachmentId, Error, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Names an operation; ordered by time.
@@ -191,6 +197,22 @@ pub(crate) struct Work {
 }
 
 impl Agent {
+    /// An attachment with its own lock and its volume's; `None` if there is none.
+    async fn hold(&self, verb: &str, id: &AttachmentId) -> Result<Option<(Held, Record)>> {
+        let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
+        let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
+        let volume = record.attached.spec.locator.key();
+        held.extend(volume.clone())?;
+        // Read once more under all locks: a manage may have given it another locator meanwhile.
+        match self.journal.attachment(id).await?.filter(|now| now.attached.spec.locator.key() == volume) {
+            Some(record) => Ok(Some((held, record))),
+            None => {
+                let holder = "an operation that just ended".into();
+                Err(Error::Busy { what: volume, holder, age: Duration::ZERO })
+            }
+        }
+    }
+
     /// Commits the intent and tells the watchers.
     async fn begin(&self, plan: Plan, held: Held) -> Result<Work> {
         let operation = Operation {

@@ -172,10 +172,7 @@ impl Agent {
         if let Err(error) = self.link(&id, &device).await {
             return self.undo(work, error).await;
         }
-        let boot_id = match self.host.facts() {
-            Ok(facts) => facts.boot_id,
-            Err(error) => return self.undo(work, Error::host("read the boot id")(error)).await,
-        };
+        let boot_id = work.operation.boot_id.clone();
         let record = Record { id, attached, persistent, boot_id, created_ms: now_ms(), residuals: Vec::new() };
         let operation = self.succeeded(work, Change::Put(vec![record.clone()])).await?;
         let attachment = self.attachment_with(record, device);

@@ -1,13 +1,13 @@
 //! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan, Rest, attach::left_over, attachment_key};
+use super::{Operation, OperationId, Outcome, OutcomeState, Plan, Rest, attach::left_over};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
     watch::Event,
 };
 use driver::{AttachmentId, Detached, Error, Locator, Residual, Result};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 use tokio::time::Instant;
 
 /// What is to be detached.
@@ -48,20 +48,8 @@ impl Agent {
                 None => return Ok(DetachReply::default()),
             },
         };
-        let mut held = self.locks.take(&format!("detach of {id}"), [attachment_key(&id)])?;
-        let Some(record) = self.journal.attachment(&id).await? else {
+        let Some((held, record)) = self.hold("detach", &id).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
-        };
-        let volume = record.attached.spec.locator.key();
-        held.extend(volume.clone())?;
-        // Read once more under all locks: a manage may have given it another locator meanwhile.
-        let Some(record) = self.journal.attachment(&id).await?.filter(|now| now.attached.spec.locator.key() == volume)
-        else {
-            return Err(Error::Busy {
-                what: volume,
-                holder: "an operation that just ended".into(),
-                age: Duration::ZERO,
-            });
         };
         let shared = self.shares_device(&record).await?;
         if let Some(in_use) = self.in_use(&record, shared).await? {

@@ -1,27 +1,17 @@
 //! Extend: the volume grew on its backend; the kernel is told, and asked for the new size.
 
-use super::{Plan, attach::AttachReply, attachment_key};
+use super::{Plan, attach::AttachReply};
 use crate::{agent::Agent, journal::Change, watch::Event};
 use driver::{AttachmentId, Error, Result};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Agent {
     /// Learns an attachment's size anew.
     pub(crate) async fn extend(self: Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<AttachReply> {
-        let mut held = self.locks.take(&format!("extend of {id}"), [attachment_key(&id)])?;
-        let record = self.journal.attachment(&id).await?;
-        let record = record.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
+        let held = self.hold("extend", &id).await?;
+        let (held, record) = held.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
         let locator = record.attached.spec.locator.clone();
-        held.extend(locator.key())?;
-        let Some(record) = self.journal.attachment(&id).await?.filter(|now| now.attached.spec.locator == locator)
-        else {
-            return Err(Error::Busy {
-                what: locator.to_string(),
-                holder: "an operation that just ended".into(),
-                age: Duration::ZERO,
-            });
-        };
         let driver = self.drivers.get(locator.backend())?;
         let before = driver.prove(&record.attached).await?;
         let before = before.ok_or_else(|| Error::NotFound { what: format!("the device of attachment {id}") })?;
