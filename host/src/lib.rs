@@ -10,6 +10,7 @@ mod error;
 mod key;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
+pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod uevent;
