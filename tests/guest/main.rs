@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod file;
 mod iscsi;
+mod librbd;
 mod lvm;
 mod machine;
 mod many;
