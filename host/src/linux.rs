@@ -228,7 +228,16 @@ impl Host for Linux {
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         // It may hold a secret, which must not stay in our memory.
         let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
-        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode)).await
+        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode, true))
+            .await
+    }
+
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
+        blocking(format!("write of {}", path.display()), PATIENCE, move || {
+            files::replace(&owned, &content, mode, false)
+        })
+        .await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
