@@ -122,6 +122,9 @@ pub trait Host: Send + Sync + 'static {
     /// made, with mode 0700.
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()>;
 
+    /// As [`Host::replace`] without the sync, for what a crash of the machine may take with it: two writes to the disk less.
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()>;
+
     /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
     async fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
