@@ -67,7 +67,8 @@ pub trait Host: Send + Sync + 'static {
     async fn write(&self, attribute: &Path, value: &str) -> Result<()>;
 
     /// As [`Host::write`], with a key at hand that the kernel looks for while it handles the write (`request_key(9)`), and
-    /// that is gone afterwards.
+    /// that is gone afterwards. It ends when the kernel has answered, however long that takes: what such a write makes is
+    /// not to be lost track of.
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()>;
 
     /// Asks multipathd through its socket, as `multipathd -k` does: no process. [`Error::Unreachable`] if it does not run.

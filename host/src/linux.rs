@@ -136,13 +136,16 @@ impl Host for Linux {
 
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
         let (path, value, key) = (attribute.to_owned(), value.to_owned(), key.clone());
-        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+        let write = move || {
             let _lent = keys::lend(&key)?;
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
             Ok(())
-        })
-        .await
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
