@@ -120,6 +120,13 @@ pub trait Host: Send + Sync + 'static {
     /// Makes or replaces a symbolic link, whole at any moment. Missing directories are made.
     async fn link(&self, name: &Path, target: &Path) -> Result<()>;
 
+    /// Makes one directory, as mkdir(2) does. One that is there is fine. For configfs, where it makes a thing of the kernel.
+    async fn make_directory(&self, path: &Path) -> Result<()>;
+
+    /// Makes a symbolic link, as symlink(2) does. One that leads to the same place is fine. For configfs, where a link cannot
+    /// be replaced.
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()>;
+
     /// A file's extended attributes whose names begin with `prefix`, the name space (`user.`, `trusted.`) left off.
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>>;
 

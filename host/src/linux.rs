@@ -122,7 +122,8 @@ impl Host for Linux {
     }
 
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
-        let (path, value) = (attribute.to_owned(), value.to_owned());
+        // It may be a secret, which must not stay in our memory.
+        let (path, value) = (attribute.to_owned(), Zeroizing::new(value.to_owned()));
         blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
@@ -227,6 +228,16 @@ impl Host for Linux {
     async fn link(&self, name: &Path, target: &Path) -> Result<()> {
         let (name, target) = (name.to_owned(), target.to_owned());
         blocking("link", PATIENCE, move || files::link(&name, &target)).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> Result<()> {
+        let owned = path.to_owned();
+        blocking(format!("making of {}", path.display()), PATIENCE, move || files::make_directory(&owned)).await
+    }
+
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
+        let (owned, target) = (name.to_owned(), target.to_owned());
+        blocking(format!("link {}", name.display()), PATIENCE, move || files::symlink(&owned, &target)).await
     }
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
