@@ -185,8 +185,11 @@ fn links_in(world: &World, directory: &Path) -> Vec<PathBuf> {
     all.filter(|path| world.files.stat(path).is_some_and(|stat| !stat.is_file && !stat.is_directory)).collect()
 }
 
-/// Whether a directory holds nothing that somebody made; a link always does.
+/// Whether this holds nothing that somebody made. A link holds nothing, wherever it leads.
 pub(crate) fn is_empty(world: &World, path: &Path) -> bool {
+    if world.files.stat(path).is_some_and(|stat| !stat.is_directory) {
+        return true;
+    }
     let below = |other: &PathBuf| other != path && other.starts_with(path);
     !world.target.made.iter().any(below) && links_in(world, path).is_empty()
 }
