@@ -17,7 +17,7 @@ pub fn connection_info(export: &Export, chap: &Chap) -> Value {
         "auth_method": "CHAP",
         "auth_username": chap.user,
         "auth_password": chap.password.expose_secret(),
-        "access_mode": "rw",
+        "access_mode": if export.read_only { "ro" } else { "rw" },
         "encrypted": false,
         "discard": true,
     });

@@ -60,6 +60,8 @@ pub struct Export {
     pub initiator: Iqn,
     /// Where the target listens. The addresses need not be there yet.
     pub portals: Vec<Portal>,
+    /// The initiator may only read. A device that refuses writes itself can be served in no other way.
+    pub read_only: bool,
     /// What the WWN is made from, so that it is the same whenever the volume is exported.
     pub serial: Serial,
     /// New with each export: the secret of an earlier one under the same id opens nothing.

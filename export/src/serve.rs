@@ -43,6 +43,7 @@ pub(crate) async fn serve(exporter: &Exporter, export: &Export, device: &Path) -
     steps.attribute(&acl.join("auth/password"), chap.password.expose_secret()).await?;
     steps.directory(&acl.join("lun_0")).await?;
     steps.link(&tree.mapped_link(export), &tree.lun(export)).await?;
+    steps.attribute(&acl.join("lun_0/write_protect"), if export.read_only { "1" } else { "0" }).await?;
 
     for portal in &export.portals {
         steps.directory(&tree.portal(export, portal)).await.map_err(|error| Error::WrongState {
@@ -128,7 +129,8 @@ impl Steps<'_> {
             }
         } else {
             // The one tells the kernel, the other is what it tells others.
-            host.write(&store.join("control"), &format!("udev_path={node}")).await.map_err(failed(self.doing()))?;
+            let control = format!("udev_path={node},readonly={}", u8::from(self.export.read_only));
+            host.write(&store.join("control"), &control).await.map_err(failed(self.doing()))?;
             self.attribute(&store.join("udev_path"), &node).await?;
             if let Err(error) = host.write(&store.join("enable"), "1").await {
                 return Err(self.not_enabled(error, device).await);

@@ -21,6 +21,7 @@ fn export(id: &str) -> Export {
         id,
         initiator: INITIATOR.parse().unwrap(),
         portals: vec!["10.0.0.1:3260".parse().unwrap(), "[fd00::1]:3260".parse().unwrap()],
+        read_only: false,
         serial: Serial::of(&Identity::File { device: 1, inode: 2 }),
         generation: Uuid::from_u128(7),
     }

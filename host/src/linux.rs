@@ -4,15 +4,17 @@
 //! up nothing but its own caller, and that one only until its timeout.
 
 mod files;
+mod keys;
 mod loops;
+mod multipathd;
 mod netlink;
 mod process;
 mod scsi;
 mod usage;
 
 use crate::{
-    Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
-    command::tool_directories, wait_for,
+    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents,
+    User, wait_for,
 };
 use async_trait::async_trait;
 use nix::{
@@ -94,7 +96,7 @@ impl Host for Linux {
     }
 
     fn tool(&self, tool: Tool) -> Option<PathBuf> {
-        tool_directories().map(|directory| directory.join(tool.name())).find(|path| path.is_file())
+        tool.places().into_iter().find(|path| path.is_file())
     }
 
     async fn outlived(&self, deadline: Instant) -> Result<Vec<String>> {
@@ -130,6 +132,21 @@ impl Host for Linux {
             Ok(())
         })
         .await
+    }
+
+    async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
+        let (path, value, key) = (attribute.to_owned(), value.to_owned(), key.clone());
+        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+            let _lent = keys::lend(&key)?;
+            let fd = open_device(&path, OFlag::O_WRONLY)?;
+            nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
+        multipathd::ask(request, limit).await
     }
 
     fn uevents(&self) -> Uevents {
@@ -232,12 +249,12 @@ impl Host for Linux {
 
     async fn make_directory(&self, path: &Path) -> Result<()> {
         let owned = path.to_owned();
-        blocking(format!("making of {}", path.display()), PATIENCE, move || files::make_directory(&owned)).await
+        blocking(format!("directory {}", path.display()), PATIENCE, move || files::make_directory(&owned)).await
     }
 
     async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
-        let (owned, target) = (name.to_owned(), target.to_owned());
-        blocking(format!("link {}", name.display()), PATIENCE, move || files::symlink(&owned, &target)).await
+        let (name, target) = (name.to_owned(), target.to_owned());
+        blocking("symbolic link", PATIENCE, move || files::symlink(&name, &target)).await
     }
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {

@@ -20,7 +20,9 @@ pub(crate) use files::{Files, Node};
 pub use process::Fault;
 pub(crate) use world::{Reach, World};
 
-use crate::{Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User};
+use crate::{
+    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
+};
 use async_trait::async_trait;
 use std::{
     collections::BTreeMap,
@@ -320,6 +322,14 @@ impl Host for Machine {
         self.call(&name, |world| world.effect(&name, |world| world.write(attribute, value))).await
     }
 
+    async fn write_with_key(&self, attribute: &Path, value: &str, _key: &KernelKey) -> Result<()> {
+        self.write(attribute, value).await
+    }
+
+    async fn multipathd(&self, _request: &str, _timeout: Duration) -> Result<String> {
+        Err(Error::Unreachable { why: "multipathd does not run".into() })
+    }
+
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
         let name = format!("set_read_only {} {read_only}", device.display());
         self.call(&name, |world| world.effect(&name, |world| world.set_read_only(device, read_only))).await
@@ -434,7 +444,7 @@ impl Host for Machine {
         let name = format!("make_directory {}", path.display());
         self.call(&name, |world| match world.files.stat(path) {
             Some(stat) if stat.is_directory => Ok(()),
-            Some(_) => Err(Error::io("make", path)(io::ErrorKind::AlreadyExists.into())),
+            Some(_) => Err(Error::Exists { path: path.into() }),
             None => world.effect(&name, |world| world.make_directory(path)),
         })
         .await

@@ -233,7 +233,10 @@ pub(crate) fn written(world: &mut World, path: &Path, value: &str) -> Option<Res
         ["core", _, _, "enable"] if enabled(world, path.parent()?) => return fail(libc::EEXIST),
         ["core", hba, store, "enable"] => {
             let control = world.files.text(path.with_file_name("control")).unwrap_or_default();
-            let Some(device) = control.strip_prefix("udev_path=") else { return fail(libc::EINVAL) };
+            let mut options = control.split(',');
+            let Some(device) = options.find_map(|option| option.strip_prefix("udev_path=")) else {
+                return fail(libc::EINVAL);
+            };
             let Ok(name) = world.block("open", Path::new(device)) else { return fail(libc::ENOENT) };
             if world.claim(Path::new(device)).is_err() {
                 return fail(libc::EBUSY);
