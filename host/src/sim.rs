@@ -13,6 +13,7 @@ pub mod iscsi;
 mod loops;
 pub mod lvm;
 mod process;
+pub mod target;
 mod world;
 
 pub(crate) use files::{Files, Node};
@@ -329,32 +330,6 @@ impl Host for Machine {
         Err(Error::Unreachable { why: "multipathd does not run".into() })
     }
 
-    async fn make_directory(&self, path: &Path) -> Result<()> {
-        let make = |world: &mut World| match world.files.stat(path) {
-            Some(stat) if stat.is_directory => Ok(()),
-            Some(_) => Err(Error::Exists { path: path.into() }),
-            None => {
-                world.files.make_directory(path);
-                Ok(())
-            }
-        };
-        let name = format!("make_directory {}", path.display());
-        self.call(&name, |world| world.effect(&name, make)).await
-    }
-
-    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
-        let link = |world: &mut World| match world.files.stat(name) {
-            Some(_) if world.files.resolve(name) == world.files.resolve(target) => Ok(()),
-            Some(_) => Err(Error::Exists { path: name.into() }),
-            None => {
-                world.files.link(name, target);
-                Ok(())
-            }
-        };
-        let effect = format!("symlink {} {}", name.display(), target.display());
-        self.call(&effect, |world| world.effect(&effect, link)).await
-    }
-
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
         let name = format!("set_read_only {} {read_only}", device.display());
         self.call(&name, |world| world.effect(&name, |world| world.set_read_only(device, read_only))).await
@@ -447,6 +422,10 @@ impl Host for Machine {
         let name = format!("remove {}", path.display());
         self.call(&name, |world| match world.files.stat(path) {
             None => Ok(()),
+            Some(_) if target::is_ours(path) => match target::is_empty(world, path) {
+                true => world.effect(&name, |world| target::remove(world, path)),
+                false => Ok(()),
+            },
             Some(stat) if stat.is_directory && !world.files.list(path).is_empty() => Ok(()),
             Some(_) => world.effect(&name, |world| {
                 world.remove_tree(path);
@@ -463,6 +442,28 @@ impl Host for Machine {
         };
         let call = format!("link {} {}", name.display(), target.display());
         self.call(&call, |world| world.effect(&call, link)).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> Result<()> {
+        let name = format!("make_directory {}", path.display());
+        self.call(&name, |world| match world.files.stat(path) {
+            Some(stat) if stat.is_directory => Ok(()),
+            Some(_) => Err(Error::Exists { path: path.into() }),
+            None => world.effect(&name, |world| world.make_directory(path)),
+        })
+        .await
+    }
+
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
+        let call = format!("symlink {} {}", name.display(), target.display());
+        self.call(&call, |world| match world.files.stat(name) {
+            Some(_) if world.files.resolve(name).is_some_and(|place| Some(place) == world.files.resolve(target)) => {
+                Ok(())
+            }
+            Some(_) => Err(Error::Exists { path: name.into() }),
+            None => world.effect(&call, |world| world.symlink(name, target)),
+        })
+        .await
     }
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
