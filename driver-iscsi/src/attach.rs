@@ -236,7 +236,7 @@ impl Initiator {
         let text = record::render(place, credentials, tried.as_secs());
         let path = self.database.record(place);
         let doing = || format!("write the node record {}", path.display());
-        self.host().replace(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
+        self.host().replace_unsynced(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
         drop(text);
         let ran = self.host().run(iscsiadm::login(place, left.max(tried + ANSWER))).await;
         if let Err(error) = self.database.clear(self.host(), place).await {

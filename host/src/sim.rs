@@ -435,6 +435,10 @@ impl Host for Machine {
         self.call(&name, |world| world.effect(&name, put)).await
     }
 
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        self.replace(path, content, mode).await
+    }
+
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let rename = |world: &mut World| match (world.files.stat(from), world.files.stat(to)) {
             (_, Some(_)) => Err(Error::Exists { path: to.into() }),
