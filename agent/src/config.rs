@@ -1,6 +1,6 @@
 //! The config file: TOML, every default written down here, and a key that we do not know is refused.
 
-use driver::{Backend, NameTemplate};
+use driver::{Backend, NameTemplate, Templates};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -59,7 +59,7 @@ impl Default for AgentConfig {
 
 /// Which drivers are switched on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "\"auto\", or a list of \"file\", \"iscsi\", \"lvm\"")]
+#[serde(untagged, expecting = "\"auto\", or a list of \"file\", \"iscsi\", \"lvm\", \"rbd\"")]
 pub enum Drivers {
     /// Those that can work here.
     Auto(Auto),
@@ -126,11 +126,13 @@ impl Default for JournalConfig {
 pub struct Volumes {
     /// How managed volumes are named: `%s` stands for the id.
     pub name_template: String,
+    /// How managed snapshots are named.
+    pub snapshot_template: String,
 }
 
 impl Default for Volumes {
     fn default() -> Self {
-        Self { name_template: "volume-%s".into() }
+        Self { name_template: "volume-%s".into(), snapshot_template: "snap-%s".into() }
     }
 }
 
@@ -225,15 +227,21 @@ impl Config {
         if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
             return value("file.directories", "write absolute paths");
         }
-        self.name_template().map(|_| ())
+        self.templates().map(|_| ())
     }
 
-    /// How managed volumes are named.
-    pub fn name_template(&self) -> Result<NameTemplate, ConfigError> {
-        self.volumes
-            .name_template
-            .parse()
-            .map_err(|error: driver::Error| ConfigError::Value { key: "volumes.name_template", why: error.to_string() })
+    /// How managed volumes and snapshots are named.
+    pub fn templates(&self) -> Result<Templates, ConfigError> {
+        let parse = |key, text: &str| {
+            text.parse::<NameTemplate>().map_err(|error| ConfigError::Value { key, why: error.to_string() })
+        };
+        let volume = parse("volumes.name_template", &self.volumes.name_template)?;
+        let snapshot = parse("volumes.snapshot_template", &self.volumes.snapshot_template)?;
+        if volume == snapshot {
+            let why = "write another template than volumes.name_template".into();
+            return Err(ConfigError::Value { key: "volumes.snapshot_template", why });
+        }
+        Ok(Templates { volume, snapshot })
     }
 }
 
@@ -264,7 +272,7 @@ mod tests {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
         }
         assert!(error("[volumes]\nname_template = 'x'").contains("%s"));
-        assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\""));
+        assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\", \"rbd\""));
         assert!(error("not toml").contains("line 1"));
     }
 

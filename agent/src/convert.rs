@@ -6,11 +6,12 @@ use crate::{
     watch::Event,
 };
 use driver::{
-    Access, AttachmentId, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, RawFile, Residual,
-    ResidualKind, Result, Scope, Spec, Volume,
+    Access, AttachmentId, Attempt, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, RawFile, Residual,
+    ResidualKind, Result, Scope, Spec, Volume, VolumeKind,
 };
 use prost_types::Timestamp;
 use proto::v1;
+use secrecy::SecretString;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -86,27 +87,45 @@ pub(crate) fn grpc_timeout(text: &str) -> Option<Duration> {
 pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Result<AttachRequest> {
     let locator = match wire.volume {
         Some(v1::attach_request::Volume::Locator(text)) => text.parse()?,
+        Some(v1::attach_request::Volume::ConnectionInfo(_)) => {
+            return Err(Error::Unsupported { what: "this build takes no connection_info yet; give a locator".into() });
+        }
         None => return Err(Error::invalid("volume", "say which: give a locator")),
     };
     let expected_size = (wire.expected_size_bytes != 0).then_some(wire.expected_size_bytes);
-    let chap = match wire.credentials.and_then(|credentials| credentials.kind) {
-        None => None,
-        Some(v1::credentials::Kind::Chap(chap)) => Some(chap_of(chap, &locator)?),
+    let access = match wire.credentials.and_then(|credentials| credentials.kind) {
+        None => Access::default(),
+        Some(v1::credentials::Kind::Chap(chap)) => Access { chap: Some(chap_of(chap, &locator)?), cephx: None },
+        Some(v1::credentials::Kind::Cephx(cephx)) => Access { cephx: Some(cephx_of(cephx, &locator)?), chap: None },
     };
-    if wire.persistent && chap.is_some() {
+    if wire.persistent && (access.chap.is_some() || access.cephx.is_some()) {
         return Err(Error::Unsupported {
-            what: "a persistent attachment cannot use CHAP: its password is kept nowhere, so it could not come back \
-                   after a reboot; attach without `persistent`, and again after a reboot"
-                .into(),
+            what:
+                "a persistent attachment cannot use CHAP or a key of the call: it is kept nowhere, so the attachment \
+                   could not come back after a reboot; attach without `persistent`, and again after a reboot"
+                    .into(),
         });
     }
+    if wire.exclusive && !matches!(locator, Locator::Rbd(_)) {
+        return Err(Error::invalid("exclusive", "only an RBD image has an exclusive lock"));
+    }
+    let (read_only, exclusive, expected_wwn) = (wire.read_only, wire.exclusive, given(&wire.expected_wwn)?);
     Ok(AttachRequest {
         id: given(&wire.id)?,
-        spec: Spec { locator, read_only: wire.read_only, expected_wwn: given(&wire.expected_wwn)?, expected_size },
+        spec: Spec { locator, read_only, exclusive, expected_wwn, expected_size },
         persistent: wire.persistent,
-        access: Access { chap },
-        deadline: patience.deadline(wire.timeout_ms)?,
+        attempt: Attempt { access, all_paths: wire.all_paths, deadline: patience.deadline(wire.timeout_ms)? },
     })
+}
+
+fn cephx_of(wire: v1::Cephx, locator: &Locator) -> Result<SecretString> {
+    if !matches!(locator, Locator::Rbd(_)) {
+        return Err(Error::invalid("credentials", "cephx is for RBD images only"));
+    }
+    if wire.key.is_empty() {
+        return Err(Error::invalid("credentials", "cephx needs a key"));
+    }
+    Ok(wire.key.into())
 }
 
 fn chap_of(wire: v1::Chap, locator: &Locator) -> Result<Chap> {
@@ -221,6 +240,9 @@ fn residual(from: Residual) -> v1::Residual {
         ResidualKind::Activation => v1::ResidualKind::Activation,
         ResidualKind::Loop => v1::ResidualKind::Loop,
         ResidualKind::Link => v1::ResidualKind::Link,
+        ResidualKind::MultipathMap => v1::ResidualKind::MultipathMap,
+        ResidualKind::Mapping => v1::ResidualKind::Mapping,
+        ResidualKind::Export => v1::ResidualKind::Export,
     };
     v1::Residual { kind: kind.into(), name: from.name, reason: from.reason }
 }
@@ -232,6 +254,7 @@ pub(crate) fn manageable(from: Candidate) -> v1::Manageable {
         safe_to_manage: from.refusal.is_none(),
         reason_not_safe: from.refusal.map(|refusal| refusal.to_string()).unwrap_or_default(),
         volume_id: from.managed.map(|volume| volume.id.to_string()).unwrap_or_default(),
+        snapshot: from.kind == VolumeKind::Snapshot,
     }
 }
 
@@ -242,6 +265,7 @@ pub(crate) fn volume(from: Volume) -> v1::Volume {
         locator: from.locator.to_string(),
         origin: from.origin.to_string(),
         size_bytes: from.size_bytes,
+        snapshot: from.kind == VolumeKind::Snapshot,
     }
 }
 

@@ -27,11 +27,11 @@ pub struct NotReady {
 
 impl Drivers {
     pub(crate) fn new(host: &Arc<dyn Host>, config: &Config) -> std::result::Result<Self, ConfigError> {
-        let template = config.name_template()?;
-        let file = FileConfig { directories: config.file.directories.clone(), template: template.clone() };
+        let templates = config.templates()?;
+        let file = FileConfig { directories: config.file.directories.clone(), templates: templates.clone() };
         let mut all = BTreeMap::<Backend, Arc<dyn Driver>>::new();
         let iscsi = IscsiConfig::default();
-        let lvm = LvmConfig { template, exclude_links: config.agent.device_directory.clone() };
+        let lvm = LvmConfig { templates, exclude_links: config.agent.device_directory.clone() };
         all.insert(Backend::File, Arc::new(FileDriver::new(Arc::clone(host), file)));
         all.insert(Backend::Iscsi, Arc::new(IscsiDriver::new(Arc::clone(host), iscsi)));
         all.insert(Backend::Lvm, Arc::new(LvmDriver::new(Arc::clone(host), lvm)));

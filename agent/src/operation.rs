@@ -104,7 +104,7 @@ impl Plan {
     fn keys(&self) -> Vec<String> {
         match self {
             Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => {
-                vec![attachment_key(id), self.locator().key()]
+                std::iter::once(attachment_key(id)).chain(self.locator().keys()).collect()
             }
             Self::Manage { adoption } => {
                 vec![format!("volume {}", adoption.id), adoption.from.key(), adoption.to.key()]
@@ -202,7 +202,9 @@ impl Agent {
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
         let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
         let volume = record.attached.spec.locator.key();
-        held.extend(volume.clone())?;
+        for key in record.attached.spec.locator.keys() {
+            held.extend(key)?;
+        }
         // Read once more under all locks: a manage may have given it another locator meanwhile.
         match self.journal.attachment(id).await?.filter(|now| now.attached.spec.locator.key() == volume) {
             Some(record) => Ok(Some((held, record))),

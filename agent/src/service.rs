@@ -71,7 +71,7 @@ impl v1::attachments_server::Attachments for Service {
         let patience = self.patience(&request);
         let work = async {
             let request = convert::attach_request(request.into_inner(), patience)?;
-            let answer_by = patience.answer_by(Some(request.deadline));
+            let answer_by = patience.answer_by(Some(request.attempt.deadline));
             let reply = self.run(answer_by, "the attach", Arc::clone(&self.agent).attach(request)).await?;
             Ok(v1::AttachResponse {
                 attachment: Some(convert::attachment(reply.attachment)),

@@ -73,7 +73,7 @@ fn attach_asks_for_what_was_typed() {
         expected_wwn: "3600".into(),
         expected_size_bytes: 1 << 30,
         timeout_ms: 1500,
-        credentials: None,
+        ..Default::default()
     };
     assert_eq!(agent.asked().attach, [expected]);
 }

@@ -13,7 +13,7 @@ use crate::{
     refusal::{self, machine},
     volume::{self, Found},
 };
-use driver::{Adoption, Error, Identity, Locator, RawFile, Release, Result, Volume};
+use driver::{Adoption, Error, Identity, Locator, RawFile, Release, Result, Volume, VolumeKind};
 use host::Host;
 
 pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volume> {
@@ -44,6 +44,7 @@ pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volum
         origin: from.clone(),
         size_bytes: found.size_bytes,
         identity: found.identity,
+        kind: VolumeKind::Volume,
     })
 }
 

@@ -13,7 +13,7 @@ mod volume;
 
 use async_trait::async_trait;
 use driver::{
-    Access, Adoption, Attached, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
     Readiness, Release, Result, Scope, Spec, Tool, Volume,
 };
 use host::{Host, LoopDevice};
@@ -34,7 +34,7 @@ pub struct FileConfig {
     /// Where managed volumes are looked for by themselves.
     pub directories: Vec<PathBuf>,
     /// How they are named.
-    pub template: driver::NameTemplate,
+    pub templates: driver::Templates,
 }
 
 /// The file backend on one machine.
@@ -50,7 +50,7 @@ impl FileDriver {
     }
 
     async fn listing(&self) -> Result<Listing<'_>> {
-        Listing::new(self.host.as_ref(), &self.config.template).await
+        Listing::new(self.host.as_ref(), &self.config.templates).await
     }
 
     /// The loop devices of an attachment.
@@ -93,7 +93,8 @@ impl Driver for FileDriver {
         Ok(Footprint::File { identity: found.identity })
     }
 
-    async fn attach(&self, spec: &Spec, footprint: &Footprint, _: &Access, deadline: Instant) -> Result<Device> {
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device> {
+        let deadline = attempt.deadline;
         let host = self.host.as_ref();
         let identity = noted(footprint)?;
         let found = volume::attachable(host, &spec.locator)?;

@@ -1,7 +1,7 @@
 //! What is in a directory: volumes that are managed, files that could be, and why others could not.
 
 use crate::{binding, provenance, refusal::machine, volume};
-use driver::{Candidate, Error, Locator, NameTemplate, RawFile, Refusal, Result, Volume};
+use driver::{Candidate, Error, Locator, RawFile, Refusal, Result, Templates, Volume, VolumeKind};
 use host::{Host, LoopDevice};
 use std::path::Path;
 use volume::Found;
@@ -9,13 +9,13 @@ use volume::Found;
 /// Looks at files; the loop devices are asked for once, however many files there are.
 pub(crate) struct Listing<'a> {
     host: &'a dyn Host,
-    template: &'a NameTemplate,
+    templates: &'a Templates,
     bound: Vec<LoopDevice>,
 }
 
 impl<'a> Listing<'a> {
-    pub(crate) async fn new(host: &'a dyn Host, template: &'a NameTemplate) -> Result<Self> {
-        Ok(Self { host, template, bound: binding::all(host).await? })
+    pub(crate) async fn new(host: &'a dyn Host, templates: &'a Templates) -> Result<Self> {
+        Ok(Self { host, templates, bound: binding::all(host).await? })
     }
 
     /// Every regular file of a directory.
@@ -42,13 +42,14 @@ impl<'a> Listing<'a> {
             Err(error) => return Err(error),
         };
         let Found { identity, size_bytes } = found;
-        Ok(Candidate { locator: Locator::File(file.clone()), identity, size_bytes, refusal, managed })
+        let (locator, kind) = (Locator::File(file.clone()), VolumeKind::Volume);
+        Ok(Candidate { locator, identity, kind, size_bytes, refusal, managed })
     }
 
     /// Why a file that is not managed by us cannot be.
     async fn refusal(&self, file: &RawFile, found: &Found) -> Result<Option<Refusal>> {
         let name = file.path().file_name().and_then(|name| name.to_str());
-        if let Some(id) = name.and_then(|name| self.template.id_in(name)) {
+        if let Some(id) = name.and_then(|name| self.templates.id_in(name)) {
             return Ok(Some(Refusal::Managed(format!("named like a managed volume, as {id}"))));
         }
         if let Some(why) = found.unfit() {
@@ -93,6 +94,7 @@ async fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Optio
         locator: Locator::File(file.clone()),
         size_bytes: found.size_bytes,
         identity: found.identity.clone(),
+        kind: VolumeKind::Volume,
     }))
 }
 

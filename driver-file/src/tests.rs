@@ -17,7 +17,7 @@ fn machine() -> Machine {
 
 fn driver(machine: &Machine) -> FileDriver {
     let directories = vec!["/srv/volumes".into(), "/srv/absent".into()];
-    FileDriver::new(Arc::new(machine.clone()), FileConfig { directories, template: driver::NameTemplate::default() })
+    FileDriver::new(Arc::new(machine.clone()), FileConfig { directories, templates: driver::Templates::default() })
 }
 
 fn locator(text: &str) -> Locator {
@@ -25,7 +25,7 @@ fn locator(text: &str) -> Locator {
 }
 
 fn spec(text: &str) -> Spec {
-    Spec { locator: locator(text), read_only: false, expected_wwn: None, expected_size: None }
+    Spec { locator: locator(text), read_only: false, exclusive: false, expected_wwn: None, expected_size: None }
 }
 
 fn soon() -> Instant {
@@ -34,7 +34,7 @@ fn soon() -> Instant {
 
 async fn attach(driver: &FileDriver, spec: &Spec) -> Result<(Attached, Device)> {
     let footprint = driver.prepare(spec).await?;
-    let device = driver.attach(spec, &footprint, &Access::default(), soon()).await?;
+    let device = driver.attach(spec, &footprint, &Attempt::until(soon())).await?;
     Ok((Attached { spec: spec.clone(), footprint, identity: Some(device.identity.clone()) }, device))
 }
 
@@ -111,7 +111,7 @@ mod attaching {
         refused(driver.prepare(&spec(A)).await, "IN_USE", "losetup -d /dev/loop0");
         let host::FileStat { device, inode, .. } = machine.stat(&setup.file).unwrap().unwrap();
         let footprint = Footprint::File { identity: Identity::File { device, inode } };
-        let attached = driver.attach(&spec(A), &footprint, &Access::default(), soon()).await;
+        let attached = driver.attach(&spec(A), &footprint, &Attempt::until(soon())).await;
         refused(attached, "IN_USE", "/dev/loop0");
         let at = Attached { spec: spec(A), footprint, identity: None };
         assert_eq!(driver.find(&at).await.unwrap(), None);
@@ -153,7 +153,7 @@ mod attaching {
         let driver = driver(&machine);
         let footprint = driver.prepare(&spec(A)).await.unwrap();
         machine.put_raw("/srv/volumes/a.raw", 1 << 20);
-        let attached = driver.attach(&spec(A), &footprint, &Access::default(), soon()).await;
+        let attached = driver.attach(&spec(A), &footprint, &Attempt::until(soon())).await;
         refused(attached, "IDENTITY_MISMATCH", "replaced");
         assert_eq!(machine.effects(), Vec::<String>::new());
 
@@ -189,7 +189,7 @@ mod attaching {
             let at = Attached { spec: spec(A), footprint: footprint.clone(), identity: None };
             machine.crash_after(n);
             let work = async {
-                let device = old.attach(&spec(A), &footprint, &Access::default(), soon()).await.unwrap();
+                let device = old.attach(&spec(A), &footprint, &Attempt::until(soon())).await.unwrap();
                 let handed_out = Attached { identity: Some(device.identity), ..at.clone() };
                 old.detach(&handed_out, soon()).await.unwrap();
             };
@@ -284,7 +284,7 @@ mod detaching {
         assert_eq!(driver.users(&at).await.unwrap(), ["open by dd (pid 4711)"]);
         refused(driver.extend(&at, soon()).await, "NOT_FOUND", A);
         refused(driver.prepare(&spec(A)).await, "IN_USE", "goes when its last user closes it");
-        let attached = driver.attach(&spec(A), &at.footprint, &Access::default(), soon()).await;
+        let attached = driver.attach(&spec(A), &at.footprint, &Attempt::until(soon())).await;
         refused(attached, "IN_USE", "/dev/loop0");
         machine.release("loop0");
         assert!(attach(&driver, &spec(A)).await.is_ok());

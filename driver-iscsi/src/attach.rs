@@ -39,7 +39,7 @@ enum Came {
 
 /// The unit of an attachment that stood here before it, on a session that is not ours.
 pub(crate) fn was_here(footprint: &Footprint) -> bool {
-    matches!(footprint, Footprint::Iscsi { device_was_here: true })
+    matches!(footprint, Footprint::Iscsi { were_here, .. } if !were_here.is_empty())
 }
 
 impl IscsiDriver {

@@ -37,7 +37,7 @@ mod turns;
 use async_trait::async_trait;
 use database::Database;
 use driver::{
-    Access, Adoption, Attached, Backend, Candidate, Detached, Device, DevicePath, Driver, Error, Footprint, Identity,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, DevicePath, Driver, Error, Footprint, Identity,
     Locator, Readiness, Release, Result, Scope, Spec, Volume,
 };
 use host::{BlockDevice, Command, Host, Tool};
@@ -224,12 +224,14 @@ impl Driver for IscsiDriver {
         if let Some(problem) = self.problem()? {
             return Err(Error::WrongState { what: problem });
         }
-        let located = self.locate(&place, &Footprint::Iscsi { device_was_here: true })?;
-        Ok(Footprint::Iscsi { device_was_here: located.is_some_and(|(session, _)| !session.ours) })
+        let way = place.way();
+        let any = Footprint::Iscsi { were_here: vec![way.clone()], map_was_here: false };
+        let was_here = self.locate(&place, &any)?.is_some_and(|(session, _)| !session.ours);
+        Ok(Footprint::Iscsi { were_here: if was_here { vec![way] } else { Vec::new() }, map_was_here: false })
     }
 
-    async fn attach(&self, spec: &Spec, footprint: &Footprint, access: &Access, deadline: Instant) -> Result<Device> {
-        self.bring(spec, footprint, access, deadline).await
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device> {
+        self.bring(spec, footprint, &attempt.access, attempt.deadline).await
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {

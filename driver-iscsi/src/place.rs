@@ -1,6 +1,6 @@
 //! Where a logical unit is, checked for what this driver can do.
 
-use driver::{Error, Iqn, Locator, Lun, Portal, Result};
+use driver::{Error, Iqn, Locator, Lun, Portal, Result, Way};
 use std::fmt;
 
 /// One logical unit by one way. Several portals will be several places, brought up side by side.
@@ -18,13 +18,18 @@ impl Place {
         let Locator::Iscsi(unit) = locator else {
             return Err(Error::invalid("locator", format!("{locator} is not an iSCSI locator")));
         };
-        match unit.portals.as_slice() {
-            [portal] => Ok(Self { portal: *portal, iqn: unit.iqn.clone(), lun: unit.lun }),
+        match unit.ways.as_slice() {
+            [way] => Ok(Self { portal: way.portal, iqn: way.iqn.clone(), lun: way.lun }),
             [] => Err(Error::invalid("locator", format!("{locator} has no portal"))),
             _ => Err(Error::Unsupported {
                 what: "several portals need multipath, which this build has not yet; give one portal".into(),
             }),
         }
+    }
+
+    /// The same in a locator's terms.
+    pub(crate) fn way(&self) -> Way {
+        Way { portal: self.portal, iqn: self.iqn.clone(), lun: self.lun }
     }
 
     /// The target for an error: `target iqn.2026-11.org.example:t1 at 10.0.0.5:3260`.

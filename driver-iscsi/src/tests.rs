@@ -2,7 +2,8 @@
 
 use crate::{IscsiConfig, IscsiDriver, record};
 use driver::{
-    Access, Attached, Chap, Detached, Device, Driver, Error, Footprint, Identity, ResidualKind, Result, Spec,
+    Access, Attached, Attempt, Chap, Detached, Device, Driver, Error, Footprint, Identity, Locator, ResidualKind,
+    Result, Spec,
 };
 use host::{
     Host, Output, User,
@@ -31,7 +32,13 @@ fn driver(machine: &Machine) -> IscsiDriver {
 }
 
 fn spec(locator: &str) -> Spec {
-    Spec { locator: locator.parse().unwrap(), read_only: false, expected_wwn: None, expected_size: None }
+    Spec {
+        locator: locator.parse().unwrap(),
+        read_only: false,
+        exclusive: false,
+        expected_wwn: None,
+        expected_size: None,
+    }
 }
 
 fn lun(lun: u16) -> Spec {
@@ -42,18 +49,28 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-fn chap_access(password: &str) -> Access {
-    Access { chap: Some(Chap { user: "host-a".into(), password: password.into() }) }
+fn chap_access(password: &str) -> Attempt {
+    let chap = Some(Chap { user: "host-a".into(), password: password.into() });
+    Attempt { access: Access { chap, cephx: None }, ..Attempt::until(soon()) }
 }
 
-async fn attach_with(driver: &IscsiDriver, spec: &Spec, access: &Access) -> Result<(Attached, Device)> {
+fn nothing_here() -> Footprint {
+    Footprint::Iscsi { were_here: Vec::new(), map_was_here: false }
+}
+
+fn was_here(way: &Spec) -> Footprint {
+    let Locator::Iscsi(unit) = &way.locator else { panic!("an iSCSI volume") };
+    Footprint::Iscsi { were_here: unit.ways.clone(), map_was_here: false }
+}
+
+async fn attach_with(driver: &IscsiDriver, spec: &Spec, attempt: &Attempt) -> Result<(Attached, Device)> {
     let footprint = driver.prepare(spec).await?;
-    let device = driver.attach(spec, &footprint, access, soon()).await?;
+    let device = driver.attach(spec, &footprint, attempt).await?;
     Ok((Attached { spec: spec.clone(), footprint, identity: Some(device.identity.clone()) }, device))
 }
 
 async fn attach(driver: &IscsiDriver, spec: &Spec) -> Result<(Attached, Device)> {
-    attach_with(driver, spec, &Access::default()).await
+    attach_with(driver, spec, &Attempt::until(soon())).await
 }
 
 fn wwn(naa: &str) -> Identity {
@@ -75,7 +92,7 @@ async fn there_and_back_without_a_trace() {
     assert_eq!(device.size_bytes, SIZE);
     assert_eq!(device.paths[0].portal.unwrap().to_string(), PORTAL);
     assert_eq!(device.paths[0].state, "running");
-    assert_eq!(at.footprint, Footprint::Iscsi { device_was_here: false });
+    assert_eq!(at.footprint, nothing_here());
     assert_eq!(driver.find(&at).await.unwrap(), Some(device.clone()));
     assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
     assert_eq!(driver.users(&at).await.unwrap(), Vec::<String>::new());
@@ -98,7 +115,7 @@ async fn attach_again_is_the_same_device() {
     let machine = machine();
     let driver = driver(&machine);
     let (at, device) = attach(&driver, &lun(0)).await.unwrap();
-    let again = driver.attach(&at.spec, &at.footprint, &Access::default(), soon()).await.unwrap();
+    let again = driver.attach(&at.spec, &at.footprint, &Attempt::until(soon())).await.unwrap();
     assert_eq!(again, device);
     assert_eq!(processes(&machine, "--login"), 1);
 }
@@ -274,7 +291,7 @@ async fn an_operators_device_is_used_and_stays() {
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, device) = attach(&driver, &lun(0)).await.unwrap();
-    assert_eq!(at.footprint, Footprint::Iscsi { device_was_here: true });
+    assert_eq!(at.footprint, was_here(&at.spec));
     assert_eq!(device.identity, wwn(A));
     let detached = driver.detach(&at, soon()).await.unwrap();
     assert_eq!(detached.kept, ["/dev/sda was here before"]);
@@ -293,7 +310,7 @@ async fn a_unit_that_we_bring_is_on_a_session_of_ours() {
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, device) = attach(&driver, &lun(1)).await.unwrap();
-    assert_eq!(at.footprint, Footprint::Iscsi { device_was_here: false });
+    assert_eq!(at.footprint, nothing_here());
     assert_eq!(device.identity, wwn(B));
     assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
     assert_eq!(machine.snapshot(), before);
@@ -375,7 +392,7 @@ async fn an_operators_stale_device_is_never_handed_out() {
     assert_eq!(machine.snapshot(), before);
     // Nobody uses it, and it has proved to be another volume.
     let (at, device) = attach(&driver, &lun(0)).await.unwrap();
-    assert_eq!(at.footprint, Footprint::Iscsi { device_was_here: true });
+    assert_eq!(at.footprint, was_here(&at.spec));
     assert_eq!((device.identity, device.size_bytes), (wwn(B), 3 * SIZE));
     assert_eq!(driver.detach(&at, soon()).await.unwrap().kept.len(), 1);
     assert_eq!(processes(&machine, "--login"), 0);
@@ -491,7 +508,7 @@ async fn a_login_whose_end_nobody_saw() {
     machine.lose_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
     let footprint = driver.prepare(&lun(0)).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let late = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    let late = driver.attach(&lun(0), &footprint, &Attempt::until(deadline)).await;
     assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
     assert_eq!(processes(&machine, "--logout"), 1);
     assert_eq!(machine.snapshot(), before);
@@ -518,7 +535,7 @@ async fn a_login_that_ends_after_the_callers_deadline_is_waited_for() {
     });
     machine.fail_next("--login", host::Error::TimedOut { what: "iscsiadm".into(), after });
     let deadline = Instant::now() + after;
-    let attached = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    let attached = driver.attach(&lun(0), &footprint, &Attempt::until(deadline)).await;
     assert!(matches!(attached, Err(Error::TimedOut { .. })), "{attached:?}");
     let later = host::wait_for(&machine, Instant::now() + Duration::from_secs(60), || Ok(None::<()>)).await;
     assert!(later.unwrap().is_none());
@@ -533,7 +550,7 @@ async fn a_login_that_has_no_time_is_not_begun() {
     let driver = driver(&machine);
     let footprint = driver.prepare(&lun(0)).await.unwrap();
     let deadline = Instant::now() + Duration::from_millis(900);
-    let attached = driver.attach(&lun(0), &footprint, &Access::default(), deadline).await;
+    let attached = driver.attach(&lun(0), &footprint, &Attempt::until(deadline)).await;
     assert!(matches!(attached, Err(Error::TimedOut { .. })), "{attached:?}");
     assert_eq!(machine.processes(), 0);
     assert_eq!(machine.snapshot(), before);
@@ -655,7 +672,7 @@ async fn a_crash_after_any_effect_of_attach_is_undone_by_detach() {
             machine.crash_after(effects);
             let access = chap_access("right-secret-1");
             let ended = tokio::select! {
-                attached = first.attach(&spec, &footprint, &access, soon()) => { attached.unwrap(); true }
+                attached = first.attach(&spec, &footprint, &access) => { attached.unwrap(); true }
                 () = machine.crashed() => false,
             };
             let at = Attached { spec, footprint, identity: None };
@@ -710,7 +727,7 @@ async fn a_record_left_alone_is_removed() {
     let place = crate::Place::of(&spec.locator).unwrap();
     machine.put_file(record::path(Path::new("/etc/iscsi/nodes"), &place), "node.name = x\n");
     machine.put_file("/etc/iscsi/ifaces/mortar", "");
-    let at = Attached { spec, footprint: Footprint::Iscsi { device_was_here: false }, identity: None };
+    let at = Attached { spec, footprint: nothing_here(), identity: None };
     assert_eq!(driver(&machine).detach(&at, soon()).await.unwrap(), Detached::default());
     assert_eq!(machine.snapshot(), before);
 }
@@ -725,7 +742,7 @@ async fn a_record_that_a_crash_left_half_written_is_removed() {
     let record = record::path(Path::new("/etc/iscsi/nodes"), &place);
     machine.put_file(record.with_file_name(".mortar.new"), "node.session.auth.password = right-secret-1\n");
     machine.put_file("/etc/iscsi/ifaces/.mortar.new", "");
-    let at = Attached { spec, footprint: Footprint::Iscsi { device_was_here: false }, identity: None };
+    let at = Attached { spec, footprint: nothing_here(), identity: None };
     assert_eq!(driver(&machine).detach(&at, soon()).await.unwrap(), Detached::default());
     assert_eq!(machine.snapshot(), before);
 }

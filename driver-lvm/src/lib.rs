@@ -18,8 +18,8 @@ mod tests;
 
 use async_trait::async_trait;
 use driver::{
-    Access, Adoption, Attached, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
-    LogicalVolume, NameTemplate, Readiness, Refusal, Release, Result, Scope, Spec, Tool, VgName, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
+    LogicalVolume, Readiness, Refusal, Release, Result, Scope, Spec, Templates, Tool, VgName, Volume,
 };
 use host::Host;
 use lvm::Lvm;
@@ -38,7 +38,7 @@ const DEVICE_MAPPER: &str = "/sys/class/misc/device-mapper";
 #[derive(Debug, Clone)]
 pub struct LvmConfig {
     /// How managed LVs are named.
-    pub template: NameTemplate,
+    pub templates: Templates,
     /// The directory of the stable paths: the devices that they lead to belong to guests, and are not searched for VGs.
     pub exclude_links: PathBuf,
 }
@@ -46,14 +46,14 @@ pub struct LvmConfig {
 /// The driver for LVs.
 pub struct LvmDriver {
     lvm: Lvm,
-    template: NameTemplate,
+    templates: Templates,
     version: OnceCell<String>,
 }
 
 impl LvmDriver {
     /// A driver that works on `host`.
     pub fn new(host: Arc<dyn Host>, config: LvmConfig) -> Self {
-        Self { lvm: Lvm::new(host, config.exclude_links), template: config.template, version: OnceCell::new() }
+        Self { lvm: Lvm::new(host, config.exclude_links), templates: config.templates, version: OnceCell::new() }
     }
 
     fn host(&self) -> &dyn Host {
@@ -68,7 +68,7 @@ impl LvmDriver {
         let mut candidates = Vec::new();
         for lv in lvs {
             let node = node(lv);
-            let mut refusal = refuse::manage(vg, lv, &self.template);
+            let mut refusal = refuse::manage(vg, lv, &self.templates);
             if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains(node)) {
                 refusal = Some(Refusal::Kind(format!(
                     "{0}/{1} is a PV of another VG; if that is one that a guest made inside of its disk, manage {0}/{1} \
@@ -82,6 +82,7 @@ impl LvmDriver {
             candidates.push(Candidate {
                 locator: Locator::Lvm(tags::at(vg, lv)?),
                 identity: tags::identity(vg, lv),
+                kind: tags::kind(lv),
                 size_bytes: lv.size_bytes,
                 refusal,
                 managed: tags::volume(vg, lv)?,
@@ -131,8 +132,8 @@ impl Driver for LvmDriver {
         self.lvm.prepare(spec).await
     }
 
-    async fn attach(&self, spec: &Spec, footprint: &Footprint, _access: &Access, deadline: Instant) -> Result<Device> {
-        self.lvm.attach(spec, footprint, deadline).await
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device> {
+        self.lvm.attach(spec, footprint, attempt.deadline).await
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {

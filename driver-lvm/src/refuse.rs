@@ -4,7 +4,7 @@ use crate::{
     report::{Lv, Vg},
     tags,
 };
-use driver::{NameTemplate, Refusal};
+use driver::{Refusal, Templates};
 
 /// Why nothing can be done with any LV of this VG.
 pub(crate) fn group(vg: &Vg) -> Option<String> {
@@ -59,17 +59,12 @@ pub(crate) fn attach(vg: &Vg, lv: &Lv, read_only: bool) -> Option<String> {
 }
 
 /// Why an LV cannot be managed, as far as LVM itself knows.
-pub(crate) fn manage(vg: &Vg, lv: &Lv, template: &NameTemplate) -> Option<Refusal> {
-    let name = format!("{}/{}", vg.name, lv.name);
+pub(crate) fn manage(vg: &Vg, lv: &Lv, templates: &Templates) -> Option<Refusal> {
     if let Some(id) = tags::id(lv) {
         return Some(Refusal::Managed(format!("managed as {id}")));
     }
-    if let Some(id) = template.id_in(&lv.name) {
+    if let Some(id) = templates.id_in(&lv.name) {
         return Some(Refusal::Managed(format!("named as the managed volume {id}")));
     }
-    let why = group(vg).or_else(|| kind(vg, lv)).or_else(|| changes(vg)).or_else(|| {
-        let origin = || lv.origin.as_deref().unwrap_or("another LV");
-        lv.is("snapshot").then(|| format!("{name} is a snapshot of {}", origin()))
-    });
-    why.map(Refusal::Kind)
+    group(vg).or_else(|| kind(vg, lv)).or_else(|| changes(vg)).map(Refusal::Kind)
 }

@@ -2,7 +2,7 @@
 //! (lvm(8)), read back even if the journal is lost.
 
 use crate::report::{Lv, Vg};
-use driver::{Adoption, Identity, Locator, LogicalVolume, Result, Volume, VolumeId};
+use driver::{Adoption, Identity, Locator, LogicalVolume, Result, Volume, VolumeId, VolumeKind};
 
 const ID: &str = "mortar.id=";
 const ORIGIN: &str = "mortar.origin=";
@@ -41,12 +41,18 @@ pub(crate) fn volume(vg: &Vg, lv: &Lv) -> Result<Option<Volume>> {
         locator: Locator::Lvm(at),
         size_bytes: lv.size_bytes,
         identity: identity(vg, lv),
+        kind: kind(lv),
     }))
 }
 
 /// An LV by its names.
 pub(crate) fn at(vg: &Vg, lv: &Lv) -> Result<LogicalVolume> {
     Ok(LogicalVolume { vg: vg.name.parse()?, lv: lv.name.parse()? })
+}
+
+/// A snapshot of another LV, thick or thin, or a volume of its own.
+pub(crate) fn kind(lv: &Lv) -> VolumeKind {
+    if lv.is("snapshot") { VolumeKind::Snapshot } else { VolumeKind::Volume }
 }
 
 /// An LV by its UUIDs.

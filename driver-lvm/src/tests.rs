@@ -18,7 +18,7 @@ fn machine() -> Machine {
 }
 
 fn driver(machine: &Machine) -> LvmDriver {
-    let config = LvmConfig { template: NameTemplate::default(), exclude_links: "/dev/mortar".into() };
+    let config = LvmConfig { templates: Templates::default(), exclude_links: "/dev/mortar".into() };
     LvmDriver::new(Arc::new(machine.clone()), config)
 }
 
@@ -31,7 +31,7 @@ fn scope() -> Scope {
 }
 
 fn spec(name: &str) -> Spec {
-    Spec { locator: locator(name), read_only: false, expected_wwn: None, expected_size: None }
+    Spec { locator: locator(name), read_only: false, exclusive: false, expected_wwn: None, expected_size: None }
 }
 
 fn read_only(name: &str) -> Spec {
@@ -54,7 +54,7 @@ fn soon() -> Instant {
 
 async fn try_attach(driver: &LvmDriver, spec: &Spec) -> Result<(Attached, Device)> {
     let footprint = driver.prepare(spec).await?;
-    let device = driver.attach(spec, &footprint, &Access::default(), soon()).await?;
+    let device = driver.attach(spec, &footprint, &Attempt::until(soon())).await?;
     Ok((Attached { spec: spec.clone(), footprint, identity: Some(device.identity.clone()) }, device))
 }
 
@@ -120,8 +120,7 @@ async fn attach_and_detach_leave_no_trace_and_take_three_processes() {
     assert_eq!(driver.find(&at).await.unwrap(), Some(device.clone()));
     assert_eq!(driver.prove(&at).await.unwrap(), Some(device.clone()));
 
-    let (started, again) =
-        processes(&machine, driver.attach(&at.spec, &at.footprint, &Access::default(), soon())).await;
+    let (started, again) = processes(&machine, driver.attach(&at.spec, &at.footprint, &Attempt::until(soon()))).await;
     assert_eq!((started, again.unwrap()), (0, device));
 
     let (started, detached) = processes(&machine, driver.detach(&at, soon())).await;
@@ -227,7 +226,7 @@ async fn another_lv_of_the_same_name_is_not_the_volume() {
     assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
     assert!(machine.lv_device("vg0", "a-1").is_some());
     machine.recreate_lv("vg0", "a-1");
-    let error = driver.attach(&at.spec, &at.footprint, &Access::default(), soon()).await.unwrap_err();
+    let error = driver.attach(&at.spec, &at.footprint, &Attempt::until(soon())).await.unwrap_err();
     assert!(error.to_string().contains("renamed or replaced"), "{error}");
     assert_eq!(machine.lv_device("vg0", "a-1"), None);
 }
@@ -275,7 +274,7 @@ async fn sweep(set_up: impl Fn() -> Machine) {
         let footprint = driver(&machine).prepare(&wanted).await.unwrap();
         machine.crash_after(effects);
         let crashed = tokio::select! {
-            _done = async { driver(&machine).attach(&wanted, &footprint, &Access::default(), soon()).await } => false,
+            _done = async { driver(&machine).attach(&wanted, &footprint, &Attempt::until(soon())).await } => false,
             () = machine.crashed() => true,
         };
         machine.restart();
@@ -314,7 +313,7 @@ async fn what_lvm_does_too_late_is_unknown_and_can_be_undone() {
     let footprint = driver.prepare(&wanted).await.unwrap();
     machine.lose_next("run lvm lvchange", host::Error::TimedOut { what: "lvm".into(), after: Duration::ZERO });
     let deadline = soon();
-    let error = driver.attach(&wanted, &footprint, &Access::default(), deadline).await.unwrap_err();
+    let error = driver.attach(&wanted, &footprint, &Attempt::until(deadline)).await.unwrap_err();
     assert_eq!(error.reason(), "TIMED_OUT");
     let at = Attached { spec: wanted, footprint, identity: None };
     driver.detach(&at, soon()).await.unwrap();
@@ -466,12 +465,12 @@ async fn the_mode_is_not_changed_under_its_users() {
     let wanted = read_only("vg0/a-1");
     let footprint = driver.prepare(&wanted).await.unwrap();
     machine.open("dm-0", 7, "qemu");
-    let attached = driver.attach(&wanted, &footprint, &Access::default(), soon()).await;
+    let attached = driver.attach(&wanted, &footprint, &Attempt::until(soon())).await;
     assert_eq!(attached.unwrap_err().reason(), "WRONG_STATE");
 
     machine.release("dm-0");
     let unaware = inactive(&uuids_of(&footprint));
-    let error = driver.attach(&wanted, &unaware, &Access::default(), soon()).await.unwrap_err();
+    let error = driver.attach(&wanted, &unaware, &Attempt::until(soon())).await.unwrap_err();
     assert!(error.to_string().contains("meanwhile"), "{error}");
     machine.activate_lv("vg0", "a-1", true);
     let error = driver.prepare(&spec("vg0/a-1")).await.unwrap_err().to_string();
@@ -625,7 +624,7 @@ async fn a_guests_vg_in_the_place_of_ours_is_not_used() {
     machine.put_link("/dev/mortar/guest", "/dev/vda");
     for error in [
         driver.prepare(&wanted).await.unwrap_err(),
-        driver.attach(&wanted, &footprint, &Access::default(), soon()).await.unwrap_err(),
+        driver.attach(&wanted, &footprint, &Attempt::until(soon())).await.unwrap_err(),
     ] {
         assert_eq!(error.reason(), "WRONG_STATE", "{error}");
     }
@@ -707,7 +706,7 @@ async fn activation_looks_again_when_the_vg_has_moved() {
     let wanted = spec("vg0/a-1");
     let footprint = driver.prepare(&wanted).await.unwrap();
     machine.extend_vg("vg0", "vdc");
-    let (started, attached) = processes(&machine, driver.attach(&wanted, &footprint, &Access::default(), soon())).await;
+    let (started, attached) = processes(&machine, driver.attach(&wanted, &footprint, &Attempt::until(soon()))).await;
     attached.unwrap();
     assert_eq!(started, 3, "one that fails, a look, and the second try");
 }
@@ -790,10 +789,10 @@ async fn the_list_says_of_each_why_not() {
             "lvm:vg0/pv 1 vg0/pv is a PV of another VG; if that is one that a guest made inside of its disk, manage vg0/pv \
              while it is inactive (lvchange -an)",
             "lvm:vg0/origin 1 ",
-            "lvm:vg0/snap 1 vg0/snap is a snapshot of origin",
+            "lvm:vg0/snap 1 ",
             "lvm:vg0/tp 1 vg0/tp is a thin pool: it holds volumes and is none",
             "lvm:vg0/thin 2 ",
-            "lvm:vg0/thinsnap 2 vg0/thinsnap is a snapshot of thin",
+            "lvm:vg0/thinsnap 2 ",
         ]
     );
     assert_eq!(refusal(&driver, "vg0/tp_tmeta").await, "vg0/tp_tmeta is a part of another LV");

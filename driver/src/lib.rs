@@ -2,14 +2,16 @@
 //! asked, and how it says no. Pure: no I/O, and no knowledge of any of our other crates.
 
 mod error;
+mod image;
 mod locator;
 mod names;
 mod volume;
 
 pub use error::{Error, Result};
-pub use locator::{Backend, Locator, LogicalUnit, LogicalVolume, RawFile, Scope};
-pub use names::{AttachmentId, Iqn, Lun, LvName, NameTemplate, Portal, VgName, VolumeId, VolumeName, Wwn};
-pub use volume::{Adoption, Candidate, Refusal, Release, Volume};
+pub use image::{CephUser, ClusterName, Image, ImageName, Pool, PoolName, RbdNamespace, SnapshotName};
+pub use locator::{Backend, Locator, LogicalUnit, LogicalVolume, RawFile, Scope, Way};
+pub use names::{AttachmentId, Iqn, Lun, LvName, NameTemplate, Portal, Templates, VgName, VolumeId, VolumeName, Wwn};
+pub use volume::{Adoption, Candidate, Refusal, Release, Volume, VolumeKind};
 
 use async_trait::async_trait;
 use secrecy::SecretString;
@@ -41,7 +43,11 @@ pub trait Driver: Send + Sync {
     async fn prepare(&self, spec: &Spec) -> Result<Footprint>;
 
     /// Makes the volume present and returns its device, proved.
-    async fn attach(&self, spec: &Spec, footprint: &Footprint, access: &Access, deadline: Instant) -> Result<Device>;
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device>;
+
+    /// Goes on with what an attach left to the background (ways to the volume that did not answer yet), after a restart of
+    /// the agent. Returns at once; a detach ends it.
+    async fn tend(&self, _at: &Attached) {}
 
     /// The device as the kernel lists it, or `None` where there is none. Asks no device.
     async fn find(&self, at: &Attached) -> Result<Option<Device>>;
@@ -82,6 +88,9 @@ pub struct Spec {
     pub locator: Locator,
     /// The device refuses writes.
     pub read_only: bool,
+    /// RBD only: no other host may write to the image as long as it is attached.
+    #[serde(default)]
+    pub exclusive: bool,
     /// The WWN that the device must have.
     pub expected_wwn: Option<Wwn>,
     /// The size in bytes that the device must have.
@@ -117,11 +126,38 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// A volume for writing, of which nothing else is known.
+    pub fn of(locator: Locator) -> Self {
+        Self { locator, read_only: false, exclusive: false, expected_wwn: None, expected_size: None }
+    }
+}
+
+/// How one attach is to go about it. Nothing of it is kept.
+#[derive(Debug)]
+pub struct Attempt {
+    /// What the backend asks for.
+    pub access: Access,
+    /// Every way to the volume has to stand, not just the first one.
+    pub all_paths: bool,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+impl Attempt {
+    /// Without credentials, content with the first path.
+    pub fn until(deadline: Instant) -> Self {
+        Self { access: Access::default(), all_paths: false, deadline }
+    }
+}
+
 /// What the backend asks for before it lets us in. Travels in the call only.
 #[derive(Debug, Default)]
 pub struct Access {
     /// One-way CHAP.
     pub chap: Option<Chap>,
+    /// The secret key of the locator's cephx user, as a keyring holds it (base64). Without it, `/etc/ceph` is asked.
+    pub cephx: Option<SecretString>,
 }
 
 /// One-way CHAP (RFC 7143 section 12.1): this host proves itself to the target.
@@ -139,8 +175,17 @@ pub struct Chap {
 pub enum Footprint {
     /// iSCSI.
     Iscsi {
-        /// The LUN's device was here already, on a session that is not ours: it stays.
-        device_was_here: bool,
+        /// The ways whose device was here already, on a session that is not ours: they stay.
+        #[serde(default)]
+        were_here: Vec<Way>,
+        /// So was the multipath map.
+        #[serde(default)]
+        map_was_here: bool,
+    },
+    /// RBD.
+    Rbd {
+        /// The mappings of this host by the kernel's numbers (`/sys/bus/rbd/devices`), whoever made them: they stay.
+        were_here: Vec<u32>,
     },
     /// LVM.
     Lvm {
@@ -174,6 +219,19 @@ pub enum Identity {
         /// The LV's.
         lv_uuid: String,
     },
+    /// An RBD image, as the kernel tells of a mapping (`/sys/bus/rbd/devices/N`).
+    Rbd {
+        /// The cluster's, a UUID.
+        fsid: String,
+        /// The pool's number.
+        pool_id: u64,
+        /// The namespace; empty: the pool's own.
+        namespace: String,
+        /// The image's id, which a rename does not change.
+        image_id: String,
+        /// The snapshot's number.
+        snapshot_id: Option<u64>,
+    },
     /// A file's device and inode number, which the loop device tells of its backing file.
     File {
         /// `st_dev`
@@ -200,6 +258,10 @@ impl fmt::Display for Identity {
             Self::Scsi { wwn } => write!(f, "wwn:{wwn}"),
             Self::Lvm { vg_uuid, lv_uuid } => write!(f, "lvm:{vg_uuid}/{lv_uuid}"),
             Self::File { device, inode } => write!(f, "file:{device}:{inode}"),
+            Self::Rbd { fsid, pool_id, namespace, image_id, snapshot_id } => {
+                write!(f, "rbd:{fsid}/{pool_id}/{namespace}/{image_id}")?;
+                snapshot_id.map_or(Ok(()), |id| write!(f, "@{id}"))
+            }
         }
     }
 }
@@ -279,6 +341,12 @@ pub enum ResidualKind {
     Activation,
     /// A loop device.
     Loop,
+    /// A multipath map.
+    MultipathMap,
+    /// An RBD image's mapping.
+    Mapping,
+    /// What serves an exported volume.
+    Export,
     /// Our own stable path.
     Link,
 }

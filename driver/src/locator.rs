@@ -1,6 +1,6 @@
 //! Where a volume is, as text and as a type: what parses here can be handed to a tool without another look.
 
-use crate::{Error, Iqn, Lun, LvName, Portal, Result, VgName};
+use crate::{Error, Image, Iqn, Lun, LvName, Pool, Portal, Result, VgName};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -18,18 +18,21 @@ pub enum Backend {
     Iscsi,
     /// A logical volume.
     Lvm,
+    /// An image of a Ceph cluster.
+    Rbd,
 }
 
 impl Backend {
     /// Every backend, in the order in which they are listed.
-    pub const ALL: [Self; 3] = [Self::File, Self::Iscsi, Self::Lvm];
+    pub const ALL: [Self; 4] = [Self::File, Self::Iscsi, Self::Lvm, Self::Rbd];
 
-    /// `file`, `iscsi`, `lvm`
+    /// `file`, `iscsi`, `lvm`, `rbd`
     pub fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::Iscsi => "iscsi",
             Self::Lvm => "lvm",
+            Self::Rbd => "rbd",
         }
     }
 }
@@ -44,8 +47,9 @@ impl fmt::Display for Backend {
 ///
 /// | backend | text |
 /// |---|---|
-/// | iSCSI | `iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0`, several portals separated by commas |
+/// | iSCSI | `iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0`; several ways to it: see [`LogicalUnit`] |
 /// | LVM | `lvm:vg/lv` |
+/// | RBD | `rbd:pool/image`; with all its parts: see [`Image`] |
 /// | file | `file:/srv/volumes/a.raw` |
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -56,17 +60,93 @@ pub enum Locator {
     Lvm(LogicalVolume),
     /// A raw file.
     File(RawFile),
+    /// An RBD image or a snapshot of one.
+    Rbd(Image),
 }
 
-/// A logical unit of an iSCSI target.
+/// A logical unit of an iSCSI target, by one way or several. Several are brought together by multipath.
+///
+/// As text, portals with commas between them share the target and unit that follow; a comma behind a unit begins the next
+/// way: `iscsi://10.0.0.5,10.0.1.5/iqn.a/1`, `iscsi://10.0.0.5/iqn.a/1,10.0.1.5/iqn.b/7`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LogicalUnit {
     /// At least one; in the caller's order, without repeats.
-    pub portals: Vec<Portal>,
+    pub ways: Vec<Way>,
+}
+
+/// One way to a logical unit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Way {
+    /// Where the target listens.
+    pub portal: Portal,
     /// The target.
     pub iqn: Iqn,
     /// The unit.
     pub lun: Lun,
+}
+
+impl LogicalUnit {
+    /// From ways of which some may be named twice. [`Error::Invalid`] if there is none.
+    pub fn new(ways: impl IntoIterator<Item = Way>) -> Result<Self> {
+        let mut unit = Self { ways: Vec::new() };
+        for way in ways {
+            if !unit.ways.contains(&way) {
+                unit.ways.push(way);
+            }
+        }
+        if unit.ways.is_empty() { Err(Error::invalid("locator", "it has no portal")) } else { Ok(unit) }
+    }
+
+    /// Whether its paths are to be brought together by multipath.
+    pub fn is_multipath(&self) -> bool {
+        self.ways.len() > 1
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let invalid = || {
+            Error::invalid(
+                "locator",
+                format!(
+                    "{}: write iscsi://ADDRESS[:PORT][,ADDRESS[:PORT]…]/IQN/LUN",
+                    shown(&format!("iscsi://{text}"))
+                ),
+            )
+        };
+        let (mut ways, mut rest) = (Vec::new(), text);
+        loop {
+            let (portals, behind) = rest.split_once('/').ok_or_else(invalid)?;
+            let (iqn, behind) = behind.split_once('/').ok_or_else(invalid)?;
+            let (lun, next) = match behind.split_once(',') {
+                Some((lun, next)) => (lun, Some(next)),
+                None => (behind, None),
+            };
+            let (iqn, lun): (Iqn, Lun) = (iqn.parse()?, lun.parse()?);
+            for portal in portals.split(',') {
+                ways.push(Way { portal: portal.parse()?, iqn: iqn.clone(), lun });
+            }
+            match next {
+                Some(next) => rest = next,
+                None => return Self::new(ways),
+            }
+        }
+    }
+}
+
+impl fmt::Display for LogicalUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("iscsi://")?;
+        for (number, way) in self.ways.iter().enumerate() {
+            let shares = |other: Option<&Way>| other.is_some_and(|other| other.iqn == way.iqn && other.lun == way.lun);
+            if number > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{}", way.portal)?;
+            if !shares(self.ways.get(number + 1)) {
+                write!(f, "/{}/{}", way.iqn, way.lun)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A logical volume by its names.
@@ -111,6 +191,8 @@ pub enum Scope {
     Lvm(VgName),
     /// `file:/DIRECTORY`
     File(PathBuf),
+    /// `rbd:POOL[/NAMESPACE]`
+    Rbd(Pool),
 }
 
 impl Scope {
@@ -119,6 +201,7 @@ impl Scope {
         match self {
             Self::Lvm(_) => Backend::Lvm,
             Self::File(_) => Backend::File,
+            Self::Rbd(_) => Backend::Rbd,
         }
     }
 }
@@ -130,14 +213,20 @@ impl Locator {
             Self::Iscsi(_) => Backend::Iscsi,
             Self::Lvm(_) => Backend::Lvm,
             Self::File(_) => Backend::File,
+            Self::Rbd(_) => Backend::Rbd,
         }
     }
 
-    /// The volume `name` beside this one: what a rename within the VG or directory makes of it.
+    /// The volume `name` beside this one: what a rename within the VG, directory or pool makes of it. A snapshot is renamed
+    /// within its image.
     pub fn beside(&self, name: &str) -> Result<Self> {
         match self {
             Self::Lvm(volume) => Ok(Self::Lvm(LogicalVolume { vg: volume.vg.clone(), lv: name.parse()? })),
             Self::File(file) => RawFile::new(&file.sibling(name).path.to_string_lossy()).map(Self::File),
+            Self::Rbd(image) if image.snapshot.is_some() => {
+                Ok(Self::Rbd(Image { snapshot: Some(name.parse()?), ..image.clone() }))
+            }
+            Self::Rbd(image) => Ok(Self::Rbd(Image { name: name.parse()?, ..image.clone() })),
             Self::Iscsi(_) => {
                 Err(Error::Unsupported { what: "a logical unit has no name on this host that could be changed".into() })
             }
@@ -149,30 +238,43 @@ impl Locator {
         match self {
             Self::Lvm(volume) => Ok(Scope::Lvm(volume.vg.clone())),
             Self::File(file) => Ok(Scope::File(file.path.parent().unwrap_or(Path::new("/")).to_owned())),
+            Self::Rbd(image) => Ok(Scope::Rbd(image.pool.clone())),
             Self::Iscsi(_) => Err(Error::Unsupported {
                 what: "the volumes of an iSCSI target are managed on the host that serves it".into(),
             }),
         }
     }
 
-    /// The key under which operations on the volume exclude each other. Portals are left out of it: two ways to the
-    /// same unit are the same volume. So is case: iSCSI names that differ in nothing else are one (RFC 7143 section
-    /// 4.2.7.1).
+    /// The name by which the attachments of one volume are found. Portals are no part of it: two ways to the same unit are
+    /// the same volume. So is case: iSCSI names that differ in nothing else are one (RFC 7143 section 4.2.7.1). Of several
+    /// targets the first in order counts.
     pub fn key(&self) -> String {
         match self {
-            Self::Iscsi(unit) => format!("iscsi:{}/{}", unit.iqn.as_str().to_ascii_lowercase(), unit.lun),
+            Self::Iscsi(_) => self.keys().swap_remove(0),
             other => other.to_string(),
         }
+    }
+
+    /// What operations on the volume exclude each other by, sorted: its [`Locator::key`], and for a unit of several targets
+    /// that of each. Never empty.
+    pub fn keys(&self) -> Vec<String> {
+        let Self::Iscsi(unit) = self else { return vec![self.key()] };
+        let mut keys: Vec<String> = unit
+            .ways
+            .iter()
+            .map(|way| format!("iscsi:{}/{}", way.iqn.as_str().to_ascii_lowercase(), way.lun))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 }
 
 impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Iscsi(unit) => {
-                let portals: Vec<_> = unit.portals.iter().map(Portal::to_string).collect();
-                write!(f, "iscsi://{}/{}/{}", portals.join(","), unit.iqn, unit.lun)
-            }
+            Self::Iscsi(unit) => unit.fmt(f),
+            Self::Rbd(image) => image.fmt(f),
             Self::Lvm(volume) => write!(f, "lvm:{}/{}", volume.vg, volume.lv),
             Self::File(file) => write!(f, "file:{}", file.path.display()),
         }
@@ -184,6 +286,7 @@ impl fmt::Display for Scope {
         match self {
             Self::Lvm(vg) => write!(f, "lvm:{vg}"),
             Self::File(directory) => write!(f, "file:{}", directory.display()),
+            Self::Rbd(pool) => pool.fmt(f),
         }
     }
 }
@@ -194,26 +297,16 @@ impl FromStr for Locator {
     fn from_str(text: &str) -> Result<Self> {
         let invalid = |why: &str| Error::invalid("locator", format!("{}: {why}", shown(text)));
         if let Some(rest) = text.strip_prefix("iscsi://") {
-            let (portals, rest) =
-                rest.split_once('/').ok_or_else(|| invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN"))?;
-            let (iqn, lun) = rest.rsplit_once('/').ok_or_else(|| invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN"))?;
-            let mut unit = LogicalUnit { portals: Vec::new(), iqn: iqn.parse()?, lun: lun.parse()? };
-            for portal in portals.split(',') {
-                let portal = portal.parse()?;
-                if !unit.portals.contains(&portal) {
-                    unit.portals.push(portal);
-                }
-            }
-            Ok(Self::Iscsi(unit))
+            LogicalUnit::parse(rest).map(Self::Iscsi)
         } else if let Some(rest) = text.strip_prefix("lvm:") {
             let (vg, lv) = rest.split_once('/').ok_or_else(|| invalid("write lvm:VG/LV"))?;
             Ok(Self::Lvm(LogicalVolume { vg: vg.parse()?, lv: lv.parse()? }))
         } else if let Some(rest) = text.strip_prefix("file:") {
             Ok(Self::File(RawFile::new(rest)?))
         } else if text.starts_with("rbd:") {
-            Err(Error::Unsupported { what: "this build has no RBD driver yet".into() })
+            text.parse().map(Self::Rbd)
         } else {
-            Err(invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV or file:/ABSOLUTE/PATH"))
+            Err(invalid("write iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV, rbd:POOL/IMAGE or file:/ABSOLUTE/PATH"))
         }
     }
 }
@@ -227,13 +320,13 @@ impl FromStr for Scope {
         } else if let Some(directory) = text.strip_prefix("file:") {
             Ok(Self::File(absolute("scope", directory)?))
         } else if text.starts_with("rbd:") {
-            Err(Error::Unsupported { what: "this build has no RBD driver yet".into() })
+            text.parse().map(Self::Rbd)
         } else if text.starts_with("iscsi:") {
             Err(Error::Unsupported {
                 what: "the volumes of an iSCSI target are managed on the host that serves it".into(),
             })
         } else {
-            Err(Error::invalid("scope", format!("{}: write lvm:VG or file:/DIRECTORY", shown(text))))
+            Err(Error::invalid("scope", format!("{}: write lvm:VG, rbd:POOL or file:/DIRECTORY", shown(text))))
         }
     }
 }
@@ -292,6 +385,13 @@ mod tests {
                 "iscsi://[FE80::A]:3260,[fe80:0::a]/iqn.2026-11.org.example:t1/7",
                 "iscsi://[fe80::a]:3260/iqn.2026-11.org.example:t1/7",
             ),
+            (
+                "iscsi://10.0.0.5,10.0.1.5/iqn.2026-11.org.example:a/1,10.0.2.5/iqn.2026-11.org.example:b/1,10.0.0.5/\
+                 iqn.2026-11.org.example:a/1",
+                "iscsi://10.0.0.5:3260,10.0.1.5:3260/iqn.2026-11.org.example:a/1,10.0.2.5:3260/\
+                 iqn.2026-11.org.example:b/1",
+            ),
+            ("rbd:volumes/a?cluster=ceph", "rbd:volumes/a"),
             ("lvm:cinder-volumes/int32bit-test-LV", "lvm:cinder-volumes/int32bit-test-LV"),
             ("file:/srv/a b.raw", "file:/srv/a b.raw"),
         ] {
@@ -345,6 +445,10 @@ mod tests {
         let b: Locator = "iscsi://10.0.0.6/iqn.2026-11.org.example:t1/0".parse().unwrap();
         let c: Locator = "iscsi://10.0.0.5/iqn.2026-11.org.example:T1/0".parse().unwrap();
         assert_eq!((a.key(), a.key()), (b.key(), c.key()));
+        let several: Locator =
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:t2/3,10.0.0.6/iqn.2026-11.org.example:t1/0".parse().unwrap();
+        assert_eq!(several.key(), a.key());
+        assert_eq!(several.keys(), ["iscsi:iqn.2026-11.org.example:t1/0", "iscsi:iqn.2026-11.org.example:t2/3"]);
     }
 
     proptest! {

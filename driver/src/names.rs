@@ -1,7 +1,7 @@
 //! Names as types: what has been parsed cannot be an option, a path or a control character, and needs no second check
 //! before it becomes an argument of a tool.
 
-use crate::{Error, Result, locator::shown};
+use crate::{Error, Result, VolumeKind, locator::shown};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -47,8 +47,10 @@ macro_rules! text_name {
     };
 }
 
+pub(crate) use text_name;
+
 /// Checks length, first character and alphabet, and says which of them is wrong.
-fn checked(field: &'static str, text: &str, max: usize, first: &str, extra: &str) -> Result<String> {
+pub(crate) fn checked(field: &'static str, text: &str, max: usize, first: &str, extra: &str) -> Result<String> {
     let invalid = |why: String| Err(Error::invalid(field, why));
     if text.is_empty() {
         return invalid("it is empty".into());
@@ -247,13 +249,32 @@ impl From<Portal> for String {
 }
 
 /// A logical unit's number: 0 to 16383, what fits the flat space addressing method (SAM-5 section 4.7.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct Lun(u16);
 
 impl Lun {
     /// The number.
     pub fn get(self) -> u16 {
         self.0
+    }
+}
+
+impl TryFrom<u16> for Lun {
+    type Error = Error;
+
+    fn try_from(number: u16) -> Result<Self> {
+        if number < 16384 {
+            Ok(Self(number))
+        } else {
+            Err(Error::invalid("lun", format!("{number}: a LUN is 0 to 16383")))
+        }
+    }
+}
+
+impl From<Lun> for u16 {
+    fn from(lun: Lun) -> Self {
+        lun.0
     }
 }
 
@@ -435,9 +456,34 @@ impl NameTemplate {
     }
 }
 
-impl Default for NameTemplate {
+/// How what is managed is named: volumes one way, snapshots another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Templates {
+    /// `volume-%s`
+    pub volume: NameTemplate,
+    /// `snap-%s`. LVM keeps the names that begin with `snapshot` for itself.
+    pub snapshot: NameTemplate,
+}
+
+impl Templates {
+    /// The managed name.
+    pub fn name(&self, kind: VolumeKind, id: VolumeId) -> String {
+        match kind {
+            VolumeKind::Volume => self.volume.name(id),
+            VolumeKind::Snapshot => self.snapshot.name(id),
+        }
+    }
+
+    /// The id in a name that was made by either.
+    pub fn id_in(&self, name: &str) -> Option<VolumeId> {
+        self.volume.id_in(name).or_else(|| self.snapshot.id_in(name))
+    }
+}
+
+impl Default for Templates {
     fn default() -> Self {
-        Self { before: "volume-".into(), after: String::new() }
+        let template = |before: &str| NameTemplate { before: before.into(), after: String::new() };
+        Self { volume: template("volume-"), snapshot: template("snap-") }
     }
 }
 

@@ -3,6 +3,17 @@
 use crate::{Identity, Locator, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
+/// What is managed: a volume, or a snapshot of one. They are named differently.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeKind {
+    /// A volume of its own.
+    #[default]
+    Volume,
+    /// A snapshot: an LV, or a part of an RBD image.
+    Snapshot,
+}
+
 /// A volume that could be managed, or why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -10,6 +21,8 @@ pub struct Candidate {
     pub locator: Locator,
     /// What it is, whatever its name.
     pub identity: Identity,
+    /// Which of the two.
+    pub kind: VolumeKind,
     /// In bytes.
     pub size_bytes: u64,
     /// Why it cannot be managed; `None` if it can.
@@ -53,6 +66,9 @@ pub struct Volume {
     pub size_bytes: u64,
     /// What it is, whatever its name.
     pub identity: Identity,
+    /// Which of the two.
+    #[serde(default)]
+    pub kind: VolumeKind,
 }
 
 /// The plan to manage one volume. It holds all that is needed to go on after a crash.

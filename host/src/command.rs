@@ -1,5 +1,6 @@
 //! A tool to run: which, with what, how long, and whether it may be killed.
 
+use secrecy::SecretString;
 use std::{path::PathBuf, time::Duration};
 
 /// The programs that we start. There are no others.
@@ -9,23 +10,26 @@ pub enum Tool {
     Iscsiadm,
     /// LVM's one binary, whose first argument is the verb.
     Lvm,
+    /// Our own: what librbd knows of a pool, in one process (`host/src/bin/mortar-rbd.rs`).
+    Rbd,
 }
 
 impl Tool {
     /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::Iscsiadm, Self::Lvm];
+    pub(crate) const ALL: [Self; 3] = [Self::Iscsiadm, Self::Lvm, Self::Rbd];
 
     /// The program's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Iscsiadm => "iscsiadm",
             Self::Lvm => "lvm",
+            Self::Rbd => "mortar-rbd",
         }
     }
 }
 
 /// A tool's run. Its environment is empty but for a fixed `PATH` and `LC_ALL=C`; its arguments never hold a secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Command {
     /// What is run.
     pub tool: Tool,
@@ -33,6 +37,8 @@ pub struct Command {
     pub args: Vec<String>,
     /// How long it is waited for.
     pub timeout: Duration,
+    /// What it reads from its standard input, which may hold a secret.
+    pub input: Option<SecretString>,
     /// It changes something: then it is never killed half-way, and counts as an effect.
     pub writes: bool,
 }
@@ -40,7 +46,13 @@ pub struct Command {
 impl Command {
     /// A run that only reads, and is killed if it takes longer than 60 seconds.
     pub fn read<A: Into<String>>(tool: Tool, args: impl IntoIterator<Item = A>) -> Self {
-        Self { tool, args: args.into_iter().map(Into::into).collect(), timeout: Duration::from_secs(60), writes: false }
+        Self {
+            tool,
+            args: args.into_iter().map(Into::into).collect(),
+            timeout: Duration::from_secs(60),
+            input: None,
+            writes: false,
+        }
     }
 
     /// A run that changes something, and is waited for up to 120 seconds.
@@ -51,6 +63,12 @@ impl Command {
     /// Waits at most so long.
     pub fn within(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Gives it something to read.
+    pub fn input(mut self, input: SecretString) -> Self {
+        self.input = Some(input);
         self
     }
 
@@ -85,7 +103,16 @@ impl Output {
     }
 }
 
-/// Where tools are looked for, in this order.
-pub(crate) fn tool_directories() -> impl Iterator<Item = PathBuf> {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].into_iter().map(PathBuf::from)
+impl Tool {
+    /// Where it is looked for, in this order. Our own may also stand beside the agent that runs, as after a build.
+    pub(crate) fn places(self) -> Vec<PathBuf> {
+        let directories = match self {
+            Self::Rbd => {
+                let beside = std::env::current_exe().ok().and_then(|agent| agent.parent().map(PathBuf::from));
+                [Some("/usr/libexec/mortar".into()), beside].into_iter().flatten().collect()
+            }
+            Self::Iscsiadm | Self::Lvm => ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from).to_vec(),
+        };
+        directories.into_iter().map(|directory| directory.join(self.name())).collect()
+    }
 }

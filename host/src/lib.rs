@@ -7,8 +7,10 @@
 mod block;
 mod command;
 mod error;
+mod key;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
+pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod uevent;
@@ -16,6 +18,7 @@ mod uevent;
 pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
 pub use command::{Command, Output, Tool};
 pub use error::{Error, Result};
+pub use key::KernelKey;
 pub use linux::Linux;
 pub use uevent::{Uevent, Uevents, wait_for};
 
@@ -62,6 +65,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// Writes an attribute. It may sleep in the kernel.
     async fn write(&self, attribute: &Path, value: &str) -> Result<()>;
+
+    /// As [`Host::write`], with a key at hand that the kernel looks for while it handles the write (`request_key(9)`), and
+    /// that is gone afterwards.
+    async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()>;
+
+    /// Asks multipathd through its socket, as `multipathd -k` does: no process. [`Error::Unreachable`] if it does not run.
+    async fn multipathd(&self, request: &str, timeout: Duration) -> Result<String>;
 
     /// Kernel events from now on: subscribe before you act.
     fn uevents(&self) -> Uevents;
@@ -119,6 +129,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// Makes or replaces a symbolic link, whole at any moment. Missing directories are made.
     async fn link(&self, name: &Path, target: &Path) -> Result<()>;
+
+    /// Makes a directory, but none above it; in configfs that makes what it stands for. One that is there is fine.
+    async fn make_directory(&self, path: &Path) -> Result<()>;
+
+    /// Makes a symbolic link, and replaces nothing; in configfs that connects two things. The same link is fine.
+    /// [`Error::Exists`] if the name is taken by anything else.
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()>;
 
     /// A file's extended attributes whose names begin with `prefix`, the name space (`user.`, `trusted.`) left off.
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>>;

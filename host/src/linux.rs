@@ -4,15 +4,17 @@
 //! up nothing but its own caller, and that one only until its timeout.
 
 mod files;
+mod keys;
 mod loops;
+mod multipathd;
 mod netlink;
 mod process;
 mod scsi;
 mod usage;
 
 use crate::{
-    Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
-    command::tool_directories, wait_for,
+    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents,
+    User, wait_for,
 };
 use async_trait::async_trait;
 use nix::{
@@ -42,6 +44,7 @@ pub struct Linux {
     events: broadcast::Sender<crate::Uevent>,
     slots: Arc<process::Slots>,
     loops: Arc<loops::Unanswered>,
+    looks: Arc<usage::Looks>,
 }
 
 impl Linux {
@@ -54,7 +57,7 @@ impl Linux {
         if let Err(error) = netlink::listen(events.clone()) {
             tracing::warn!(%error, "no kernel events; device changes are seen by looking four times a second");
         }
-        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default() }
+        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default(), looks: Arc::default() }
     }
 }
 
@@ -94,7 +97,7 @@ impl Host for Linux {
     }
 
     fn tool(&self, tool: Tool) -> Option<PathBuf> {
-        tool_directories().map(|directory| directory.join(tool.name())).find(|path| path.is_file())
+        tool.places().into_iter().find(|path| path.is_file())
     }
 
     async fn outlived(&self, deadline: Instant) -> Result<Vec<String>> {
@@ -129,6 +132,21 @@ impl Host for Linux {
             Ok(())
         })
         .await
+    }
+
+    async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
+        let (path, value, key) = (attribute.to_owned(), value.to_owned(), key.clone());
+        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+            let _lent = keys::lend(&key)?;
+            let fd = open_device(&path, OFlag::O_WRONLY)?;
+            nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
+        multipathd::ask(request, limit).await
     }
 
     fn uevents(&self) -> Uevents {
@@ -176,8 +194,7 @@ impl Host for Linux {
     }
 
     async fn users(&self, device: &Path) -> Result<Vec<User>> {
-        let path = device.to_owned();
-        blocking(format!("search for users of {}", device.display()), PATIENCE, move || usage::users(&path)).await
+        self.looks.users(device, PATIENCE).await
     }
 
     async fn head(&self, path: &Path, length: usize, limit: Duration) -> Result<Vec<u8>> {
@@ -227,6 +244,16 @@ impl Host for Linux {
     async fn link(&self, name: &Path, target: &Path) -> Result<()> {
         let (name, target) = (name.to_owned(), target.to_owned());
         blocking("link", PATIENCE, move || files::link(&name, &target)).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> Result<()> {
+        let owned = path.to_owned();
+        blocking(format!("directory {}", path.display()), PATIENCE, move || files::make_directory(&owned)).await
+    }
+
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
+        let (name, target) = (name.to_owned(), target.to_owned());
+        blocking("symbolic link", PATIENCE, move || files::symlink(&name, &target)).await
     }
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {

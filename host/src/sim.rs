@@ -19,7 +19,9 @@ pub(crate) use files::{Files, Node};
 pub use process::Fault;
 pub(crate) use world::{Reach, World};
 
-use crate::{Claim, Command, Error, Facts, FileStat, Host, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User};
+use crate::{
+    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
+};
 use async_trait::async_trait;
 use std::{
     collections::BTreeMap,
@@ -317,6 +319,40 @@ impl Host for Machine {
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
         let name = format!("write {} {value}", attribute.display());
         self.call(&name, |world| world.effect(&name, |world| world.write(attribute, value))).await
+    }
+
+    async fn write_with_key(&self, attribute: &Path, value: &str, _key: &KernelKey) -> Result<()> {
+        self.write(attribute, value).await
+    }
+
+    async fn multipathd(&self, _request: &str, _timeout: Duration) -> Result<String> {
+        Err(Error::Unreachable { why: "multipathd does not run".into() })
+    }
+
+    async fn make_directory(&self, path: &Path) -> Result<()> {
+        let make = |world: &mut World| match world.files.stat(path) {
+            Some(stat) if stat.is_directory => Ok(()),
+            Some(_) => Err(Error::Exists { path: path.into() }),
+            None => {
+                world.files.make_directory(path);
+                Ok(())
+            }
+        };
+        let name = format!("make_directory {}", path.display());
+        self.call(&name, |world| world.effect(&name, make)).await
+    }
+
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
+        let link = |world: &mut World| match world.files.stat(name) {
+            Some(_) if world.files.resolve(name) == world.files.resolve(target) => Ok(()),
+            Some(_) => Err(Error::Exists { path: name.into() }),
+            None => {
+                world.files.link(name, target);
+                Ok(())
+            }
+        };
+        let effect = format!("symlink {} {}", name.display(), target.display());
+        self.call(&effect, |world| world.effect(&effect, link)).await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {

@@ -15,6 +15,32 @@ pub mod v1 {
             f.debug_struct("Chap").field("user", &self.user).finish_non_exhaustive()
         }
     }
+
+    /// Without the key.
+    impl std::fmt::Debug for Cephx {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Cephx").finish_non_exhaustive()
+        }
+    }
+
+    /// Without the `connection_info`, which may hold a password.
+    impl std::fmt::Debug for AttachRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let locator = match &self.volume {
+                Some(attach_request::Volume::Locator(locator)) => locator,
+                Some(attach_request::Volume::ConnectionInfo(_)) => "connection_info",
+                None => "",
+            };
+            f.debug_struct("AttachRequest").field("id", &self.id).field("volume", &locator).finish_non_exhaustive()
+        }
+    }
+
+    /// Without the `connection_info`, which holds the password.
+    impl std::fmt::Debug for ExportResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("ExportResponse").field("export", &self.export).finish_non_exhaustive()
+        }
+    }
 }
 
 /// The compiled proto, as reflection and other languages need it.

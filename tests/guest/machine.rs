@@ -131,6 +131,7 @@ impl Stage for GuestStage {
                 sh(&format!("lvcreate --quiet --yes --wipesignatures n -an -Zn -n {name} -L {size}b {vg} >/dev/null"));
                 format!("lvm:{vg}/{name}")
             }
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 
@@ -139,6 +140,7 @@ impl Stage for GuestStage {
             Backend::File => format!("file:{}", self.directory()),
             Backend::Iscsi => unreachable!("no scope"),
             Backend::Lvm => format!("lvm:{}", self.vg()),
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 
@@ -147,6 +149,7 @@ impl Stage for GuestStage {
             Backend::File => format!("file:{}/nowhere.raw", self.directory()),
             Backend::Iscsi => format!("iscsi://{PORTAL}/{}/99", self.iqn()),
             Backend::Lvm => format!("lvm:{}/nowhere", self.vg()),
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 

@@ -72,7 +72,7 @@ async fn an_id_does_not_move_to_what_took_the_place_of_its_volume() {
 
 #[tokio::test]
 async fn a_detach_that_crashed_takes_nothing_from_a_new_user() {
-    for backend in Backend::ALL {
+    for backend in crate::machine::BACKENDS {
         let mut stage = SimStage::new().await;
         let locator = stage.volume(backend, "v", SIZE).await;
         let there = stage.client().attach(attach("a", &locator)).await.unwrap().attachment.unwrap();

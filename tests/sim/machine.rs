@@ -10,6 +10,8 @@ use tests::{client::Client, stage::Stage};
 use tokio::{net::UnixListener, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 
+/// What the simulated machine has volumes of.
+pub(crate) const BACKENDS: [Backend; 3] = [Backend::File, Backend::Iscsi, Backend::Lvm];
 pub(crate) const IQN: &str = "iqn.2026-11.org.example:t1";
 pub(crate) const PORTAL: &str = "127.0.0.1:3260";
 pub(crate) const VG: &str = "vg0";
@@ -104,6 +106,7 @@ impl Stage for SimStage {
                 self.machine.add_lv(VG, name, size);
                 format!("lvm:{VG}/{name}")
             }
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 
@@ -112,6 +115,7 @@ impl Stage for SimStage {
             Backend::File => format!("file:{DIRECTORY}"),
             Backend::Iscsi => unreachable!("no scope"),
             Backend::Lvm => format!("lvm:{VG}"),
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 
@@ -120,6 +124,7 @@ impl Stage for SimStage {
             Backend::File => format!("file:{DIRECTORY}/nowhere.raw"),
             Backend::Iscsi => format!("iscsi://{PORTAL}/{IQN}/99"),
             Backend::Lvm => format!("lvm:{VG}/nowhere"),
+            Backend::Rbd => unreachable!("no cluster"),
         }
     }
 

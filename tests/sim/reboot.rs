@@ -34,7 +34,7 @@ async fn until(client: &mut Client, id: &str, state: AttachmentState) -> v1::Att
 
 #[tokio::test]
 async fn what_is_not_persistent_is_forgotten() {
-    for backend in Backend::ALL {
+    for backend in crate::machine::BACKENDS {
         let mut stage = SimStage::new().await;
         let locator = stage.volume(backend, "v", SIZE).await;
         stage.client().attach(attach("a", &locator)).await.unwrap();
@@ -47,7 +47,7 @@ async fn what_is_not_persistent_is_forgotten() {
 
 #[tokio::test]
 async fn what_is_persistent_comes_back() {
-    for backend in Backend::ALL {
+    for backend in crate::machine::BACKENDS {
         let mut stage = SimStage::new().await;
         let locator = stage.volume(backend, "v", SIZE).await;
         let request = v1::AttachRequest { read_only: true, ..persistent("a", &locator) };

@@ -6,7 +6,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Access, Attached, AttachmentId, Device, Driver, Error, Locator, RawFile, Residual, Result, Spec};
+use driver::{Attached, AttachmentId, Attempt, Device, Driver, Error, Locator, RawFile, Residual, Result, Spec};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -20,8 +20,7 @@ pub(crate) struct AttachRequest {
     pub(crate) id: Option<AttachmentId>,
     pub(crate) spec: Spec,
     pub(crate) persistent: bool,
-    pub(crate) access: Access,
-    pub(crate) deadline: Instant,
+    pub(crate) attempt: Attempt,
 }
 
 /// What a caller gets.
@@ -58,7 +57,7 @@ impl Agent {
         let driver = self.drivers.ready(request.spec.locator.backend()).await?;
         request.spec.locator = self.canonical(request.spec.locator)?;
         let volume = request.spec.locator.key();
-        let mut held = self.locks.take(&format!("attach of {volume}"), [volume.clone()])?;
+        let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
         let siblings = self.journal.attachments_of(&volume).await?;
         let id = match &request.id {
             Some(id) => id.clone(),
@@ -77,6 +76,16 @@ impl Agent {
                     what: format!(
                         "the volume is attached as {}, by {}; attach it by the same locator",
                         sibling.id, sibling.attached.spec.locator
+                    ),
+                });
+            }
+            if sibling.attached.spec.exclusive != request.spec.exclusive {
+                return Err(Error::WrongState {
+                    what: format!(
+                        "{} is attached {} as {}; detach that first, or ask for the same",
+                        request.spec.locator,
+                        if request.spec.exclusive { "without exclusive" } else { "exclusively" },
+                        sibling.id
                     ),
                 });
             }
@@ -102,7 +111,7 @@ impl Agent {
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
-        match driver.attach(&request.spec, &attached.footprint, &request.access, request.deadline).await {
+        match driver.attach(&request.spec, &attached.footprint, &request.attempt).await {
             Ok(device) => {
                 if let Some(before) = before.filter(|before| !device.identity.is_still(before)) {
                     // The id stands for the volume that it was first attached for, not for what took its place.
@@ -123,11 +132,16 @@ impl Agent {
     /// The same call once more: the same device, or `None` if it has to be brought back.
     async fn again(&self, driver: &dyn Driver, record: &Record, request: &AttachRequest) -> Result<Option<Attachment>> {
         let (was, asked) = (&record.attached.spec, &request.spec);
-        if was.locator != asked.locator || was.read_only != asked.read_only || record.persistent != request.persistent {
-            let mode = |read_only, persistent| {
+        if was.locator != asked.locator
+            || was.read_only != asked.read_only
+            || was.exclusive != asked.exclusive
+            || record.persistent != request.persistent
+        {
+            let mode = |spec: &Spec, persistent| {
                 format!(
-                    "{}{}",
-                    if read_only { "read-only" } else { "for writing" },
+                    "{}{}{}",
+                    if spec.read_only { "read-only" } else { "for writing" },
+                    if spec.exclusive { ", exclusive" } else { "" },
                     if persistent { ", persistent" } else { "" }
                 )
             };
@@ -136,7 +150,7 @@ impl Agent {
                     "attachment {} is {} {}; detach it first, or choose another id",
                     record.id,
                     was.locator,
-                    mode(was.read_only, record.persistent)
+                    mode(was, record.persistent)
                 ),
             });
         }

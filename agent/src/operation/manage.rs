@@ -64,11 +64,11 @@ impl Agent {
             }
             Err(error) => return Err(error),
         };
-        let template = self.config.name_template().map_err(Error::host("read the name template"))?;
+        let templates = self.config.templates().map_err(Error::host("read the name templates"))?;
         let id = match (&candidate.managed, request.id) {
             (Some(volume), Some(id)) if volume.id != id => return Err(managed_already(from, volume.id)),
             (Some(volume), _) => {
-                if volume.locator == from.beside(&template.name(volume.id))? {
+                if volume.locator == from.beside(&templates.name(candidate.kind, volume.id))? {
                     return unchanged(volume.clone());
                 }
                 if volume.origin != *from {
@@ -95,7 +95,7 @@ impl Agent {
             id,
             name,
             from: from.clone(),
-            to: from.beside(&template.name(id))?,
+            to: from.beside(&templates.name(candidate.kind, id))?,
             identity: candidate.identity,
         };
         held.extend(volume_key(id))?;
@@ -224,7 +224,7 @@ impl Agent {
 
     /// One managed volume. A copy made by other tools carries the id, too: the one with the managed name counts.
     pub(crate) async fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
-        let template = self.config.name_template().map_err(Error::host("read the name template"))?;
+        let templates = self.config.templates().map_err(Error::host("read the name templates"))?;
         let (mut found, mut failed) = (Vec::new(), None);
         for backend in self.listed_backends().await {
             match self.volumes_of(backend).await {
@@ -235,8 +235,9 @@ impl Agent {
         if let (true, Some(error)) = (found.is_empty(), failed) {
             return Err(error);
         }
-        let is_named =
-            |volume: &Volume| volume.origin.beside(&template.name(id)).is_ok_and(|named| named == volume.locator);
+        let is_named = |volume: &Volume| {
+            volume.origin.beside(&templates.name(volume.kind, id)).is_ok_and(|named| named == volume.locator)
+        };
         if found.iter().any(is_named) {
             found.retain(is_named);
         }
@@ -280,7 +281,8 @@ fn last_part(locator: &Locator) -> String {
     match locator {
         Locator::Lvm(volume) => volume.lv.to_string(),
         Locator::File(file) => file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        Locator::Iscsi(unit) => unit.iqn.to_string(),
+        Locator::Rbd(image) => image.snapshot.as_ref().map_or_else(|| image.name.to_string(), ToString::to_string),
+        Locator::Iscsi(unit) => unit.ways[0].iqn.to_string(),
     }
 }
 

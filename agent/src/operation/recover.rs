@@ -11,7 +11,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Access, Attached, Error, Result};
+use driver::{Attached, Attempt, Error, Result};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
@@ -196,6 +196,9 @@ impl Agent {
         for record in here {
             if let Ok(_held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
                 self.link_again(&record).await;
+                if let Ok(driver) = self.drivers.get(record.attached.spec.locator.backend()) {
+                    driver.tend(&record.attached).await;
+                }
             }
         }
         for record in persistent {
@@ -232,8 +235,7 @@ impl Agent {
                     id: Some(record.id.clone()),
                     spec: record.attached.spec.clone(),
                     persistent: true,
-                    access: Access::default(),
-                    deadline: Instant::now() + agent.config.limits.operation_timeout(),
+                    attempt: Attempt::until(Instant::now() + agent.config.limits.operation_timeout()),
                 };
                 match agent.in_own_task(Arc::clone(&agent).attach(request)).await {
                     Ok(_) => return,

@@ -33,6 +33,7 @@ pub(super) async fn attach(
                 password: password.expose_secret().to_owned(),
             })),
         }),
+        ..Default::default()
     };
     let mut client = agent.attachments();
     let reply = agent.call(message, async |request| client.attach(request).await).await?;

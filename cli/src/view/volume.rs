@@ -146,6 +146,7 @@ mod tests {
             locator: "lvm:cinder-volumes/volume-9394b827-4ad0-488e-8df8-26476b3a8662".into(),
             origin: "lvm:cinder-volumes/int32bit-test-LV".into(),
             size_bytes: 1 << 30,
+            snapshot: false,
         };
         let managed = Managed::new(volume, true, String::new());
         assert_eq!(

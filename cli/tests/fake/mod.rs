@@ -129,6 +129,7 @@ fn volume() -> v1::Volume {
         locator: "lvm:vg/volume-9394b827-4ad0-488e-8df8-26476b3a8662".to_owned(),
         origin: "lvm:vg/lv".to_owned(),
         size_bytes: 1 << 30,
+        snapshot: false,
     }
 }
 

@@ -89,6 +89,28 @@ pub(super) fn link(name: &Path, target: &Path) -> Result<()> {
     make().map_err(Error::io("link", name))
 }
 
+/// Only this one: in configfs each directory is a thing, and its parents have to be others.
+pub(super) fn make_directory(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(Error::io("make the directory", path)),
+    }
+}
+
+/// In place, without a rename: configfs knows none.
+pub(super) fn symlink(name: &Path, target: &Path) -> Result<()> {
+    match std::os::unix::fs::symlink(target, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // configfs gives a link a target of its own spelling.
+            match (fs::canonicalize(name), fs::canonicalize(target)) {
+                (Ok(there), Ok(wanted)) if there == wanted => Ok(()),
+                _ => Err(Error::Exists { path: name.into() }),
+            }
+        }
+        other => other.map_err(Error::io("link", name)),
+    }
+}
+
 /// The name spaces in the order in which they are tried: tmpfs has no `user.` before Linux 6.6.
 const NAME_SPACES: [&str; 2] = ["user.", "trusted."];
 

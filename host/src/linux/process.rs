@@ -1,6 +1,7 @@
 //! Starting tools: an empty environment, a bounded number at a time, and never a write killed half-way.
 
-use crate::{Command, Error, Output, Result, Tool, command::tool_directories};
+use crate::{Command, Error, Output, Result, Tool};
+use secrecy::ExposeSecret;
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::AsyncWriteExt,
     sync::Semaphore,
     time::{Instant, timeout},
 };
@@ -25,17 +27,20 @@ const MARK: (&str, &str) = ("STARTED_BY", "mortard");
 pub(super) struct Slots {
     iscsiadm: Arc<Semaphore>,
     lvm: Arc<Semaphore>,
+    rbd: Arc<Semaphore>,
 }
 
 impl Slots {
     pub(super) fn new(each: usize) -> Self {
-        Self { iscsiadm: Arc::new(Semaphore::new(each)), lvm: Arc::new(Semaphore::new(each)) }
+        let slots = || Arc::new(Semaphore::new(each));
+        Self { iscsiadm: slots(), lvm: slots(), rbd: slots() }
     }
 
     fn of(&self, tool: Tool) -> Arc<Semaphore> {
         Arc::clone(match tool {
             Tool::Iscsiadm => &self.iscsiadm,
             Tool::Lvm => &self.lvm,
+            Tool::Rbd => &self.rbd,
         })
     }
 }
@@ -48,18 +53,18 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
         return Err(Error::TimedOut { what: format!("the wait to run {}", command.line()), after: QUEUE });
     };
     let started = Instant::now();
-    let program = tool_directories().map(|directory| directory.join(tool)).find(|path| path.is_file());
+    let program = command.tool.places().into_iter().find(|path| path.is_file());
     let Some(program) = program else {
         return Err(Error::Start { tool, source: std::io::ErrorKind::NotFound.into() });
     };
-    let child = tokio::process::Command::new(program)
+    let mut child = tokio::process::Command::new(program)
         .args(&command.args)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .env(MARK.0, MARK.1)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(if command.input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // In a group of its own, a signal for the agent's group (a Ctrl-C, say) does not reach it.
@@ -67,7 +72,12 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
         .kill_on_drop(!command.writes)
         .spawn()
         .map_err(|source| Error::Start { tool, source })?;
+    let stdin = child.stdin.take().zip(command.input.clone());
     let ended = async move {
+        if let Some((mut stdin, input)) = stdin {
+            // One that does not read it says why by its exit code.
+            let _unread = stdin.write_all(input.expose_secret().as_bytes()).await;
+        }
         let output = child.wait_with_output().await;
         drop(slot);
         output
