@@ -60,6 +60,7 @@ pub trait Driver: Send + Sync {
     async fn users(&self, at: &Attached) -> Result<Vec<String>>;
 
     /// Flushes and takes away all that [`Driver::attach`] brought, however far it came, and sees that it is gone.
+    /// [`Error::InUse`], with nothing touched, if [`Driver::users`] would name anybody.
     async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached>;
 
     /// Learns the size anew after the volume grew.
