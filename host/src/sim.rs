@@ -13,6 +13,7 @@ pub mod iscsi;
 mod loops;
 pub mod lvm;
 mod process;
+pub mod rbd;
 mod world;
 
 pub(crate) use files::{Files, Node};
@@ -495,7 +496,7 @@ impl Host for Machine {
     async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
         let unreachable = |why: &str| Error::Unreachable { why: why.into() };
         let name = format!("reach {address}");
-        match self.call(&name, |world| world.attempt(&name, |world| Ok(iscsi::reach(world, address)))).await? {
+        match self.call(&name, |world| world.attempt(&name, |world| Ok(world.reach(address)))).await? {
             Reach::Listens => Ok(()),
             Reach::Refused => Err(unreachable("connection refused")),
             Reach::Silent => {

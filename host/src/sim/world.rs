@@ -1,10 +1,11 @@
 //! What is in the machine, and how the kernel behind it answers.
 
-use super::{Files, Node, absent, files::File, iscsi, loops, lvm, process::Fault, process::Process};
+use super::{Files, Node, absent, files::File, iscsi, loops, lvm, process::Fault, process::Process, rbd};
 use crate::{Command, Error, Output, Result, Tool, Uevent, User};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +25,7 @@ pub(crate) struct World {
     pub(crate) iscsi: iscsi::Iscsi,
     pub(crate) lvm: lvm::Lvm,
     pub(crate) loops: loops::Loops,
+    pub(crate) rbd: rbd::Rbd,
     /// By the kernel's name of the device. Holders that `/sys/block/*/holders` shows need not stand here.
     pub(crate) users: BTreeMap<String, Vec<User>>,
     pub(crate) tools: BTreeSet<Tool>,
@@ -69,6 +71,7 @@ impl World {
             iscsi: iscsi::Iscsi::default(),
             lvm: lvm::Lvm::default(),
             loops: loops::Loops::default(),
+            rbd: rbd::Rbd::default(),
             users: BTreeMap::new(),
             tools: [Tool::Iscsiadm, Tool::Lvm, Tool::Rbd].into(),
             boot_id: String::new(),
@@ -96,6 +99,7 @@ impl World {
         loops::boot(self);
         iscsi::boot(self);
         lvm::boot(self);
+        rbd::boot(self);
     }
 
     // ---- for the backends ----
@@ -202,7 +206,7 @@ impl World {
             output = Ok(match command.tool {
                 Tool::Iscsiadm => iscsi::run(self, command),
                 Tool::Lvm => lvm::run(self, command),
-                Tool::Rbd => Output { code: 1, stderr: "no cluster".into(), ..Output::default() },
+                Tool::Rbd => rbd::run(self, command, name),
             });
             if command.writes {
                 self.process.did(name);
@@ -216,7 +220,10 @@ impl World {
     }
 
     pub(crate) fn write(&mut self, path: &Path, value: &str) -> Result<()> {
-        if let Some(done) = iscsi::written(self, path, value).or_else(|| lvm::written(self, path, value)) {
+        let done = iscsi::written(self, path, value)
+            .or_else(|| lvm::written(self, path, value))
+            .or_else(|| rbd::written(self, path, value));
+        if let Some(done) = done {
             return done;
         }
         match self.files.file_mut(path) {
@@ -245,6 +252,11 @@ impl World {
             (Some(Node::Device { .. }), Some(name)) => Ok(name.to_string_lossy().into_owned()),
             _ => Err(Error::io(doing, path)(io::Error::other("not a block device"))),
         }
+    }
+
+    /// What a connection attempt meets.
+    pub(crate) fn reach(&self, address: SocketAddr) -> Reach {
+        rbd::reach(self, address).unwrap_or_else(|| iscsi::reach(self, address))
     }
 
     pub(crate) fn inquiry(&self, path: &Path, page: u8) -> Result<Vec<u8>> {
@@ -305,6 +317,7 @@ impl World {
         lines.extend(self.loops.snapshot());
         lines.extend(iscsi::snapshot(self));
         lines.extend(lvm::snapshot(self));
+        lines.extend(rbd::snapshot(self));
         lines.sort();
         lines.push(String::new());
         lines.join("\n")
