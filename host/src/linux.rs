@@ -125,7 +125,8 @@ impl Host for Linux {
     }
 
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
-        let (path, value) = (attribute.to_owned(), value.to_owned());
+        // It may be a secret, which must not stay in our memory.
+        let (path, value) = (attribute.to_owned(), Zeroizing::new(value.to_owned()));
         blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
