@@ -14,11 +14,8 @@ mod loops;
 pub mod lvm;
 mod multipath;
 mod process;
-<<<<<<< HEAD
 pub mod rbd;
-=======
 pub mod target;
->>>>>>> main
 mod world;
 
 pub(crate) use files::{Files, Node};
