@@ -331,6 +331,11 @@ ceph_pool() {
   ceph_ask "${commands[@]}"
 }
 
+# ceph_forget_pool POOL: with all that is in it.
+ceph_forget_pool() {
+  ceph_ask "{\"prefix\": \"osd pool delete\", \"pool\": \"$1\", \"pool2\": \"$1\", \"yes_i_really_really_mean_it\": true}"
+}
+
 # ceph_user NAME MON-CAPABILITIES OSD-CAPABILITIES: makes client.NAME, with a keyring in /etc/ceph.
 ceph_user() {
   ceph_ask "{\"prefix\": \"auth get-or-create\", \"entity\": \"client.$1\", \"caps\": [\"mon\", \"$2\", \"osd\", \"$3\"]}" \

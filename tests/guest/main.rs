@@ -16,6 +16,7 @@ mod librbd;
 mod lvm;
 mod machine;
 mod many;
+mod rbd;
 
 /// What holds on every machine, simulated or real.
 mod conformance {

@@ -166,4 +166,8 @@ sweeps! {
     lvm_detach: Lvm Detach;
     lvm_manage: Lvm Manage;
     lvm_unmanage: Lvm Unmanage;
+    rbd_attach: Rbd Attach;
+    rbd_detach: Rbd Detach;
+    rbd_manage: Rbd Manage;
+    rbd_unmanage: Rbd Unmanage;
 }
