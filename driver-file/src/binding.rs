@@ -177,6 +177,10 @@ pub(crate) async fn unbind(
         }
         Err(error) => return Err(machine(format!("claim {what}"))(error)),
     };
+    let by = users(host, bound).await?;
+    if !by.is_empty() {
+        return Err(Error::InUse { what, by });
+    }
     let left = deadline.saturating_duration_since(Instant::now());
     if flush && let Err(error) = host.flush(&node, left).await {
         return Err(match error {

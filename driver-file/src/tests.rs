@@ -277,7 +277,7 @@ mod detaching {
         let machine = machine();
         let driver = driver(&machine);
         let (at, _) = attach(&driver, &spec(A)).await.unwrap();
-        machine.open("loop0", 4711, "dd");
+        machine.before_next("loop_detach", |machine| machine.open("loop0", 4711, "dd"));
         assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals.len(), 1);
         assert_eq!(driver.find(&at).await.unwrap(), None);
         assert_eq!(driver.prove(&at).await.unwrap(), None);
@@ -311,8 +311,10 @@ mod detaching {
         let machine = machine();
         let driver = driver(&machine);
         let (at, _) = attach(&driver, &spec(A)).await.unwrap();
-        machine.open("loop0", 4711, "dd");
-        machine.before_next("loop_detach", |machine| machine.silence_loop("loop0", true));
+        machine.before_next("loop_detach", |machine| {
+            machine.open("loop0", 4711, "dd");
+            machine.silence_loop("loop0", true);
+        });
         assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals.len(), 1);
     }
 
@@ -321,7 +323,7 @@ mod detaching {
         let machine = machine();
         let driver = driver(&machine);
         let (at, _) = attach(&driver, &spec(A)).await.unwrap();
-        machine.open("loop0", 4711, "dd");
+        machine.before_next("loop_detach", |machine| machine.open("loop0", 4711, "dd"));
         let start = Instant::now();
         let detached = driver.detach(&at, soon()).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(5));

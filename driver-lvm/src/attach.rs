@@ -224,6 +224,12 @@ impl Lvm {
         let Some(active) = print.active(host)? else { return Ok(Detached::default()) };
         let Some(device) = active.device(host)? else { return Ok(Detached::default()) };
         let patience = deadline.saturating_duration_since(Instant::now());
+        if !leaves(at, &device)? {
+            let by = users(host, &device.path).await?;
+            if !by.is_empty() {
+                return Err(Error::InUse { what: device.path.display().to_string(), by });
+            }
+        }
         if print.was_active {
             if print.flipped(&at.spec, &device) {
                 let _claim = self.claim(&device.path).await?;

@@ -1,8 +1,10 @@
 //! The contract that all drivers keep: what a volume, its locator, its identity and its device are, what a driver can be
 //! asked, and how it says no. Pure: no I/O, and no knowledge of any of our other crates.
 
+pub mod connection_info;
 mod error;
 mod image;
+pub mod keyring;
 mod locator;
 mod names;
 mod volume;
@@ -60,6 +62,7 @@ pub trait Driver: Send + Sync {
     async fn users(&self, at: &Attached) -> Result<Vec<String>>;
 
     /// Flushes and takes away all that [`Driver::attach`] brought, however far it came, and sees that it is gone.
+    /// [`Error::InUse`], with nothing touched, if [`Driver::users`] would name anybody.
     async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached>;
 
     /// Learns the size anew after the volume grew.

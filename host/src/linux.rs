@@ -44,6 +44,7 @@ pub struct Linux {
     events: broadcast::Sender<crate::Uevent>,
     slots: Arc<process::Slots>,
     loops: Arc<loops::Unanswered>,
+    looks: Arc<usage::Looks>,
 }
 
 impl Linux {
@@ -56,7 +57,7 @@ impl Linux {
         if let Err(error) = netlink::listen(events.clone()) {
             tracing::warn!(%error, "no kernel events; device changes are seen by looking four times a second");
         }
-        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default() }
+        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default(), looks: Arc::default() }
     }
 }
 
@@ -136,13 +137,16 @@ impl Host for Linux {
 
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
         let (path, value, key) = (attribute.to_owned(), value.to_owned(), key.clone());
-        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+        let write = move || {
             let _lent = keys::lend(&key)?;
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
             Ok(())
-        })
-        .await
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
@@ -194,8 +198,7 @@ impl Host for Linux {
     }
 
     async fn users(&self, device: &Path) -> Result<Vec<User>> {
-        let path = device.to_owned();
-        blocking(format!("search for users of {}", device.display()), PATIENCE, move || usage::users(&path)).await
+        self.looks.users(device, PATIENCE).await
     }
 
     async fn head(&self, path: &Path, length: usize, limit: Duration) -> Result<Vec<u8>> {
@@ -229,7 +232,16 @@ impl Host for Linux {
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         // It may hold a secret, which must not stay in our memory.
         let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
-        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode)).await
+        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode, true))
+            .await
+    }
+
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
+        blocking(format!("write of {}", path.display()), PATIENCE, move || {
+            files::replace(&owned, &content, mode, false)
+        })
+        .await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ mod files;
 pub mod iscsi;
 mod loops;
 pub mod lvm;
+mod multipath;
 mod process;
 pub mod target;
 mod world;
@@ -326,8 +327,16 @@ impl Host for Machine {
         self.write(attribute, value).await
     }
 
-    async fn multipathd(&self, _request: &str, _timeout: Duration) -> Result<String> {
-        Err(Error::Unreachable { why: "multipathd does not run".into() })
+    async fn multipathd(&self, request: &str, timeout: Duration) -> Result<String> {
+        let name = format!("multipathd {request}");
+        let ask = |world: &mut World| {
+            if !multipath::runs(world) {
+                return Err(Error::Unreachable { why: "multipathd does not run".into() });
+            }
+            let ask = |world: &mut World| Ok(multipath::answer(world, request));
+            if multipath::only_reads(request) { world.attempt(&name, ask) } else { world.effect(&name, ask) }
+        };
+        self.call_within(&name, timeout, ask).await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
@@ -399,6 +408,10 @@ impl Host for Machine {
         };
         let name = format!("replace {}", path.display());
         self.call(&name, |world| world.effect(&name, put)).await
+    }
+
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        self.replace(path, content, mode).await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {

@@ -220,3 +220,148 @@ vg_remove() {
   losetup --detach "$pv" || guest_die "cannot detach $pv"
   rm "/var/tmp/$1.pv"
 }
+
+# ---- Ceph --------------------------------------------------------------------------------------------------------
+# A cluster is a monitor (v1 and v2) and an OSD that keeps its data in memory, both on 127.0.0.1; the guest needs --memory 3G. Two clusters
+# fit. Its name (default: ceph) gives /etc/ceph/NAME.conf and NAME.client.admin.keyring. The functions behind ceph_up work on
+# the cluster that CEPH_CLUSTER names, or on `ceph`.
+#
+# `ceph` is a Python program that takes seconds here. So what can be is prepared in files (the keys, an OSD map with the OSD in
+# it), and what must be asked is asked of python3-rados, several things at once.
+
+# ceph_up [NAME [PORT [PORT]]]: starts a cluster, or what of it does not run. The ports are those of v1 and v2 (default: 6789 and 3300).
+# Returns when its OSD is up.
+ceph_up() {
+  local name=${1:-ceph} port=${2:-6789} port2=${3:-3300} dir=/var/lib/ceph/guest-${1:-ceph} mon admin osd
+  guest_modules rbd
+  if [[ ! -e $dir/made ]]; then
+    mkdir -p /etc/ceph "$dir/mon" "$dir/osd" || guest_die "cannot make $dir"
+    mon=$(ceph_key) admin=$(ceph_key) osd=$(ceph_key)
+    cat >"/etc/ceph/$name.conf" <<CONF
+[global]
+fsid = $(</proc/sys/kernel/random/uuid)
+mon host = [v2:127.0.0.1:$port2,v1:127.0.0.1:$port]
+auth cluster required = cephx
+auth service required = cephx
+auth client required = cephx
+mon allow pool size one = true
+mon allow pool delete = true
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pgp num = 4
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+log file = $dir/\$name.log
+run dir = $dir
+[mon.a]
+mon data = $dir/mon
+[osd.0]
+osd data = $dir/osd
+osd objectstore = memstore
+memstore device bytes = 4G
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+# What is in memory is written out when it stops, and there again when it starts.
+osd fast shutdown = false
+CONF
+    ceph_keyring client.admin "$admin" mon 'allow *' osd 'allow *' mgr 'allow *' >"/etc/ceph/$name.client.admin.keyring"
+    ceph_keyring osd.0 "$osd" mon 'allow profile osd' osd 'allow *' >"$dir/osd/keyring"
+    { ceph_keyring mon. "$mon" mon 'allow *'; cat "/etc/ceph/$name.client.admin.keyring" "$dir/osd/keyring"; } >"$dir/keys"
+    chmod 600 "/etc/ceph/$name.client.admin.keyring" "$dir/osd/keyring" "$dir/keys"
+    {
+      osdmaptool --createsimple 1 --pg-bits 0 --clobber "$dir/osdmap" &&
+        ceph-mon --cluster "$name" -i a --mkfs --keyring "$dir/keys" --osdmap "$dir/osdmap" &&
+        ceph-mon --cluster "$name" -i a &&
+        ceph-osd --cluster "$name" -i 0 --mkfs --osd-uuid "$(</proc/sys/kernel/random/uuid)"
+    } >"$dir/log" 2>&1 || guest_die "cannot make the cluster $name: $(<"$dir/log")"
+    touch "$dir/made"
+  fi
+  [[ $(ceph_pids "$name" ceph-mon) ]] || ceph-mon --cluster "$name" -i a >"$dir/log" 2>&1 || guest_die "no monitor: $(<"$dir/log")"
+  CEPH_CLUSTER=$name ceph_osd_start
+}
+
+# A new cephx key: its type 1 (AES), a time, the length, 16 bytes.
+ceph_key() {
+  { printf '\1\0\0\0\0\0\0\0\0\0\20\0'; head -c 16 /dev/urandom; } | base64
+}
+
+# ceph_keyring WHO KEY [SERVICE CAPABILITIES]…: the text of a keyring.
+ceph_keyring() {
+  printf '[%s]\n\tkey = %s\n' "$1" "$2"
+  shift 2
+  while (($#)); do
+    printf '\tcaps %s = "%s"\n' "$1" "$2"
+    shift 2
+  done
+}
+
+# ceph_pids NAME PROGRAM: the processes of a cluster's daemon.
+ceph_pids() {
+  local process args
+  for process in /proc/[0-9]*; do
+    # The one that reads it may end in this moment.
+    mapfile -d '' args 2>/dev/null <"$process/cmdline" || continue
+    [[ ${args[0]-} == "$2" && ${args[2]-} == "$1" ]] && echo "${process#/proc/}"
+  done
+  return 0
+}
+
+# ceph_ask [JSON…]: gives the monitor commands (`{"prefix": "osd pool ls"}`), and prints what it answers. One that is refused ends the script.
+ceph_ask() {
+  python3 - "${CEPH_CLUSTER:-ceph}" "$@" <<'PYTHON' || guest_die "the monitor refused: $*"
+import rados, sys
+with rados.Rados(conffile=f"/etc/ceph/{sys.argv[1]}.conf", name="client.admin", clustername=sys.argv[1]) as cluster:
+    for command in sys.argv[2:]:
+        code, out, said = cluster.mon_command(command, b"", timeout=60)
+        if out:
+            print(out.decode().rstrip())
+        if code:
+            sys.exit(said)
+PYTHON
+}
+
+# ceph_pool POOL…: makes pools.
+ceph_pool() {
+  local pool commands=()
+  for pool; do
+    commands+=("{\"prefix\": \"osd pool create\", \"pool\": \"$pool\"}"
+      "{\"prefix\": \"osd pool application enable\", \"pool\": \"$pool\", \"app\": \"rbd\"}")
+  done
+  ceph_ask "${commands[@]}"
+}
+
+# ceph_user NAME MON-CAPABILITIES OSD-CAPABILITIES: makes client.NAME, with a keyring in /etc/ceph.
+ceph_user() {
+  ceph_ask "{\"prefix\": \"auth get-or-create\", \"entity\": \"client.$1\", \"caps\": [\"mon\", \"$2\", \"osd\", \"$3\"]}" \
+    >"/etc/ceph/${CEPH_CLUSTER:-ceph}.client.$1.keyring"
+}
+
+# ceph_osd_stop, ceph_osd_start: without its OSD a cluster's images hang, reading and writing, until it is back with all they hold.
+ceph_osd_stop() {
+  local name=${CEPH_CLUSTER:-ceph} pid
+  pid=$(ceph_pids "$name" ceph-osd)
+  [[ $pid ]] || return 0
+  kill "$pid"
+  guest_wait 60 ceph_gone "$pid" || guest_die "the OSD of $name does not stop"
+}
+ceph_gone() { [[ ! -e /proc/$1 ]]; }
+ceph_osd_start() {
+  local name=${CEPH_CLUSTER:-ceph} dir=/var/lib/ceph/guest-${CEPH_CLUSTER:-ceph}
+  [[ $(ceph_pids "$name" ceph-osd) ]] || ceph-osd --cluster "$name" -i 0 >"$dir/log" 2>&1 || guest_die "no OSD: $(<"$dir/log")"
+  python3 - "$name" <<'PYTHON' || guest_die "the OSD of $name does not come up"
+import json, rados, sys, time
+with rados.Rados(conffile=f"/etc/ceph/{sys.argv[1]}.conf", name="client.admin", clustername=sys.argv[1]) as cluster:
+    for _ in range(600):
+        _, out, _ = cluster.mon_command('{"prefix": "osd dump", "format": "json"}', b"", timeout=60)
+        if any(osd["up"] for osd in json.loads(out)["osds"]):
+            sys.exit(0)
+        time.sleep(0.1)
+sys.exit(1)
+PYTHON
+}
+
+# rbd_image POOL[/NAMESPACE]/IMAGE SIZE [FEATURE,FEATURE…]: makes an image; with the features that Ceph gives it, or with those alone.
+rbd_image() {
+  rbd --cluster "${CEPH_CLUSTER:-ceph}" create --size "$(guest_bytes "$2")B" ${3+--image-feature "$3"} "$1" || guest_die "cannot make the image $1"
+}

@@ -52,9 +52,6 @@ impl Agent {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
         let shared = self.shares_device(&record).await?;
-        if let Some(in_use) = self.in_use(&record, shared).await? {
-            return Err(in_use);
-        }
         let work = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }, held).await?;
         match self.take_away(&record, shared, deadline).await {
             Ok(detached) => {
@@ -84,32 +81,16 @@ impl Agent {
         Ok(self.journal.attachments().await?.iter().any(|other| other.id != record.id && same(other)))
     }
 
-    /// The refusal, if the device would go and somebody uses it.
-    pub(super) async fn in_use(&self, record: &Record, shared: bool) -> Result<Option<Error>> {
-        if shared {
-            return Ok(None);
-        }
-        let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? else { return Ok(None) };
-        let driver = self.drivers.get(attached.spec.locator.backend())?;
-        let by = driver.users(&attached).await?;
-        if by.is_empty() {
-            return Ok(None);
-        }
-        let device = driver.find(&attached).await?.map(|device| device.path.display().to_string());
-        Ok(Some(Error::InUse { what: device.unwrap_or_else(|| record.id.to_string()), by }))
-    }
-
-    /// The stable path first, so that nobody new finds the device; then, unless another attachment has it, the device.
+    /// The device, unless another attachment has it; then the stable path. Refused, with nothing touched, if somebody uses
+    /// the device: it is the driver that looks, between its claim on the device and all that it does to it.
     pub(super) async fn take_away(&self, record: &Record, shared: bool, deadline: Instant) -> Result<Detached> {
-        self.unlink(&record.id).await?;
-        if shared {
-            return Ok(Detached::default());
+        let mut detached = Detached::default();
+        if !shared && let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? {
+            let driver = self.drivers.get(attached.spec.locator.backend())?;
+            detached = driver.detach(&attached, deadline).await?;
         }
-        let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? else {
-            return Ok(Detached::default());
-        };
-        let driver = self.drivers.get(attached.spec.locator.backend())?;
-        driver.detach(&attached, deadline).await
+        self.unlink(&record.id).await?;
+        Ok(detached)
     }
 
     /// Ends a detach: the record goes, or stays with what could not be removed.

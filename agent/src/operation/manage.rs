@@ -205,7 +205,7 @@ impl Agent {
             found.extend(volumes.into_iter().map(|volume| (volume.locator.to_string(), volume)));
         };
         keep(driver.volumes(None).await?);
-        if backend == Backend::File {
+        if matches!(backend, Backend::File | Backend::Rbd) {
             for place in self.journal.places().await? {
                 let scope: Scope = place.parse()?;
                 if scope.backend() != backend {
@@ -213,7 +213,7 @@ impl Agent {
                 }
                 match driver.volumes(Some(&scope)).await {
                     Ok(volumes) => keep(volumes),
-                    // The directory is gone, and the volumes with it.
+                    // The directory or the pool is gone, and the volumes with it.
                     Err(Error::NotFound { .. }) => {}
                     Err(error) => return Err(error),
                 }

@@ -91,13 +91,15 @@ impl Agent {
                     return self.conclude(operation, done, Change::None).await;
                 };
                 let shared = self.shares_device(&record).await?;
-                if let Some(in_use) = self.in_use(&record, shared).await? {
-                    // Somebody opened it since the crash: it stays attached, as if the detach had been refused.
-                    self.link_again(&record).await;
-                    return self.conclude(operation, undone(Some(&in_use)), Change::None).await;
+                match self.take_away(&record, shared, Instant::now() + UNDO_TIMEOUT).await {
+                    Ok(detached) => self.gone(operation, record, &detached).await,
+                    Err(in_use @ Error::InUse { .. }) => {
+                        // Somebody opened it since the crash: it stays attached, as if the detach had been refused.
+                        self.link_again(&record).await;
+                        self.conclude(operation, undone(Some(&in_use)), Change::None).await
+                    }
+                    Err(error) => Err(error),
                 }
-                let detached = self.take_away(&record, shared, Instant::now() + UNDO_TIMEOUT).await?;
-                self.gone(operation, record, &detached).await
             }
             Plan::Extend { .. } => self.conclude(operation, undone(None), Change::None).await,
             Plan::Manage { adoption } => {
@@ -212,13 +214,13 @@ impl Agent {
         self.settle_exports(&boot_id).await
     }
 
-    /// Makes the stable path anew, if the device proves to be the volume.
+    /// Makes the stable path anew, if the device proves to be the volume; without a device there is none.
     pub(super) async fn link_again(&self, record: &Record) {
         let work = async {
             let driver = self.drivers.get(record.attached.spec.locator.backend())?;
             match driver.prove(&record.attached).await? {
                 Some(device) => self.link(&record.id, &device).await,
-                None => Ok(()),
+                None => self.unlink(&record.id).await,
             }
         };
         if let Err(error) = work.await {

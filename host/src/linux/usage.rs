@@ -1,8 +1,15 @@
 //! Who uses a device. The kernel has no one list, so six places are read: holders in sysfs, loop devices, what is exported
 //! to other machines, mounts of every mount namespace, swap areas, and what every process has open.
+//!
+//! All but the first are the same for every device, and reading them means to go through every process. So that is done
+//! once for all who ask at the time ([`look`]).
 
-use super::loops;
+mod look;
+
+pub(super) use look::Looks;
+
 use crate::{Error, Result, User};
+use look::Look;
 use std::{
     collections::BTreeSet,
     fs,
@@ -28,18 +35,19 @@ impl Devices {
     }
 }
 
-pub(super) fn users(device: &Path) -> Result<Vec<User>> {
+/// Who of all that a look has seen uses a device or one of its partitions.
+fn users(device: &Path, look: &Look) -> Result<Vec<User>> {
     let meta = fs::metadata(device).map_err(Error::io("look at", device))?;
     if !meta.file_type().is_block_device() {
         return Err(Error::io("look at", device)(std::io::Error::other("it is no block device")));
     }
     let devices = with_partitions(meta.rdev());
     let mut users = holders(&devices);
-    users.extend(loop_devices(&devices)?);
-    users.extend(exports(&devices, Path::new("/sys/kernel/config")));
-    users.extend(swaps(&devices));
-    users.extend(mounts(&devices));
-    users.extend(openers(&devices));
+    users.extend(loop_devices(&devices, look));
+    users.extend(exports(&devices, look));
+    users.extend(swaps(&devices, look));
+    users.extend(mounts(&devices, look));
+    users.extend(openers(&devices, look));
     Ok(users)
 }
 
@@ -82,67 +90,35 @@ fn holders(devices: &Devices) -> Vec<User> {
 }
 
 /// Loop devices hold the device below them without being its holders.
-fn loop_devices(devices: &Devices) -> Result<Vec<User>> {
-    let over = loops::bound()?.into_iter().filter(|(_, file)| devices.include(file));
-    Ok(over.map(|(name, _)| User::Holder { name, label: "loop device".into() }).collect())
+fn loop_devices(devices: &Devices, look: &Look) -> Vec<User> {
+    let over = look.loops.iter().filter(|(_, file)| devices.include(file));
+    over.map(|(name, _)| User::Holder { name: name.clone(), label: "loop device".into() }).collect()
 }
 
-/// The kernel's own targets, LIO (SCSI) and nvmet (NVMe), as configfs tells of them. One that is not enabled has nothing
-/// open.
-fn exports(devices: &Devices, config: &Path) -> Vec<User> {
-    let text = |path: PathBuf| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let enabled = |directory: &Path| text(directory.join("enable")) != "0";
-    let mut found = Vec::new();
-    for store in entries(&config.join("target/core")).iter().flat_map(|backend| entries(backend)) {
-        if devices.include(&text(store.join("udev_path"))) && enabled(&store) {
-            let name = format!("{}/{}", file_name(store.parent().unwrap_or(&store)), file_name(&store));
-            found.push(User::Export { by: "LIO", name });
-        }
-    }
-    for subsystem in entries(&config.join("nvmet/subsystems")) {
-        for namespace in entries(&subsystem.join("namespaces")) {
-            if devices.include(&text(namespace.join("device_path"))) && enabled(&namespace) {
-                let name = format!("{}/{}", file_name(&subsystem), file_name(&namespace));
-                found.push(User::Export { by: "nvmet", name });
-            }
-        }
-    }
-    found
+fn exports(devices: &Devices, look: &Look) -> Vec<User> {
+    let ours = look.exports.iter().filter(|export| devices.include(&export.device));
+    ours.map(|export| User::Export { by: export.by, name: export.name.clone() }).collect()
 }
 
-fn swaps(devices: &Devices) -> Vec<User> {
-    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let of_ours = |line: &str| {
-        let path = line.split_whitespace().next()?;
-        let rdev = fs::metadata(unescape(path)).ok()?.rdev();
+fn swaps(devices: &Devices, look: &Look) -> Vec<User> {
+    let of_ours = |path: &String| {
+        let rdev = fs::metadata(path).ok()?.rdev();
         devices.rdevs.contains(&rdev).then_some(User::Swap)
     };
-    table.lines().skip(1).filter_map(of_ours).collect()
-}
-
-/// Every process's number.
-fn processes() -> impl Iterator<Item = u32> {
-    entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok())
+    look.swaps.iter().filter_map(of_ours).collect()
 }
 
 fn command_of(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// A mount is in the table of every process in its namespace, so one process a namespace is asked; ours first, so that
-/// a mount that we see ourselves is told without a process.
-fn mounts(devices: &Devices) -> Vec<User> {
-    let own = std::process::id();
-    let (mut namespaces, mut places, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-    for pid in std::iter::once(own).chain(processes()) {
-        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
-        if !namespaces.insert(namespace) {
-            continue;
-        }
-        let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        for at in mounted(&table, devices) {
+/// A mount that we see ourselves is told without a process.
+fn mounts(devices: &Devices, look: &Look) -> Vec<User> {
+    let (mut places, mut found) = (BTreeSet::new(), Vec::new());
+    for (pid, table) in &look.mounts {
+        for at in mounted(table, devices) {
             if places.insert(at.clone()) {
-                let seen_by = (pid != own).then(|| format!("{} (pid {pid})", command_of(pid)));
+                let seen_by = (*pid != std::process::id()).then(|| format!("{} (pid {pid})", command_of(*pid)));
                 found.push(User::Mount { at, seen_by });
             }
         }
@@ -199,25 +175,17 @@ fn is_udev(pid: u32) -> bool {
     parent.is_some_and(|parent| runs_udevd(parent.trim()))
 }
 
-fn openers(devices: &Devices) -> Vec<User> {
-    let mut found = Vec::new();
-    for pid in processes().filter(|pid| *pid != std::process::id()) {
-        let open = entries(&PathBuf::from(format!("/proc/{pid}/fd"))).into_iter().any(|fd| {
-            // The link's text is enough to leave out sockets, pipes and most files without a stat.
-            fs::read_link(&fd).is_ok_and(|target| target.starts_with("/dev"))
-                && fs::metadata(&fd)
-                    .is_ok_and(|meta| meta.file_type().is_block_device() && devices.rdevs.contains(&meta.rdev()))
-        });
-        if open && !is_udev(pid) {
-            found.push(User::Opener { pid, command: command_of(pid) });
-        }
-    }
-    found
+fn openers(devices: &Devices, look: &Look) -> Vec<User> {
+    let mut pids: Vec<u32> =
+        look.open.iter().filter(|(_, rdev)| devices.rdevs.contains(rdev)).map(|(pid, _)| *pid).collect();
+    pids.dedup();
+    pids.retain(|pid| !is_udev(*pid));
+    pids.into_iter().map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::loops, *};
     use crate::Host;
 
     fn devices(number: &str) -> Devices {
@@ -263,7 +231,8 @@ mod tests {
         put("target/core/alua/lu_gps/default_lu_gp/members", "");
         put("nvmet/subsystems/nqn.2026-11.org.example:a/namespaces/1/device_path", &node);
         let devices = with_partitions(fs::metadata(&below.node).unwrap().rdev());
-        let exports: Vec<String> = exports(&devices, config.path()).iter().map(User::to_string).collect();
+        let look = Look { exports: look::exports(config.path()), ..Look::default() };
+        let exports: Vec<String> = exports(&devices, &look).iter().map(User::to_string).collect();
         assert_eq!(exports, ["exported by LIO as iblock_0/x", "exported by nvmet as nqn.2026-11.org.example:a/1"]);
     }
 

@@ -1,6 +1,8 @@
 //! What is in the machine, and how the kernel behind it answers.
 
-use super::{Files, Node, absent, files::File, iscsi, loops, lvm, process::Fault, process::Process, target};
+use super::{
+    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, target,
+};
 use crate::{Command, Error, Output, Result, Tool, Uevent, User};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +27,7 @@ pub(crate) struct World {
     pub(crate) lvm: lvm::Lvm,
     pub(crate) loops: loops::Loops,
     pub(crate) target: target::Targets,
+    pub(crate) multipath: multipath::Multipath,
     /// By the kernel's name of the device. Holders that `/sys/block/*/holders` shows need not stand here.
     pub(crate) users: BTreeMap<String, Vec<User>>,
     pub(crate) tools: BTreeSet<Tool>,
@@ -71,6 +74,7 @@ impl World {
             lvm: lvm::Lvm::default(),
             loops: loops::Loops::default(),
             target: target::Targets::default(),
+            multipath: multipath::Multipath::default(),
             users: BTreeMap::new(),
             tools: [Tool::Iscsiadm, Tool::Lvm, Tool::Rbd].into(),
             boot_id: String::new(),
@@ -96,6 +100,7 @@ impl World {
         self.files.put("/proc/sys/kernel/random/boot_id", format!("{}\n", self.boot_id));
         self.files.make_directory("/sys/block");
         loops::boot(self);
+        multipath::boot(self);
         iscsi::boot(self);
         lvm::boot(self);
         target::boot(self);

@@ -1,0 +1,39 @@
+//! The names of an image's features (`rbd/features.h` of Ceph 16.2), as `rbd info` shows them.
+
+const NAMES: [&str; 12] = [
+    "layering",
+    "striping",
+    "exclusive-lock",
+    "object-map",
+    "fast-diff",
+    "deep-flatten",
+    "journaling",
+    "data-pool",
+    "operations",
+    "migrating",
+    "non-primary",
+    "dirty-cache",
+];
+
+/// The names of the features whose bits are set.
+pub(crate) fn named(bits: u64) -> Vec<String> {
+    let set = (0..u64::BITS).filter(|bit| bits & (1 << bit) != 0);
+    set.map(|bit| NAMES.get(bit as usize).map_or_else(|| format!("unknown-{bit}"), |name| (*name).to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn features_have_the_names_that_rbd_gives_them() {
+        // What an image of the default kind has: 61.
+        assert_eq!(named(61), ["layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"]);
+        assert_eq!(named(1 << 11 | 1 << 7), ["data-pool", "dirty-cache"]);
+    }
+
+    #[test]
+    fn a_feature_of_a_later_ceph_is_not_left_out() {
+        assert_eq!(named(1 | 1 << 40), ["layering", "unknown-40"]);
+    }
+}
