@@ -83,6 +83,8 @@ async fn the_same_call_gives_the_same_target_and_the_same_password() {
     }
     let other = v1::ExportRequest { initiator: "iqn.2026-11.org.example:third".into(), ..request("a", &locator) };
     refused(client.export(other.clone()).await, Code::AlreadyExists, "unexport it first");
+    let nobody = v1::ExportRequest { id: String::new(), ..other.clone() };
+    refused(client.export(nobody).await, Code::FailedPrecondition, "exported as a to iqn.2026-11.org.example:other");
     let other = v1::ExportRequest { id: "b".into(), ..other };
     refused(client.export(other).await, Code::FailedPrecondition, "exported as a to iqn.2026-11.org.example:other");
 
@@ -163,9 +165,7 @@ async fn an_export_survives_a_reboot_and_a_rename() {
     until_served(&stage, "a").await;
     let again = client.export(v1::ExportRequest { read_only: true, ..request("a", &volume.locator) }).await.unwrap();
     assert_eq!((again.changed, &again.connection_info), (false, &first.connection_info));
-    let boots =
-        |text: &str| text.lines().filter(|line| !line.contains("boot_id")).map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(boots(&stage.snapshot().await), boots(&served));
+    assert_eq!(lasting(&stage.snapshot().await), lasting(&served));
     client.unmanage(VOLUME_ID, false).await.unwrap();
     assert!(client.unexport(&locator).await.unwrap().changed);
     assert_eq!(client.unexport("a").await.unwrap().changed, false);
@@ -184,6 +184,41 @@ async fn what_somebody_took_down_comes_back_with_the_agent() {
     // The LV was not active before the first export, so it is not after the end of the last.
     stage.client().unexport("a").await.unwrap();
     assert!(!stage.snapshot().await.contains("/dev/dm-"), "the LV stayed active");
+}
+
+/// What the boot does not change.
+fn lasting(snapshot: &str) -> Vec<String> {
+    snapshot.lines().filter(|line| !line.contains("boot_id")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_crash_while_it_is_served_again_after_a_reboot() {
+    let mut points = 0;
+    for at in 1.. {
+        let (mut stage, locator) = stage().await;
+        let bare = lasting(&stage.snapshot().await);
+        let first = stage.client().export(request("a", &locator)).await.unwrap();
+        stage.kill();
+        stage.machine.reboot();
+        stage.machine.crash_after(at);
+        let crashed = !stage.start_or_crash().await
+            || tokio::select! {
+                () = stage.machine.crashed() => true,
+                () = until_served(&stage, "a") => false,
+            };
+        stage.kill();
+        stage.start().await;
+        until_served(&stage, "a").await;
+        login(&stage, &first.connection_info).unwrap_or_else(|why| panic!("crash after effect {at}: {why}"));
+        stage.machine.initiator_logout(&first.export.unwrap().target, INITIATOR);
+        stage.client().unexport("a").await.unwrap();
+        assert_eq!(lasting(&stage.snapshot().await), bare, "crash after effect {at}: something was left");
+        if !crashed {
+            break;
+        }
+        points += 1;
+    }
+    assert!(points > 10, "{points} crash points are too few to be true");
 }
 
 /// A crash after each effect of a verb, and another after each effect of the recovery.
