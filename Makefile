@@ -61,6 +61,8 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@tests/prepare guest
 	$(call say,the tests in the guest)
 	@tests/guest/test
+	$(call say,an LV of one guest on another)
+	@tests/guest/pair
 
 doc: ## the API documentation, with warnings as errors
 	@tests/prepare build
