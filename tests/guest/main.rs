@@ -15,6 +15,7 @@ mod iscsi;
 mod lvm;
 mod machine;
 mod many;
+mod multipath;
 
 /// What holds on every machine, simulated or real.
 mod conformance {
