@@ -17,6 +17,7 @@ mod librbd;
 mod lvm;
 mod machine;
 mod many;
+mod multipath;
 mod rbd;
 
 /// What holds on every machine, simulated or real.

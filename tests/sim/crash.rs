@@ -3,6 +3,7 @@
 
 use crate::machine::SimStage;
 use driver::Backend;
+use host::sim::iscsi::LogicalUnit;
 use proto::v1;
 use std::collections::BTreeSet;
 use tests::{
@@ -12,6 +13,30 @@ use tests::{
 
 const SIZE: u64 = 16 << 20;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
+
+/// Whose verbs are crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Plain(Backend),
+    /// A unit with two ways, each on a portal of its own.
+    Multipath,
+}
+
+impl Sort {
+    /// A volume on the stage, and its locator.
+    async fn volume(self, stage: &mut SimStage) -> String {
+        match self {
+            Self::Plain(backend) => stage.volume(backend, "v", SIZE).await,
+            Self::Multipath => {
+                let iqn = "iqn.2026-11.org.example:two";
+                stage.machine.add_target(iqn, &["127.0.0.1:3260", "127.0.0.2:3260"]);
+                stage.machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
+                stage.machine.run_multipathd(true);
+                format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0")
+            }
+        }
+    }
+}
 
 /// What is crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +51,11 @@ impl Verb {
     /// The call, and whether it changed anything.
     async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
-            Self::Attach => client.attach(attach("a", locator)).await.unwrap().changed,
+            // All paths: what came by itself afterwards would not be there at the same effect each time.
+            Self::Attach => {
+                let request = v1::AttachRequest { all_paths: true, ..attach("a", locator) };
+                client.attach(request).await.unwrap().changed
+            }
             Self::Detach => client.detach("a").await.unwrap().changed,
             Self::Manage => {
                 let request = v1::ManageRequest { id: ID.into(), ..manage(locator) };
@@ -71,16 +100,16 @@ async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
 }
 
 /// All crash points of one verb; returns how many schedules were run.
-async fn sweep(backend: Backend, verb: Verb) -> usize {
+async fn sweep(sort: Sort, verb: Verb) -> usize {
     let mut schedules = 0;
     for at in 1.. {
         // The recovery runs to its end (0), or crashes after its first effect, its second, …
         for again in 0.. {
-            match schedule(backend, verb, at, again).await {
+            match schedule(sort, verb, at, again).await {
                 Ran::Whole => schedules += 1,
                 Ran::NoSuchRecoveryEffect => break,
                 Ran::NoSuchEffect => {
-                    assert!(at > 3, "{backend} {verb:?}: {} effects are too few to be true", at - 1);
+                    assert!(at > 3, "{sort:?} {verb:?}: {} effects are too few to be true", at - 1);
                     return schedules;
                 }
             }
@@ -95,10 +124,10 @@ enum Ran {
     NoSuchRecoveryEffect,
 }
 
-async fn schedule(backend: Backend, verb: Verb, at: usize, again: usize) -> Ran {
-    let place = format!("{backend} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
+async fn schedule(sort: Sort, verb: Verb, at: usize, again: usize) -> Ran {
+    let place = format!("{sort:?} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
     let mut stage = SimStage::new().await;
-    let locator = stage.volume(backend, "v", SIZE).await;
+    let locator = sort.volume(&mut stage).await;
     let bare = stage.snapshot().await;
     if let Some(before) = verb.before() {
         assert!(before.call(stage.client(), &locator).await);
@@ -143,12 +172,12 @@ fn difference(before: &str, after: &str) -> String {
 }
 
 macro_rules! sweeps {
-    ($($name:ident: $backend:ident $verb:ident;)*) => {
+    ($($name:ident: $sort:expr, $verb:ident;)*) => {
         $(
             #[tokio::test]
             async fn $name() {
-                let schedules = sweep(Backend::$backend, Verb::$verb).await;
-                println!("{} {:?}: {schedules} schedules", Backend::$backend, Verb::$verb);
+                let schedules = sweep($sort, Verb::$verb).await;
+                println!("{:?} {:?}: {schedules} schedules", $sort, Verb::$verb);
                 assert!(schedules >= 10, "{schedules} schedules are too few to be true");
             }
         )*
@@ -156,18 +185,57 @@ macro_rules! sweeps {
 }
 
 sweeps! {
-    file_attach: File Attach;
-    file_detach: File Detach;
-    file_manage: File Manage;
-    file_unmanage: File Unmanage;
-    iscsi_attach: Iscsi Attach;
-    iscsi_detach: Iscsi Detach;
-    lvm_attach: Lvm Attach;
-    lvm_detach: Lvm Detach;
-    lvm_manage: Lvm Manage;
-    lvm_unmanage: Lvm Unmanage;
-    rbd_attach: Rbd Attach;
-    rbd_detach: Rbd Detach;
-    rbd_manage: Rbd Manage;
-    rbd_unmanage: Rbd Unmanage;
+    file_attach: Sort::Plain(Backend::File), Attach;
+    file_detach: Sort::Plain(Backend::File), Detach;
+    file_manage: Sort::Plain(Backend::File), Manage;
+    file_unmanage: Sort::Plain(Backend::File), Unmanage;
+    iscsi_attach: Sort::Plain(Backend::Iscsi), Attach;
+    iscsi_detach: Sort::Plain(Backend::Iscsi), Detach;
+    multipath_attach: Sort::Multipath, Attach;
+    multipath_detach: Sort::Multipath, Detach;
+    lvm_attach: Sort::Plain(Backend::Lvm), Attach;
+    lvm_detach: Sort::Plain(Backend::Lvm), Detach;
+    lvm_manage: Sort::Plain(Backend::Lvm), Manage;
+    lvm_unmanage: Sort::Plain(Backend::Lvm), Unmanage;
+    rbd_attach: Sort::Plain(Backend::Rbd), Attach;
+    rbd_detach: Sort::Plain(Backend::Rbd), Detach;
+    rbd_manage: Sort::Plain(Backend::Rbd), Manage;
+    rbd_unmanage: Sort::Plain(Backend::Rbd), Unmanage;
+}
+
+/// A crash after every effect of an extend over two paths: the map has the old size or the new one, and the retry gives the new.
+#[tokio::test]
+async fn multipath_extend() {
+    for at in 1.. {
+        let mut stage = SimStage::new().await;
+        let locator = Sort::Multipath.volume(&mut stage).await;
+        let bare = stage.snapshot().await;
+        assert!(Verb::Attach.call(stage.client(), &locator).await);
+        stage.machine.resize_lun("iqn.2026-11.org.example:two", 0, 2 * SIZE);
+        stage.machine.crash_after(at);
+        let mut client = stage.client();
+        let request = v1::ExtendRequest { id: "a".into(), ..v1::ExtendRequest::default() };
+        let extending = request.clone();
+        let call = tokio::spawn(async move { client.attachments.extend(extending).await });
+        let crashed = tokio::select! {
+            () = stage.machine.crashed() => true,
+            done = call => {
+                done.unwrap().unwrap();
+                false
+            }
+        };
+        if !crashed {
+            assert!(at > 3, "{at} effects are too few to be true");
+            return;
+        }
+        stage.kill();
+        stage.start().await;
+        let size = stage.client().get("a").await.unwrap().size_bytes;
+        assert!(size == SIZE || size == 2 * SIZE, "{size}");
+        let grown = stage.client().attachments.extend(request).await.unwrap().into_inner();
+        assert_eq!(grown.attachment.unwrap().size_bytes, 2 * SIZE, "crash after effect {at}");
+        assert!(Verb::Detach.call(stage.client(), &locator).await);
+        let left = difference(&bare, &stage.snapshot().await);
+        assert!(left.is_empty(), "crash after effect {at}: something was left behind\n{left}");
+    }
 }
