@@ -1,9 +1,8 @@
 //! What this machine is and can do, as a storage controller asks for it.
 
-use crate::agent::Agent;
+use crate::{agent::Agent, connector};
 use driver::{Backend, Error, Result};
 use proto::v1;
-use std::path::Path;
 
 /// Host, drivers and connector properties.
 pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
@@ -23,18 +22,7 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
             tools: readiness.tools.into_iter().map(tool).collect(),
         });
     }
-    let addresses: Vec<String> = facts.addresses.iter().map(ToString::to_string).collect();
-    let connector = v1::Connector {
-        host: facts.name.clone(),
-        ip: addresses.first().cloned().unwrap_or_default(),
-        initiator: initiator(&line(agent, "/etc/iscsi/initiatorname.iscsi")?),
-        platform: facts.platform,
-        os_type: "linux".into(),
-        multipath: false,
-        do_local_attach: true,
-        addresses,
-        nqn: line(agent, "/etc/nvme/hostnqn")?.trim().to_owned(),
-    };
+    let connector = connector::read(agent.host.as_ref(), &facts).await?;
     Ok(v1::HostInfo {
         name: facts.name,
         agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -43,27 +31,4 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
         drivers,
         connector: Some(connector),
     })
-}
-
-fn line(agent: &Agent, path: &str) -> Result<String> {
-    let text = agent.host.read(Path::new(path)).map_err(Error::host("read the connector properties"))?;
-    Ok(text.unwrap_or_default())
-}
-
-/// The value of the last `InitiatorName=` line that is no comment (iscsid(8)).
-fn initiator(file: &str) -> String {
-    let mut names = file.lines().rev().filter_map(|line| line.trim().strip_prefix("InitiatorName="));
-    names.next().unwrap_or_default().trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_the_initiator_name() {
-        let file = "## a comment\n#InitiatorName=iqn.no\nInitiatorName=iqn.1993-08.org.debian:01:abc\n";
-        assert_eq!(initiator(file), "iqn.1993-08.org.debian:01:abc");
-        assert_eq!(initiator(""), "");
-    }
 }
