@@ -2,13 +2,21 @@
 //! os-brick's `get_connector_properties`, but nothing is started, and nothing is written: os-brick makes
 //! `/etc/nvme/hostnqn` where there is none.
 
-use driver::{Error, Result};
+use driver::{Error, Iqn, Result};
 use host::{Facts, Host};
 use proto::v1;
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+const INITIATOR_NAME: &str = "/etc/iscsi/initiatorname.iscsi";
+
+/// This host's iSCSI name, if it has one.
+pub(crate) fn initiator_name(host: &dyn Host) -> Result<Option<Iqn>> {
+    let file = attribute(host, Path::new(INITIATOR_NAME))?.unwrap_or_default();
+    Ok(initiator(&file).parse().ok())
+}
 
 /// Reads them.
 pub(crate) async fn read(host: &dyn Host, facts: &Facts) -> Result<v1::Connector> {
@@ -20,7 +28,7 @@ pub(crate) async fn read(host: &dyn Host, facts: &Facts) -> Result<v1::Connector
     Ok(v1::Connector {
         host: facts.name.clone(),
         ip: addresses.first().cloned().unwrap_or_default(),
-        initiator: initiator(&text("/etc/iscsi/initiatorname.iscsi")?),
+        initiator: initiator(&text(INITIATOR_NAME)?),
         platform: facts.platform.clone(),
         os_type: "linux".into(),
         multipath: multipath(host).await,

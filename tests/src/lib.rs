@@ -8,4 +8,6 @@
 
 pub mod client;
 pub mod conformance;
+pub mod peer;
 pub mod stage;
+pub mod targets;

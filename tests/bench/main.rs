@@ -1,0 +1,51 @@
+//! `make bench`: Mortar beside the kernel's floor and beside its peers, all in one run of one guest.
+//!
+//! This binary runs inside the guest, as root (`tests/bench/run` brings it there). It measures as a caller does: one client
+//! with a connection to `mortard`'s socket. In each round everybody has his turn, so that whatever else the machine is doing hits
+//! all alike. What the words mean:
+//!
+//! ```text
+//!   ours    a call of the agent, from the request to its reply
+//!   floor   the one tool that cannot be done without, and the kernel's own answer, by this process in a busy loop
+//!   peer    os-brick, the `rbd` command, or what Cinder's drivers do, in one Python process that has started already
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on should say where")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it says how far it is")]
+#![allow(clippy::disallowed_methods, reason = "from outside the agent, with the tools that an operator has")]
+#![allow(clippy::cast_precision_loss, reason = "counts are small")]
+
+mod crowd;
+mod figures;
+mod floor;
+mod iscsi;
+mod lvm;
+mod machine;
+mod processes;
+mod report;
+
+use report::Report;
+use std::path::Path;
+
+/// The works, in the order of the table.
+const WORKS: [&str; 3] = ["iscsi", "lvm", "crowd"];
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [output, wanted @ ..] = arguments.as_slice() else { panic!("usage: bench OUTPUT [WORK…]") };
+    if let Some(unknown) = wanted.iter().find(|work| !WORKS.contains(&work.as_str())) {
+        panic!("{unknown} is no work; there are {}", WORKS.join(", "));
+    }
+    let mut report = Report::begin();
+    for work in WORKS.into_iter().filter(|work| wanted.is_empty() || wanted.iter().any(|one| one == work)) {
+        println!("-- {work}");
+        match work {
+            "iscsi" => iscsi::measure(&mut report).await,
+            "lvm" => lvm::measure(&mut report).await,
+            "crowd" => crowd::measure(&mut report).await,
+            _ => unreachable!("all of WORKS are here"),
+        }
+    }
+    std::fs::write(Path::new(output), report.render()).unwrap();
+}
