@@ -137,7 +137,8 @@ fn a_connection_info_arrives_as_it_stands() {
     refused(agent.run(&["attach", "lvm:vg/lv", "--connection-info", file]), 2, "cannot be used with");
     let twice = ["attach", "--connection-info", "-", "--cephx-key-file", "-"];
     refused(agent.run(&twice), 2, "stdin can be read once only");
-    assert_eq!((agent.asked().attach.len(), agent.asked().detach.len()), (2, 2));
+    let asked = agent.asked();
+    assert_eq!((asked.attach.len(), asked.detach.len()), (2, 2));
 }
 
 #[test]
