@@ -9,6 +9,7 @@
 
 mod api;
 mod cli;
+mod connection;
 mod crash;
 mod export;
 mod file;

@@ -1,7 +1,7 @@
 //! A crash after every effect of every verb, another after every effect of the recovery, and then the caller's retry:
 //! each operation is finished or undone, and nothing is left that nobody owns.
 
-use crate::machine::SimStage;
+use crate::machine::{SimStage, VG};
 use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proto::v1;
@@ -14,27 +14,49 @@ use tests::{
 const SIZE: u64 = 16 << 20;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
 
-/// Whose verbs are crashed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sort {
-    Plain(Backend),
+/// What a verb is tried on.
+#[derive(Debug, Clone, Copy)]
+enum Subject {
+    Volume(Backend),
     /// A unit with two ways, each on a portal of its own.
     Multipath,
+    /// Of an origin that is active, and so it is itself.
+    ThickSnapshot,
+    ThinSnapshot,
+    /// The origin of a thick snapshot, both active.
+    Origin,
 }
 
-impl Sort {
-    /// A volume on the stage, and its locator.
-    async fn volume(self, stage: &mut SimStage) -> String {
+const FILE: Subject = Subject::Volume(Backend::File);
+const ISCSI: Subject = Subject::Volume(Backend::Iscsi);
+const LVM: Subject = Subject::Volume(Backend::Lvm);
+const RBD: Subject = Subject::Volume(Backend::Rbd);
+
+impl Subject {
+    /// Makes it, and returns its locator.
+    async fn make(self, stage: &mut SimStage) -> String {
+        let machine = &stage.machine;
         match self {
-            Self::Plain(backend) => stage.volume(backend, "v", SIZE).await,
+            Self::Volume(backend) => return stage.volume(backend, "v", SIZE).await,
             Self::Multipath => {
                 let iqn = "iqn.2026-11.org.example:two";
-                stage.machine.add_target(iqn, &["127.0.0.1:3260", "127.0.0.2:3260"]);
-                stage.machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
-                stage.machine.run_multipathd(true);
-                format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0")
+                machine.add_target(iqn, &["127.0.0.1:3260", "127.0.0.2:3260"]);
+                machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
+                machine.run_multipathd(true);
+                return format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0");
+            }
+            Self::ThickSnapshot | Self::Origin => {
+                machine.add_lv(VG, "origin", SIZE);
+                machine.add_lv_snapshot(VG, "origin", "snap");
+                machine.activate_lv(VG, "origin", false);
+            }
+            Self::ThinSnapshot => {
+                machine.add_thin_pool(VG, "pool", SIZE);
+                machine.add_thin_lv(VG, "pool", "thin", SIZE);
+                machine.add_lv_snapshot(VG, "thin", "snap");
             }
         }
+        format!("lvm:{VG}/{}", if matches!(self, Self::Origin) { "origin" } else { "snap" })
     }
 }
 
@@ -51,11 +73,7 @@ impl Verb {
     /// The call, and whether it changed anything.
     async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
-            // All paths: what came by itself afterwards would not be there at the same effect each time.
-            Self::Attach => {
-                let request = v1::AttachRequest { all_paths: true, ..attach("a", locator) };
-                client.attach(request).await.unwrap().changed
-            }
+            Self::Attach => client.attach(attach("a", locator)).await.unwrap().changed,
             Self::Detach => client.detach("a").await.unwrap().changed,
             Self::Manage => {
                 let request = v1::ManageRequest { id: ID.into(), ..manage(locator) };
@@ -100,16 +118,16 @@ async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
 }
 
 /// All crash points of one verb; returns how many schedules were run.
-async fn sweep(sort: Sort, verb: Verb) -> usize {
+async fn sweep(subject: Subject, verb: Verb) -> usize {
     let mut schedules = 0;
     for at in 1.. {
         // The recovery runs to its end (0), or crashes after its first effect, its second, …
         for again in 0.. {
-            match schedule(sort, verb, at, again).await {
+            match schedule(subject, verb, at, again).await {
                 Ran::Whole => schedules += 1,
                 Ran::NoSuchRecoveryEffect => break,
                 Ran::NoSuchEffect => {
-                    assert!(at > 3, "{sort:?} {verb:?}: {} effects are too few to be true", at - 1);
+                    assert!(at > 3, "{subject:?} {verb:?}: {} effects are too few to be true", at - 1);
                     return schedules;
                 }
             }
@@ -124,10 +142,10 @@ enum Ran {
     NoSuchRecoveryEffect,
 }
 
-async fn schedule(sort: Sort, verb: Verb, at: usize, again: usize) -> Ran {
-    let place = format!("{sort:?} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
+async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran {
+    let place = format!("{subject:?} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
     let mut stage = SimStage::new().await;
-    let locator = sort.volume(&mut stage).await;
+    let locator = subject.make(&mut stage).await;
     let bare = stage.snapshot().await;
     if let Some(before) = verb.before() {
         assert!(before.call(stage.client(), &locator).await);
@@ -172,12 +190,12 @@ fn difference(before: &str, after: &str) -> String {
 }
 
 macro_rules! sweeps {
-    ($($name:ident: $sort:expr, $verb:ident;)*) => {
+    ($($name:ident: $subject:expr, $verb:ident;)*) => {
         $(
             #[tokio::test]
             async fn $name() {
-                let schedules = sweep($sort, Verb::$verb).await;
-                println!("{:?} {:?}: {schedules} schedules", $sort, Verb::$verb);
+                let schedules = sweep($subject, Verb::$verb).await;
+                println!("{:?} {:?}: {schedules} schedules", $subject, Verb::$verb);
                 assert!(schedules >= 10, "{schedules} schedules are too few to be true");
             }
         )*
@@ -185,22 +203,28 @@ macro_rules! sweeps {
 }
 
 sweeps! {
-    file_attach: Sort::Plain(Backend::File), Attach;
-    file_detach: Sort::Plain(Backend::File), Detach;
-    file_manage: Sort::Plain(Backend::File), Manage;
-    file_unmanage: Sort::Plain(Backend::File), Unmanage;
-    iscsi_attach: Sort::Plain(Backend::Iscsi), Attach;
-    iscsi_detach: Sort::Plain(Backend::Iscsi), Detach;
-    multipath_attach: Sort::Multipath, Attach;
-    multipath_detach: Sort::Multipath, Detach;
-    lvm_attach: Sort::Plain(Backend::Lvm), Attach;
-    lvm_detach: Sort::Plain(Backend::Lvm), Detach;
-    lvm_manage: Sort::Plain(Backend::Lvm), Manage;
-    lvm_unmanage: Sort::Plain(Backend::Lvm), Unmanage;
-    rbd_attach: Sort::Plain(Backend::Rbd), Attach;
-    rbd_detach: Sort::Plain(Backend::Rbd), Detach;
-    rbd_manage: Sort::Plain(Backend::Rbd), Manage;
-    rbd_unmanage: Sort::Plain(Backend::Rbd), Unmanage;
+    file_attach: FILE, Attach;
+    file_detach: FILE, Detach;
+    file_manage: FILE, Manage;
+    file_unmanage: FILE, Unmanage;
+    iscsi_attach: ISCSI, Attach;
+    iscsi_detach: ISCSI, Detach;
+    lvm_attach: LVM, Attach;
+    lvm_detach: LVM, Detach;
+    lvm_manage: LVM, Manage;
+    lvm_unmanage: LVM, Unmanage;
+    thick_snapshot_manage: Subject::ThickSnapshot, Manage;
+    thick_snapshot_unmanage: Subject::ThickSnapshot, Unmanage;
+    thin_snapshot_manage: Subject::ThinSnapshot, Manage;
+    thin_snapshot_unmanage: Subject::ThinSnapshot, Unmanage;
+    origin_manage: Subject::Origin, Manage;
+    origin_unmanage: Subject::Origin, Unmanage;
+    multipath_attach: Subject::Multipath, Attach;
+    multipath_detach: Subject::Multipath, Detach;
+    rbd_attach: RBD, Attach;
+    rbd_detach: RBD, Detach;
+    rbd_manage: RBD, Manage;
+    rbd_unmanage: RBD, Unmanage;
 }
 
 /// A crash after every effect of an extend over two paths: the map has the old size or the new one, and the retry gives the new.
@@ -208,7 +232,7 @@ sweeps! {
 async fn multipath_extend() {
     for at in 1.. {
         let mut stage = SimStage::new().await;
-        let locator = Sort::Multipath.volume(&mut stage).await;
+        let locator = Subject::Multipath.make(&mut stage).await;
         let bare = stage.snapshot().await;
         assert!(Verb::Attach.call(stage.client(), &locator).await);
         stage.machine.resize_lun("iqn.2026-11.org.example:two", 0, 2 * SIZE);
