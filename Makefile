@@ -66,9 +66,9 @@ doc: ## the API documentation, with warnings as errors
 	@tests/prepare build
 	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 
-build: ## mortard and mortar, optimised
+build: ## mortard, mortar and mortar-rbd, optimised
 	@tests/prepare build
-	@cargo build --profile $(PROFILE) -p agent -p cli
+	@cargo build --profile $(PROFILE) -p agent -p cli -p host
 
 man: build ## the manual pages of mortar and its commands, beside those of man/
 	@mkdir -p $(PAGES)
@@ -80,6 +80,7 @@ man: build ## the manual pages of mortar and its commands, beside those of man/
 install: man ## put it all where a package would: make install DESTDIR=/tmp/root
 	install -D -m 755 $(PROGRAMS)/mortard $(DESTDIR)/usr/sbin/mortard
 	install -D -m 755 $(PROGRAMS)/mortar $(DESTDIR)/usr/bin/mortar
+	install -D -m 755 $(PROGRAMS)/mortar-rbd $(DESTDIR)/usr/libexec/mortar/mortar-rbd
 	install -D -m 644 systemd/mortard.service $(DESTDIR)/usr/lib/systemd/system/mortard.service
 	install -D -m 644 systemd/mortar.sysusers $(DESTDIR)/usr/lib/sysusers.d/mortar.conf
 	install -D -m 644 systemd/mortar.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/mortar.conf

@@ -2,6 +2,7 @@
 
 use crate::{config::Config, drivers::Drivers, journal::Journal, locks::Locks, watch::Watch};
 use driver::{Error, Result};
+use export::Exporter;
 use host::Host;
 use std::{future::Future, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -10,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) struct Agent {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) drivers: Drivers,
+    pub(crate) exporter: Exporter,
     pub(crate) journal: Journal,
     pub(crate) locks: Locks,
     pub(crate) watch: Watch,

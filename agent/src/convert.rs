@@ -1,14 +1,18 @@
 //! Between the wire and the agent, field by field. What does not parse is refused here, before anything is started.
 
 use crate::{
-    journal::Record,
-    operation::{AttachRequest, Attachment, DetachReply, ManageRequest, Operation, OutcomeState, Plan, State, Target},
+    journal::{ExportRecord, Record},
+    operation::{
+        AttachRequest, Attachment, DetachReply, ExportReply, ExportRequest, ExportTarget, Exported, ManageRequest,
+        Operation, OutcomeState, Plan, State, Target, UnexportReply,
+    },
     watch::Event,
 };
 use driver::{
-    Access, AttachmentId, Attempt, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, RawFile, Residual,
-    ResidualKind, Result, Scope, Spec, Volume, VolumeKind,
+    Access, AttachmentId, Attempt, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, Portal, RawFile,
+    Residual, ResidualKind, Result, Scope, Spec, Volume, VolumeKind,
 };
+use export::ExportId;
 use prost_types::Timestamp;
 use proto::v1;
 use secrecy::SecretString;
@@ -165,6 +169,72 @@ pub(crate) fn manage_request(wire: &v1::ManageRequest) -> Result<ManageRequest> 
     })
 }
 
+pub(crate) fn export_request(wire: v1::ExportRequest, patience: Patience) -> Result<ExportRequest> {
+    let portals: Result<Vec<Portal>> = wire.portals.iter().map(|portal| portal.parse()).collect();
+    let mut portals = portals?;
+    let mut seen = std::collections::BTreeSet::new();
+    portals.retain(|portal| seen.insert(*portal));
+    Ok(ExportRequest {
+        id: given(&wire.id)?,
+        locator: wire.locator.parse()?,
+        initiator: wire.initiator.parse()?,
+        portals,
+        read_only: wire.read_only,
+        deadline: patience.deadline(wire.timeout_ms)?,
+    })
+}
+
+pub(crate) fn export_id(text: &str) -> Result<ExportId> {
+    text.parse()
+}
+
+pub(crate) fn export_target(wire: Option<v1::unexport_request::Target>) -> Result<ExportTarget> {
+    use v1::unexport_request::Target as Wire;
+    match wire {
+        Some(Wire::Id(id)) => Ok(ExportTarget::Id(id.parse()?)),
+        Some(Wire::Locator(locator)) => Ok(ExportTarget::Locator(locator.parse()?)),
+        None => Err(Error::invalid("target", "say which: give an id or a locator")),
+    }
+}
+
+pub(crate) fn export(from: Exported) -> v1::Export {
+    let Exported { record, problem, sessions } = from;
+    let ExportRecord { export, attached, size_bytes, created_ms, .. } = record;
+    v1::Export {
+        id: export.id.to_string(),
+        locator: attached.spec.locator.to_string(),
+        initiator: export.initiator.to_string(),
+        target: export.target.to_string(),
+        portals: export.portals.iter().map(ToString::to_string).collect(),
+        read_only: export.read_only,
+        scsi_wwn: export.serial.wwn().map(|wwn| wwn.to_string()).unwrap_or_default(),
+        size_bytes,
+        ready: problem.is_none(),
+        problem: problem.unwrap_or_default(),
+        sessions,
+        created_at: timestamp(created_ms),
+    }
+}
+
+pub(crate) fn export_response(from: ExportReply) -> v1::ExportResponse {
+    let connection_info = export::connection_info(&from.export.record.export, &from.chap).to_string();
+    v1::ExportResponse {
+        export: Some(export(from.export)),
+        connection_info,
+        changed: from.changed,
+        operation_id: from.operation.map(|id| id.to_string()).unwrap_or_default(),
+    }
+}
+
+pub(crate) fn unexport_response(from: UnexportReply) -> v1::UnexportResponse {
+    v1::UnexportResponse {
+        id: from.id.map(|id| id.to_string()).unwrap_or_default(),
+        changed: from.changed,
+        residuals: from.residuals.into_iter().map(residual).collect(),
+        operation_id: from.operation.map(|id| id.to_string()).unwrap_or_default(),
+    }
+}
+
 pub(crate) fn scope(text: &str) -> Result<Option<Scope>> {
     given(text)
 }
@@ -276,6 +346,8 @@ pub(crate) fn operation(from: Operation) -> v1::Operation {
         Plan::Extend { .. } => v1::OperationKind::Extend,
         Plan::Manage { .. } => v1::OperationKind::Manage,
         Plan::Unmanage { .. } => v1::OperationKind::Unmanage,
+        Plan::Export { .. } => v1::OperationKind::Export,
+        Plan::Unexport { .. } => v1::OperationKind::Unexport,
     };
     let state = match from.outcome.as_ref().map(|outcome| outcome.state) {
         None => v1::OperationState::Running,

@@ -5,6 +5,7 @@ use driver::{Backend, Driver, Error, Readiness, Result};
 use driver_file::{FileConfig, FileDriver};
 use driver_iscsi::{IscsiConfig, IscsiDriver};
 use driver_lvm::{LvmConfig, LvmDriver};
+use driver_rbd::{RbdConfig, RbdDriver};
 use host::Host;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -31,10 +32,12 @@ impl Drivers {
         let file = FileConfig { directories: config.file.directories.clone(), templates: templates.clone() };
         let mut all = BTreeMap::<Backend, Arc<dyn Driver>>::new();
         let iscsi = IscsiConfig::default();
+        let rbd = RbdConfig { templates: templates.clone() };
         let lvm = LvmConfig { templates, exclude_links: config.agent.device_directory.clone() };
         all.insert(Backend::File, Arc::new(FileDriver::new(Arc::clone(host), file)));
         all.insert(Backend::Iscsi, Arc::new(IscsiDriver::new(Arc::clone(host), iscsi)));
         all.insert(Backend::Lvm, Arc::new(LvmDriver::new(Arc::clone(host), lvm)));
+        all.insert(Backend::Rbd, Arc::new(RbdDriver::new(Arc::clone(host), rbd)));
         let (wanted, strict) = match &config.agent.drivers {
             Wanted::Auto(_) => (Backend::ALL.to_vec(), false),
             Wanted::List(list) => (list.clone(), true),

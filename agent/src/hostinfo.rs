@@ -1,9 +1,12 @@
 //! What this machine is and can do, as a storage controller asks for it.
 
 use crate::agent::Agent;
-use driver::{Backend, Error, Result};
+use driver::{Backend, Error, Iqn, Result};
+use host::Host;
 use proto::v1;
 use std::path::Path;
+
+const INITIATOR_NAME: &str = "/etc/iscsi/initiatorname.iscsi";
 
 /// Host, drivers and connector properties.
 pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
@@ -27,13 +30,13 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
     let connector = v1::Connector {
         host: facts.name.clone(),
         ip: addresses.first().cloned().unwrap_or_default(),
-        initiator: initiator(&line(agent, "/etc/iscsi/initiatorname.iscsi")?),
+        initiator: initiator(&line(agent.host.as_ref(), INITIATOR_NAME)?),
         platform: facts.platform,
         os_type: "linux".into(),
         multipath: false,
         do_local_attach: true,
         addresses,
-        nqn: line(agent, "/etc/nvme/hostnqn")?.trim().to_owned(),
+        nqn: line(agent.host.as_ref(), "/etc/nvme/hostnqn")?.trim().to_owned(),
     };
     Ok(v1::HostInfo {
         name: facts.name,
@@ -45,8 +48,13 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
     })
 }
 
-fn line(agent: &Agent, path: &str) -> Result<String> {
-    let text = agent.host.read(Path::new(path)).map_err(Error::host("read the connector properties"))?;
+/// This host's iSCSI name, if it has one.
+pub(crate) fn initiator_name(host: &dyn Host) -> Result<Option<Iqn>> {
+    Ok(initiator(&line(host, INITIATOR_NAME)?).parse().ok())
+}
+
+fn line(host: &dyn Host, path: &str) -> Result<String> {
+    let text = host.read(Path::new(path)).map_err(Error::host("read the connector properties"))?;
     Ok(text.unwrap_or_default())
 }
 

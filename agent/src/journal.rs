@@ -12,9 +12,10 @@
 
 use crate::operation::{Operation, OperationId, Outcome, Plan};
 use driver::{Attached, AttachmentId, Error, Residual, Result};
+use export::{Export, ExportId};
 use host::Host;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,7 +24,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE attachment (
@@ -48,6 +49,16 @@ const SCHEMA: &str = "
     ) STRICT;
 ";
 
+/// What layout 2 has that layout 1 had not.
+const SCHEMA_OF_EXPORTS: &str = "
+    CREATE TABLE export (
+        id     TEXT PRIMARY KEY,
+        volume TEXT NOT NULL,            -- the locator's key
+        record TEXT NOT NULL             -- JSON
+    ) STRICT;
+    CREATE INDEX export_volume ON export (volume);
+";
+
 /// An attachment as the journal keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -63,6 +74,21 @@ pub(crate) struct Record {
     pub(crate) residuals: Vec<Residual>,
 }
 
+/// An export as the journal keeps it: without its password, which is derived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExportRecord {
+    pub(crate) export: Export,
+    /// The LV, and how it was before it was activated.
+    pub(crate) attached: Attached,
+    pub(crate) size_bytes: u64,
+    /// The boot in which it was last served.
+    pub(crate) boot_id: String,
+    /// Milliseconds since 1970.
+    pub(crate) created_ms: i64,
+    /// What an unexport could not remove.
+    pub(crate) residuals: Vec<Residual>,
+}
+
 /// What changes in the records when an operation ends, in the same commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -72,8 +98,14 @@ pub(crate) enum Change {
     Put(Vec<Record>),
     /// This record goes.
     Remove(AttachmentId),
-    /// Volumes are managed here, and these records' locators changed with a rename.
-    Place(String, Vec<Record>),
+    /// Volumes are managed here.
+    Place(String),
+    /// These exports are put in place.
+    PutExports(Vec<ExportRecord>),
+    /// This export goes.
+    RemoveExport(ExportId),
+    /// Both.
+    Both(Box<Change>, Box<Change>),
 }
 
 /// A handle to the thread that owns the database.
@@ -238,11 +270,26 @@ impl Journal {
         self.records("SELECT record FROM attachment WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
     }
 
-    async fn records(&self, query: &'static str, volume: Option<String>) -> Result<Vec<Record>> {
+    pub(crate) async fn export(&self, id: &ExportId) -> Result<Option<ExportRecord>> {
+        let found = self.records("SELECT record FROM export WHERE id = ?", Some(id.to_string())).await?;
+        Ok(found.into_iter().next())
+    }
+
+    /// All exports, ordered by id.
+    pub(crate) async fn exports(&self) -> Result<Vec<ExportRecord>> {
+        self.records("SELECT record FROM export ORDER BY id", None).await
+    }
+
+    /// The exports of one volume, ordered by id.
+    pub(crate) async fn exports_of(&self, volume: &str) -> Result<Vec<ExportRecord>> {
+        self.records("SELECT record FROM export WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
+    }
+
+    async fn records<T: DeserializeOwned>(&self, query: &'static str, argument: Option<String>) -> Result<Vec<T>> {
         let rows = self
             .ask("read the journal", move |db| {
                 let mut statement = db.prepare_cached(query)?;
-                let rows = statement.query_map(rusqlite::params_from_iter(volume), |row| row.get::<_, String>(0))?;
+                let rows = statement.query_map(rusqlite::params_from_iter(argument), |row| row.get::<_, String>(0))?;
                 rows.collect::<rusqlite::Result<Vec<_>>>()
             })
             .await?;
@@ -295,9 +342,12 @@ fn prepare(connection: &mut Connection, path: &Path) -> std::result::Result<(), 
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     match found {
         LAYOUT => Ok(()),
-        0 => {
+        0 | 1 => {
             let all = connection.transaction().map_err(failed)?;
-            all.execute_batch(SCHEMA).map_err(failed)?;
+            if found == 0 {
+                all.execute_batch(SCHEMA).map_err(failed)?;
+            }
+            all.execute_batch(SCHEMA_OF_EXPORTS).map_err(failed)?;
             all.pragma_update(None, "user_version", LAYOUT).map_err(failed)?;
             all.commit().map_err(failed)
         }
@@ -310,6 +360,8 @@ enum RowChange {
     Put { id: String, volume: String, record: String },
     Remove(String),
     Place(String),
+    PutExport { id: String, volume: String, record: String },
+    RemoveExport(String),
 }
 
 impl Change {
@@ -322,9 +374,16 @@ impl Change {
             Self::None => Ok(Vec::new()),
             Self::Put(records) => records.into_iter().map(put).collect(),
             Self::Remove(id) => Ok(vec![RowChange::Remove(id.to_string())]),
-            Self::Place(scope, records) => {
-                std::iter::once(Ok(RowChange::Place(scope))).chain(records.into_iter().map(put)).collect()
-            }
+            Self::PutExports(records) => records
+                .into_iter()
+                .map(|record| {
+                    let (id, volume) = (record.export.id.to_string(), record.attached.spec.locator.key());
+                    Ok(RowChange::PutExport { id, volume, record: json(&record)? })
+                })
+                .collect(),
+            Self::RemoveExport(id) => Ok(vec![RowChange::RemoveExport(id.to_string())]),
+            Self::Both(one, other) => Ok([one.into_rows()?, other.into_rows()?].into_iter().flatten().collect()),
+            Self::Place(scope) => Ok(vec![RowChange::Place(scope)]),
         }
     }
 }
@@ -338,6 +397,11 @@ impl RowChange {
             ),
             Self::Remove(id) => db.execute("DELETE FROM attachment WHERE id = ?", [id]),
             Self::Place(scope) => db.execute("INSERT OR IGNORE INTO place (scope) VALUES (?)", [scope]),
+            Self::PutExport { id, volume, record } => db.execute(
+                "INSERT OR REPLACE INTO export (id, volume, record) VALUES (?, ?, ?)",
+                params![id, volume, record],
+            ),
+            Self::RemoveExport(id) => db.execute("DELETE FROM export WHERE id = ?", [id]),
         }
     }
 }

@@ -23,10 +23,11 @@ mod watch;
 use crate::{
     agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks, service::Service, watch::Watch,
 };
+use export::{ExportConfig, Exporter};
 use host::Host;
 use proto::v1::{
-    attachments_server::AttachmentsServer, host_server::HostServer, operations_server::OperationsServer,
-    volumes_server::VolumesServer,
+    attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
+    operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{future::Future, sync::Arc};
 use tokio::{
@@ -84,7 +85,12 @@ impl Mortard {
 
     async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host))?;
+        let exports = ExportConfig {
+            configfs: "/sys/kernel/config".into(),
+            key: config.agent.state_directory.join("export.key"),
+        };
         let agent = Arc::new(Agent {
+            exporter: Exporter::new(Arc::clone(&host), exports),
             host,
             drivers,
             journal,
@@ -108,6 +114,7 @@ impl Mortard {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AttachmentsServer<Service>>().await;
         health.set_serving::<VolumesServer<Service>>().await;
+        health.set_serving::<ExportsServer<Service>>().await;
         health.set_serving::<OperationsServer<Service>>().await;
         health.set_serving::<HostServer<Service>>().await;
         let reflection = || {
@@ -119,6 +126,7 @@ impl Mortard {
         let routes = Server::builder()
             .add_service(AttachmentsServer::new(service.clone()))
             .add_service(VolumesServer::new(service.clone()))
+            .add_service(ExportsServer::new(service.clone()))
             .add_service(OperationsServer::new(service.clone()))
             .add_service(HostServer::new(service))
             .add_service(health_service)

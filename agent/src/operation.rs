@@ -17,16 +17,20 @@
 //!     detach               → forward   the caller wanted it gone
 //!     extend               → forward   it only looks
 //!     manage, unmanage     → forward   the storage tells which steps are still to be done
+//!     export               → undo      nobody was told the password; one that was there before is served again
+//!     unexport             → forward   unless its initiator is logged in by now
 //! ```
 
 mod attach;
 mod detach;
+mod export;
 mod extend;
 mod manage;
 mod recover;
 
 pub(crate) use attach::{AttachRequest, Attachment, State};
 pub(crate) use detach::{DetachReply, Target};
+pub(crate) use export::{ExportReply, ExportRequest, ExportTarget, Exported, UnexportReply};
 pub(crate) use manage::ManageRequest;
 
 use crate::{
@@ -36,6 +40,7 @@ use crate::{
     status,
     watch::Event,
 };
+use ::export::{Export, ExportId};
 use driver::{Adoption, Attached, AttachmentId, Error, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
@@ -69,6 +74,8 @@ pub(crate) enum Plan {
     Extend { id: AttachmentId, locator: Locator },
     Manage { adoption: Adoption },
     Unmanage { release: Release },
+    Export { export: Export, attached: Attached },
+    Unexport { id: ExportId, locator: Locator },
 }
 
 impl Plan {
@@ -79,22 +86,28 @@ impl Plan {
             Self::Extend { .. } => "extend",
             Self::Manage { .. } => "manage",
             Self::Unmanage { .. } => "unmanage",
+            Self::Export { .. } => "export",
+            Self::Unexport { .. } => "unexport",
         }
     }
 
-    /// The id of the attachment or volume that it works on.
+    /// The id of the attachment, volume or export that it works on.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => id.to_string(),
             Self::Manage { adoption } => adoption.id.to_string(),
             Self::Unmanage { release } => release.id.to_string(),
+            Self::Export { export, .. } => export.id.to_string(),
+            Self::Unexport { id, .. } => id.to_string(),
         }
     }
 
     pub(crate) fn locator(&self) -> &Locator {
         match self {
-            Self::Attach { attached, .. } | Self::Detach { attached, .. } => &attached.spec.locator,
-            Self::Extend { locator, .. } => locator,
+            Self::Attach { attached, .. } | Self::Detach { attached, .. } | Self::Export { attached, .. } => {
+                &attached.spec.locator
+            }
+            Self::Extend { locator, .. } | Self::Unexport { locator, .. } => locator,
             Self::Manage { adoption } => &adoption.from,
             Self::Unmanage { release } => &release.from,
         }
@@ -108,6 +121,9 @@ impl Plan {
             }
             Self::Manage { adoption } => {
                 vec![format!("volume {}", adoption.id), adoption.from.key(), adoption.to.key()]
+            }
+            Self::Export { export: Export { id, .. }, .. } | Self::Unexport { id, .. } => {
+                std::iter::once(export::export_key(id)).chain(self.locator().keys()).collect()
             }
             Self::Unmanage { release } => vec![format!("volume {}", release.id), release.from.key(), release.to.key()],
         }

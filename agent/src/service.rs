@@ -16,7 +16,7 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-/// All four services; clones are the same agent.
+/// All five services; clones are the same agent.
 #[derive(Clone)]
 pub(crate) struct Service {
     agent: Arc<Agent>,
@@ -235,6 +235,56 @@ impl v1::volumes_server::Volumes for Service {
             let id = request.into_inner().id.parse()?;
             let volume = self.agent.volume(id).await?;
             volume.map(convert::volume).ok_or_else(|| Error::NotFound { what: format!("volume {id}") })
+        };
+        answer(work.await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::exports_server::Exports for Service {
+    async fn export(&self, request: Request<v1::ExportRequest>) -> Result<Response<v1::ExportResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let request = convert::export_request(request.into_inner(), patience)?;
+            let answer_by = patience.answer_by(Some(request.deadline));
+            let reply = self.run(answer_by, "the export", Arc::clone(&self.agent).export(request)).await?;
+            Ok(convert::export_response(reply))
+        };
+        answer(work.await)
+    }
+
+    async fn unexport(&self, request: Request<v1::UnexportRequest>) -> Result<Response<v1::UnexportResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let request = request.into_inner();
+            let target = convert::export_target(request.target)?;
+            let deadline = patience.deadline(request.timeout_ms)?;
+            let answer_by = patience.answer_by(Some(deadline));
+            let reply = self.run(answer_by, "the unexport", Arc::clone(&self.agent).unexport(target, deadline)).await?;
+            Ok(convert::unexport_response(reply))
+        };
+        answer(work.await)
+    }
+
+    async fn get(&self, request: Request<v1::GetExportRequest>) -> Result<Response<v1::Export>, Status> {
+        let work = async {
+            let id = convert::export_id(&request.into_inner().id)?;
+            match self.agent.journal.export(&id).await? {
+                Some(record) => Ok(convert::export(self.agent.look_at_export(record))),
+                None => Err(Error::NotFound { what: format!("export {id}") }),
+            }
+        };
+        answer(work.await)
+    }
+
+    async fn list(
+        &self,
+        _request: Request<v1::ListExportsRequest>,
+    ) -> Result<Response<v1::ListExportsResponse>, Status> {
+        let work = async {
+            let records = self.agent.journal.exports().await?;
+            let look = |record| convert::export(self.agent.look_at_export(record));
+            Ok(v1::ListExportsResponse { exports: records.into_iter().map(look).collect() })
         };
         answer(work.await)
     }

@@ -40,6 +40,15 @@ Examples:
   mortar manage lvm:vg0/data --name web1-data
   mortar manage file:/srv/volumes/a.raw --id 0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  mortar export lvm:vg0/data --initiator iqn.1993-08.org.debian:01:abc --output json >data.json
+  mortar export lvm:vg0/data --initiator iqn.1993-08.org.debian:01:abc --portal 10.0.0.5 --portal [fd00::5]:3260
+  mortar unexport lvm:vg0/data
+
+On the other host:
+  mortar attach --connection-info data.json";
+
 /// Attaches storage to this host, and takes existing volumes into management.
 ///
 /// mortar asks mortard, the storage agent of this host, over its Unix socket.
@@ -168,6 +177,27 @@ pub(crate) enum Command {
         scope: Option<String>,
     },
 
+    /// Serve a logical volume of this host to another host, as an iSCSI target
+    ///
+    /// Only that initiator may log in, with a password made for it. JSON output is the connection_info that the other
+    /// host attaches it by, the password included; the table leaves it out. Again with the same locator and initiator
+    /// prints the same. An export comes back after a reboot of this host.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(Export),
+
+    /// List the exports of this host, and who is logged in
+    Exports,
+
+    /// Stop serving a logical volume
+    ///
+    /// Refused while the initiator is logged in; the message says from where. What is not exported is gone already:
+    /// success.
+    Unexport {
+        /// An export id, or a locator (lvm:VG/LV)
+        #[arg(value_name = "TARGET", value_parser = values::target)]
+        target: Target,
+    },
+
     /// Show what this host is and can do: versions, drivers with their tools, connector properties
     Host,
 
@@ -240,6 +270,35 @@ pub(crate) struct Attach {
     /// The file that holds the CHAP password, - for stdin; one newline at its end is cut
     #[arg(long, value_name = "FILE", requires = "chap_user")]
     pub(crate) chap_password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The volume: lvm:VG/LV
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) locator: String,
+
+    /// Who may log in: the other host's iSCSI name, as `mortar host` shows it there
+    #[arg(long, value_name = "IQN", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) initiator: String,
+
+    // Not a doc comment: rustdoc would take the brackets for a link.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = NonEmptyStringValueParser::new(),
+        help = "An address of this host to serve it at, with or without :PORT, IPv6 in brackets; may be given again. Without \
+                it, every address of this host"
+    )]
+    pub(crate) portal: Vec<String>,
+
+    /// The id to export it under, a part of the target's name; without it, the one that it has already, or a new one
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) id: Option<String>,
+
+    /// Let the other host only read
+    #[arg(long)]
+    pub(crate) read_only: bool,
 }
 
 #[derive(Debug, Args)]

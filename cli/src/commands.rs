@@ -1,6 +1,7 @@
 //! One function for each command: ask the agent, print the answer.
 
 mod attachments;
+mod exports;
 mod host;
 mod operations;
 mod shell;
@@ -38,6 +39,9 @@ async fn ask(cli: Cli) -> Result<(), Error> {
         Command::Manage(manage) => volumes::manage(&agent().await?, manage, format).await,
         Command::Unmanage { id, keep_name } => volumes::unmanage(&agent().await?, id, keep_name, format).await,
         Command::Volumes { scope } => volumes::list(&agent().await?, scope, format).await,
+        Command::Export(export) => exports::export(&agent().await?, export, format).await,
+        Command::Exports => exports::list(&agent().await?, format).await,
+        Command::Unexport { target } => exports::unexport(&agent().await?, target, format).await,
         Command::Host => host::show(&agent().await?, format).await,
         Command::Operations { id: Some(id), .. } => operations::show(&agent().await?, id, format).await,
         Command::Operations { id: None, running, limit } => {

@@ -2,11 +2,13 @@
 //! scripts read.
 
 mod attachment;
+mod export;
 mod host;
 mod operation;
 mod volume;
 
 pub(crate) use attachment::{Attached, Attachment, Detached, Event};
+pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
 pub(crate) use operation::Operation;
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};

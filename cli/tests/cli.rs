@@ -365,3 +365,26 @@ fn a_line_that_does_not_parse_is_one_sentence() {
     agent.run(&[]).code(2);
     assert!(agent.asked().attach.is_empty());
 }
+
+#[test]
+fn an_export_is_handed_on_as_json_and_shown_without_its_password() {
+    let agent = Agent::start();
+    let line =
+        ["export", "lvm:vg/lv", "--initiator", "iqn.2026-11.org.example:other", "--portal", "10.0.0.5", "--id", "a"];
+    let shown = stdout(&agent.run(&line).success());
+    assert!(shown.contains("iqn.2026-11.org.example:host:export-a") && !shown.contains("secret"), "{shown}");
+    let handed = agent.run(&[&line[..], &["--output", "json"]].concat()).success();
+    let info = json!({ "driver_volume_type": "iscsi", "data": { "auth_password": "secret" } });
+    assert_eq!(parsed(&stdout(&handed)), info);
+    {
+        let asked = agent.asked();
+        let request = &asked.export[0];
+        assert_eq!((request.id.as_str(), request.portals.as_slice()), ("a", ["10.0.0.5".to_owned()].as_slice()));
+        assert_eq!((request.initiator.as_str(), request.read_only), ("iqn.2026-11.org.example:other", false));
+    }
+    assert_eq!(parsed(&stdout(&agent.run(&["exports", "-ojson"]).success()))[0]["ready"], true);
+    agent.run(&["unexport", "lvm:vg/lv"]).success();
+    assert_eq!(agent.asked().unexport[0].target, Some(v1::unexport_request::Target::Locator("lvm:vg/lv".into())));
+    refused(agent.run(&["unexport", "stuck"]), 4, "the activation lvm:vg/lv is still there");
+    refused(agent.run(&["export", "lvm:vg/lv"]), 2, "--initiator");
+}

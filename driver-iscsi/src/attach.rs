@@ -1,7 +1,7 @@
 //! Attach: from a locator to a device that has proved what it is.
 
 use crate::{
-    IscsiDriver, iscsiadm,
+    Initiator, iscsiadm,
     iscsiadm::Verb,
     machine,
     place::Place,
@@ -10,7 +10,7 @@ use crate::{
     session,
     session::{Session, Unit},
 };
-use driver::{Access, Device, Error, Footprint, Identity, Result, Spec};
+use driver::{Device, Error, Footprint, Identity, Result, Spec, Wwn};
 use host::{BlockDevice, Output, wait_for};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -30,38 +30,45 @@ const UNDO: Duration = Duration::from_secs(30);
 
 /// How far an attach came, and so what its undo has to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Came {
+pub(crate) enum Came {
     Nowhere,
     ToTheSession,
     /// There may be a unit of ours that was not there before.
     ToTheUnit,
 }
 
-/// The unit of an attachment that stood here before it, on a session that is not ours.
-pub(crate) fn was_here(footprint: &Footprint) -> bool {
-    matches!(footprint, Footprint::Iscsi { were_here, .. } if !were_here.is_empty())
+/// Whether the unit stood here before the attachment, on a session that is not ours.
+pub(crate) fn was_here(footprint: &Footprint, place: &Place) -> bool {
+    matches!(footprint, Footprint::Iscsi { were_here, .. } if were_here.contains(&place.way()))
 }
 
-impl IscsiDriver {
-    /// All of it; or nothing, with the reason.
+/// A unit that has proved what it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Proved {
+    pub(crate) session: Session,
+    pub(crate) unit: Unit,
+    pub(crate) disk: BlockDevice,
+    pub(crate) wwn: Wwn,
+}
+
+impl Initiator {
+    /// A unit by its only way: all of it; or nothing, with the reason.
     pub(crate) async fn bring(
         &self,
+        place: &Place,
         spec: &Spec,
         footprint: &Footprint,
-        access: &Access,
+        credentials: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Device> {
-        let place = Place::of(&spec.locator)?;
-        let credentials = access.chap.as_ref().map(Credentials::new).transpose()?;
         let mut came = Came::Nowhere;
-        let device = self.try_to_bring(&place, spec, footprint, credentials.as_ref(), deadline, &mut came).await;
+        let device = self.try_to_bring(place, spec, footprint, credentials, deadline, &mut came).await;
         if device.is_err() {
-            self.undo(&place, came).await;
+            self.undo(place, came).await;
         }
         device
     }
 
-    /// `came` says how far, before each step that has something to take back.
     async fn try_to_bring(
         &self,
         place: &Place,
@@ -71,9 +78,31 @@ impl IscsiDriver {
         deadline: Instant,
         came: &mut Came,
     ) -> Result<Device> {
-        if !self.is_at_hand(place, footprint)? {
-            self.reach(place, deadline).await?;
+        self.approach(place, footprint, deadline).await?;
+        let Proved { session, unit, disk, wwn } =
+            self.bring_unit(place, footprint, credentials, deadline, came).await?;
+        let device = self.device(place, &unit, disk, Identity::Scsi { wwn })?;
+        spec.check(&device)?;
+        self.protect(place, spec, &session, device).await
+    }
+
+    /// Sees that a login is worth a process. Has no effect, and may be left at any time.
+    pub(crate) async fn approach(&self, place: &Place, footprint: &Footprint, deadline: Instant) -> Result<()> {
+        match self.is_at_hand(place, footprint)? {
+            true => Ok(()),
+            false => self.reach(place, deadline).await,
         }
+    }
+
+    /// A unit by one way, proved. `came` says how far, before each step that has something to take back.
+    pub(crate) async fn bring_unit(
+        &self,
+        place: &Place,
+        footprint: &Footprint,
+        credentials: Option<&Credentials>,
+        deadline: Instant,
+        came: &mut Came,
+    ) -> Result<Proved> {
         let (session, unit) = {
             let _turn = self.turns.take(place, deadline).await?;
             *came = Came::ToTheSession;
@@ -101,15 +130,13 @@ impl IscsiDriver {
                 found: answer.wwn.to_string(),
             });
         }
-        let device = self.device(place, &unit, disk, Identity::Scsi { wwn: answer.wwn })?;
-        spec.check(&device)?;
-        self.protect(place, spec, &session, device).await
+        Ok(Proved { session, unit, disk, wwn: answer.wwn })
     }
 
     /// Whether a session stands that can be used, so that the portal need not be tried.
     fn is_at_hand(&self, place: &Place, footprint: &Footprint) -> Result<bool> {
         let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
-        Ok(sessions.iter().any(|session| session.is_up() && (session.ours || was_here(footprint))))
+        Ok(sessions.iter().any(|session| session.is_up() && (session.ours || was_here(footprint, place))))
     }
 
     /// Refused is known at once; that nobody answers, at the deadline.
@@ -133,7 +160,7 @@ impl IscsiDriver {
         deadline: Instant,
     ) -> Result<Session> {
         let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
-        if was_here(footprint) {
+        if was_here(footprint, place) {
             for session in sessions.iter().filter(|session| !session.ours) {
                 if session.unit(place.lun).is_present(self.host()).map_err(machine("look for the unit"))? {
                     return Ok(session.clone());
@@ -209,7 +236,7 @@ impl IscsiDriver {
         let text = record::render(place, credentials, tried.as_secs());
         let path = self.database.record(place);
         let doing = || format!("write the node record {}", path.display());
-        self.host().replace(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
+        self.host().replace_unsynced(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
         drop(text);
         let ran = self.host().run(iscsiadm::login(place, left.max(tried + ANSWER))).await;
         if let Err(error) = self.database.clear(self.host(), place).await {
@@ -321,7 +348,7 @@ impl IscsiDriver {
     }
 
     /// Takes away what an attach that failed has brought. What stays is said in the log; the agent detaches once more.
-    async fn undo(&self, place: &Place, came: Came) {
+    pub(crate) async fn undo(&self, place: &Place, came: Came) {
         if came == Came::Nowhere {
             return;
         }

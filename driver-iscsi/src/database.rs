@@ -55,7 +55,7 @@ impl Database {
         let guard = self.visitors.read().await;
         let doing = || format!("write open-iscsi's interface {}", self.interface.display());
         if host.stat(&self.interface).map_err(Error::host(doing()))?.is_none() {
-            host.replace(&self.interface, TEXT.as_bytes(), 0o600).await.map_err(Error::host(doing()))?;
+            host.replace_unsynced(&self.interface, TEXT.as_bytes(), 0o600).await.map_err(Error::host(doing()))?;
         }
         Ok(guard)
     }

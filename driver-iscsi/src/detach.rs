@@ -4,10 +4,11 @@
 //! leaves: nothing at all, a record alone, a session without a device, a device without anybody who knows it.
 
 use crate::{
-    IscsiDriver,
+    Initiator,
     attach::was_here,
     iscsiadm,
     iscsiadm::Verb,
+    legs::Leg,
     machine,
     place::Place,
     proof, session,
@@ -15,7 +16,7 @@ use crate::{
 };
 use driver::{Attached, Detached, Error, Identity, Residual, ResidualKind, Result};
 use host::{BlockDevice, Claim, wait_for};
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// How long a logout is waited for at least, whatever the caller's deadline: it goes on though nobody waits for it, and must
@@ -25,36 +26,85 @@ const LOGOUT: Duration = Duration::from_secs(20);
 /// How long we wait before a logout is tried again, and how often it is tried.
 const DAEMON_STARTS: (Duration, u32) = (Duration::from_secs(1), 5);
 
-impl IscsiDriver {
-    pub(crate) async fn take_away(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
-        let place = Place::of(&at.spec.locator)?;
+impl Initiator {
+    pub(crate) async fn take_away(self: &Arc<Self>, at: &Attached, deadline: Instant) -> Result<Detached> {
+        let places = Place::all(&at.spec.locator)?;
         let mut done = Detached::default();
-        for session in session::sessions(self.host(), &place).map_err(machine("list the sessions"))? {
-            let unit = session.unit(place.lun);
-            if !unit.is_present(self.host()).map_err(machine("look for the unit"))? {
-                continue;
-            }
-            let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
-            if session.ours {
-                done.residuals.extend(self.remove(&place, &unit, disk, at.identity.as_ref(), deadline).await?);
-            } else if was_here(&at.footprint) {
-                let name = disk.map_or_else(|| place.to_string(), |disk| disk.node().display().to_string());
-                done.kept.push(format!("{name} was here before"));
+        let mut ours = Vec::new();
+        for place in &places {
+            for leg in self.standing(place)? {
+                if leg.session.ours {
+                    ours.push(leg);
+                } else if was_here(&at.footprint, place) {
+                    let name = leg.disk.map_or_else(|| place.to_string(), |disk| disk.node().display().to_string());
+                    done.kept.push(format!("{name} was here before"));
+                }
             }
         }
-        done.residuals.extend(self.leave(&place, deadline).await?);
+        let maps = self.maps(&ours)?;
+        for map in &maps {
+            if self.has_strangers(map, &ours)? {
+                done.kept.push(format!("{} has paths that were not brought by mortar", map.node().display()));
+            }
+            done.residuals.extend(self.remove_map(map, &ours, at.identity.as_ref(), deadline).await?);
+        }
+        // Legs of a map that stays are held by it, and the map says so.
+        if done.residuals.is_empty() {
+            // What was written through a map was flushed through it.
+            let identity = at.identity.as_ref().filter(|_| maps.is_empty());
+            for leg in &ours {
+                done.residuals.extend(self.remove(leg, identity, deadline).await?);
+            }
+        }
+        let paths: Vec<String> = ours.into_iter().filter_map(|leg| leg.disk).map(|disk| disk.name).collect();
+        let forgotten = async {
+            if !maps.is_empty() {
+                self.forgotten(&paths, deadline).await;
+            }
+        };
+        let (left, ()) = tokio::join!(self.leave_all(places, deadline), forgotten);
+        done.residuals.extend(left?);
         Ok(done)
     }
 
+    /// Every unit at a place, whoever's.
+    fn standing(&self, place: &Place) -> Result<Vec<Leg>> {
+        let mut found = Vec::new();
+        for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
+            let unit = session.unit(place.lun);
+            if unit.is_present(self.host()).map_err(machine("look for the unit"))? {
+                let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
+                found.push(Leg { place: place.clone(), session, unit, disk });
+            }
+        }
+        Ok(found)
+    }
+
+    /// [`Initiator::leave`] at every place, side by side.
+    async fn leave_all(self: &Arc<Self>, places: Vec<Place>, deadline: Instant) -> Result<Vec<Residual>> {
+        let mut residuals = Vec::new();
+        let leave = |place: Place| {
+            let initiator = Arc::clone(self);
+            tokio::spawn(async move { initiator.leave(&place, deadline).await })
+        };
+        let leaving: Vec<_> = places.into_iter().map(leave).collect();
+        let mut failed = None;
+        for left in leaving {
+            match left.await {
+                Ok(Ok(left)) => residuals.extend(left),
+                Ok(Err(error)) => failed = failed.or(Some(error)),
+                Err(error) => failed = failed.or(Some(Error::host("leave a target")(error))),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(residuals),
+        }
+    }
+
     /// Takes a unit away once nobody uses it and its data is safe.
-    async fn remove(
-        &self,
-        place: &Place,
-        unit: &Unit,
-        disk: Option<BlockDevice>,
-        identity: Option<&Identity>,
-        deadline: Instant,
-    ) -> Result<Option<Residual>> {
+    async fn remove(&self, leg: &Leg, identity: Option<&Identity>, deadline: Instant) -> Result<Option<Residual>> {
+        let Leg { place, unit, disk, .. } = leg;
         // Without a node nobody can have used it.
         let node = disk.as_ref().map(BlockDevice::node);
         let node = node.filter(|node| matches!(self.host().stat(node), Ok(Some(_))));
@@ -110,6 +160,10 @@ impl IscsiDriver {
                 return Ok(());
             }
         }
+        self.flush(node, deadline).await
+    }
+
+    pub(crate) async fn flush(&self, node: &Path, deadline: Instant) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         let what = node.display().to_string();
         if left.is_zero() {

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn place() -> Place {
-        Place::of(&"iscsi://10.0.0.5/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap()
+        Place::all(&"iscsi://10.0.0.5/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap().remove(0)
     }
 
     fn output(code: i32, stderr: &str) -> Output {
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn portals_of_both_families() {
-        let place = Place::of(&"iscsi://[::1]/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap();
+        let place = Place::all(&"iscsi://[::1]/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap().remove(0);
         let line = login(&place, Duration::from_secs(1)).line();
         assert_eq!(line, "iscsiadm -m node -T iqn.2026-11.org.example:t1 -p [::1]:3260 -I mortar --login");
     }

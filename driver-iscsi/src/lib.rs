@@ -26,6 +26,8 @@ mod attach;
 mod database;
 mod detach;
 mod iscsiadm;
+mod legs;
+mod multipath;
 mod place;
 mod proof;
 mod record;
@@ -33,6 +35,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod unmap;
+mod ways;
 
 use async_trait::async_trait;
 use database::Database;
@@ -41,7 +45,9 @@ use driver::{
     Locator, Readiness, Release, Result, Scope, Spec, Volume,
 };
 use host::{BlockDevice, Command, Host, Tool};
+use legs::Leg;
 use place::Place;
+use record::Credentials;
 use session::{Session, Unit};
 use std::{
     path::{Path, PathBuf},
@@ -52,6 +58,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use turns::Turns;
+use ways::Walks;
 
 /// Where open-iscsi keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +84,12 @@ impl Default for IscsiConfig {
 
 /// The iSCSI driver.
 pub struct IscsiDriver {
+    initiator: Arc<Initiator>,
+    walks: Walks,
+}
+
+/// What works on units and sessions.
+pub(crate) struct Initiator {
     host: Arc<dyn Host>,
     config: IscsiConfig,
     database: Database,
@@ -98,18 +111,21 @@ impl IscsiDriver {
     /// A driver on this machine.
     pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
         let database = Database::new(&config.nodes, &config.interfaces);
-        Self { host, config, database, turns: Turns::default(), version: OnceCell::new() }
+        let initiator = Initiator { host, config, database, turns: Turns::default(), version: OnceCell::new() };
+        Self { initiator: Arc::new(initiator), walks: Walks::default() }
     }
+}
 
+impl Initiator {
     pub(crate) fn host(&self) -> &dyn Host {
         self.host.as_ref()
     }
 
     /// The unit of an attachment: ours, or the one that was here before it.
-    fn locate(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Session, Unit)>> {
+    pub(crate) fn locate(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Session, Unit)>> {
         for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
             let unit = session.unit(place.lun);
-            if (session.ours || attach::was_here(footprint))
+            if (session.ours || attach::was_here(footprint, place))
                 && unit.is_present(self.host()).map_err(machine("look for the unit"))?
             {
                 return Ok(Some((session, unit)));
@@ -125,7 +141,7 @@ impl IscsiDriver {
         Ok(disk.map(|disk| (unit, disk)))
     }
 
-    fn device(&self, place: &Place, unit: &Unit, disk: BlockDevice, identity: Identity) -> Result<Device> {
+    pub(crate) fn device(&self, place: &Place, unit: &Unit, disk: BlockDevice, identity: Identity) -> Result<Device> {
         let path = disk.node();
         let state = unit.state(self.host()).map_err(machine("read the unit's state"))?;
         Ok(Device {
@@ -164,6 +180,14 @@ impl IscsiDriver {
             Some(disk) => self.device(place, unit, disk, found).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// What of a volume is on this host already, on sessions that are not ours, and whether a map is over it.
+    fn footprint(&self, places: &[Place]) -> Result<Footprint> {
+        let any = Footprint::Iscsi { were_here: places.iter().map(Place::way).collect(), map_was_here: false };
+        let legs: Vec<Leg> = self.legs(places, &any)?.into_iter().filter(|leg| !leg.session.ours).collect();
+        let map_was_here = places.len() > 1 && !self.maps(&legs)?.is_empty();
+        Ok(Footprint::Iscsi { were_here: legs.iter().map(|leg| leg.place.way()).collect(), map_was_here })
     }
 
     /// What is missing on this host, in words.
@@ -206,37 +230,12 @@ impl IscsiDriver {
         tools.push(driver::Tool { name: "iscsi_tcp".into(), path: transport, version: version.into() });
         tools
     }
-}
 
-#[async_trait]
-impl Driver for IscsiDriver {
-    fn backend(&self) -> Backend {
-        Backend::Iscsi
-    }
+    // ---- a unit with one way ----
 
-    async fn readiness(&self) -> Readiness {
-        let problem = self.problem().unwrap_or_else(|error| Some(error.chain()));
-        Readiness { problem, tools: self.tools().await }
-    }
-
-    async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
-        let place = Place::of(&spec.locator)?;
-        if let Some(problem) = self.problem()? {
-            return Err(Error::WrongState { what: problem });
-        }
-        let way = place.way();
-        let any = Footprint::Iscsi { were_here: vec![way.clone()], map_was_here: false };
-        let was_here = self.locate(&place, &any)?.is_some_and(|(session, _)| !session.ours);
-        Ok(Footprint::Iscsi { were_here: if was_here { vec![way] } else { Vec::new() }, map_was_here: false })
-    }
-
-    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device> {
-        self.bring(spec, footprint, &attempt.access, attempt.deadline).await
-    }
-
-    async fn find(&self, at: &Attached) -> Result<Option<Device>> {
-        let place = Place::of(&at.spec.locator)?;
-        let Some((unit, disk)) = self.locate_disk(&place, &at.footprint)? else { return Ok(None) };
+    /// As the kernel lists it.
+    fn find_disk(&self, place: &Place, at: &Attached) -> Result<Option<Device>> {
+        let Some((unit, disk)) = self.locate_disk(place, &at.footprint)? else { return Ok(None) };
         let identity = match &at.identity {
             Some(identity) => identity.clone(),
             // The attach did not come so far as to prove it; the kernel's memory is all there is.
@@ -247,47 +246,111 @@ impl Driver for IscsiDriver {
                 }
             }
         };
-        self.device(&place, &unit, disk, identity).map(Some)
+        self.device(place, &unit, disk, identity).map(Some)
     }
 
-    async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
-        let place = Place::of(&at.spec.locator)?;
-        match self.locate_disk(&place, &at.footprint)? {
-            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await,
+    async fn prove_disk(&self, place: &Place, at: &Attached) -> Result<Option<Device>> {
+        match self.locate_disk(place, &at.footprint)? {
+            Some((unit, disk)) => self.proved(place, at, &unit, disk).await,
             None => Ok(None),
         }
     }
 
-    async fn users(&self, at: &Attached) -> Result<Vec<String>> {
-        let place = Place::of(&at.spec.locator)?;
-        let Some((_, disk)) = self.locate_disk(&place, &at.footprint)? else { return Ok(Vec::new()) };
-        let doing = format!("look who uses {}", disk.node().display());
-        let users = self.host().users(&disk.node()).await.map_err(machine(doing))?;
-        Ok(users.iter().map(ToString::to_string).collect())
-    }
-
-    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
-        self.take_away(at, deadline).await
-    }
-
-    async fn extend(&self, at: &Attached, deadline: Instant) -> Result<Device> {
-        let place = Place::of(&at.spec.locator)?;
-        let Some((session, unit)) = self.locate(&place, &at.footprint)? else {
+    async fn extend_disk(&self, place: &Place, at: &Attached, deadline: Instant) -> Result<Device> {
+        let Some((session, unit)) = self.locate(place, &at.footprint)? else {
             return Err(Error::NotFound { what: format!("a device of {place}") });
         };
         if !session.is_up() {
             let why = format!("its session is {}", session.state());
             return Err(Error::Unreachable { what: place.to_string(), why });
         }
-        self.rescan(&place, &unit, deadline).await?;
-        let proved = match self.locate_disk(&place, &at.footprint)? {
-            Some((unit, disk)) => self.proved(&place, at, &unit, disk).await?,
+        self.rescan(place, &unit, deadline).await?;
+        let proved = match self.locate_disk(place, &at.footprint)? {
+            Some((unit, disk)) => self.proved(place, at, &unit, disk).await?,
             None => None,
         };
         match proved {
             // Kernels before 5.11 forget on a rescan that a device was made read-only.
-            Some(device) => self.protect(&place, &at.spec, &session, device).await,
+            Some(device) => self.protect(place, &at.spec, &session, device).await,
             None => Err(Error::NotFound { what: format!("a device of {place}") }),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for IscsiDriver {
+    fn backend(&self) -> Backend {
+        Backend::Iscsi
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let problem = self.initiator.problem().unwrap_or_else(|error| Some(error.chain()));
+        Readiness { problem, tools: self.initiator.tools().await }
+    }
+
+    async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
+        let places = Place::all(&spec.locator)?;
+        if let Some(problem) = self.initiator.problem()? {
+            return Err(Error::WrongState { what: problem });
+        }
+        if places.len() > 1 {
+            multipath::runs(self.initiator.host()).await?;
+        }
+        self.initiator.footprint(&places)
+    }
+
+    async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device> {
+        let places = Place::all(&spec.locator)?;
+        let credentials = attempt.access.chap.as_ref().map(Credentials::new).transpose()?;
+        match places.as_slice() {
+            [place] => self.initiator.bring(place, spec, footprint, credentials.as_ref(), attempt.deadline).await,
+            places => self.initiator.bring_ways(&self.walks, places, spec, footprint, credentials, attempt).await,
+        }
+    }
+
+    async fn tend(&self, at: &Attached) {
+        let places = Place::all(&at.spec.locator).unwrap_or_default();
+        if places.len() > 1
+            && let Err(error) = self.initiator.tend_ways(&self.walks, &places, at).await
+        {
+            tracing::warn!(locator = %at.spec.locator, error = error.chain(), "the ways that are missing are not tried");
+        }
+    }
+
+    async fn find(&self, at: &Attached) -> Result<Option<Device>> {
+        match Place::all(&at.spec.locator)?.as_slice() {
+            [place] => self.initiator.find_disk(place, at),
+            places => self.initiator.find_map(places, at),
+        }
+    }
+
+    async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
+        match Place::all(&at.spec.locator)?.as_slice() {
+            [place] => self.initiator.prove_disk(place, at).await,
+            places => self.initiator.prove_map(places, at).await,
+        }
+    }
+
+    async fn users(&self, at: &Attached) -> Result<Vec<String>> {
+        let legs = self.initiator.legs(&Place::all(&at.spec.locator)?, &at.footprint)?;
+        let maps = self.initiator.maps(&legs)?;
+        self.initiator.users_of(&maps, &legs).await
+    }
+
+    async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
+        self.walks.stop(&at.spec).await;
+        let detached = self.initiator.take_away(at, deadline).await;
+        if detached.is_err() {
+            // It stays attached, and so its ways are cared for.
+            self.tend(at).await;
+        }
+        detached
+    }
+
+    async fn extend(&self, at: &Attached, deadline: Instant) -> Result<Device> {
+        match Place::all(&at.spec.locator)?.as_slice() {
+            [place] => self.initiator.extend_disk(place, at, deadline).await,
+            places => self.initiator.extend_map(places, at, deadline).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use driver::{Error, Iqn, Locator, Lun, Portal, Result, Way};
 use std::fmt;
 
-/// One logical unit by one way. Several portals will be several places, brought up side by side.
+/// One logical unit by one way. A unit with several ways is several places.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     pub(crate) portal: Portal,
@@ -12,19 +12,16 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// [`Error::Unsupported`] if there are several portals: to use only one of them would be to promise a redundancy that
-    /// is not there.
-    pub(crate) fn of(locator: &Locator) -> Result<Self> {
+    /// All the ways to a unit, at least one, in the caller's order.
+    pub(crate) fn all(locator: &Locator) -> Result<Vec<Self>> {
         let Locator::Iscsi(unit) = locator else {
             return Err(Error::invalid("locator", format!("{locator} is not an iSCSI locator")));
         };
-        match unit.ways.as_slice() {
-            [way] => Ok(Self { portal: way.portal, iqn: way.iqn.clone(), lun: way.lun }),
-            [] => Err(Error::invalid("locator", format!("{locator} has no portal"))),
-            _ => Err(Error::Unsupported {
-                what: "several portals need multipath, which this build has not yet; give one portal".into(),
-            }),
+        if unit.ways.is_empty() {
+            return Err(Error::invalid("locator", format!("{locator} has no portal")));
         }
+        let place = |way: &Way| Self { portal: way.portal, iqn: way.iqn.clone(), lun: way.lun };
+        Ok(unit.ways.iter().map(place).collect())
     }
 
     /// The same in a locator's terms.
@@ -49,13 +46,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_portal_or_none_at_all() {
-        let one: Locator = "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7".parse().unwrap();
-        let place = Place::of(&one).unwrap();
-        assert_eq!(place.to_string(), "LUN 7 of target iqn.2026-11.org.example:t1 at 10.0.0.5:3260");
-        let two: Locator = "iscsi://10.0.0.5,10.0.0.6/iqn.2026-11.org.example:t1/7".parse().unwrap();
-        assert!(matches!(Place::of(&two), Err(Error::Unsupported { .. })));
-        let other: Locator = "lvm:vg/lv".parse().unwrap();
-        assert!(matches!(Place::of(&other), Err(Error::Invalid { .. })));
+    fn a_place_for_each_way() {
+        let places = |locator: &str| Place::all(&locator.parse().unwrap());
+        let one = places("iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7").unwrap();
+        assert_eq!(one[0].to_string(), "LUN 7 of target iqn.2026-11.org.example:t1 at 10.0.0.5:3260");
+        let ways = "10.0.0.5,[FE80::A]:860/iqn.2026-11.org.example:t1/7,10.0.1.5/iqn.2026-11.org.example:t2/8";
+        let several: Vec<_> = places(&format!("iscsi://{ways}")).unwrap().iter().map(Place::to_string).collect();
+        assert_eq!(
+            several,
+            [
+                "LUN 7 of target iqn.2026-11.org.example:t1 at 10.0.0.5:3260",
+                "LUN 7 of target iqn.2026-11.org.example:t1 at [fe80::a]:860",
+                "LUN 8 of target iqn.2026-11.org.example:t2 at 10.0.1.5:3260",
+            ]
+        );
+        assert!(matches!(places("lvm:vg/lv"), Err(Error::Invalid { .. })));
     }
 }

@@ -93,7 +93,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn place(locator: &str) -> Place {
-        Place::of(&locator.parse::<Locator>().unwrap()).unwrap()
+        Place::all(&locator.parse::<Locator>().unwrap()).unwrap().remove(0)
     }
 
     /// As open-iscsi's `idbm_recinfo_config` reads a record: lines, stripped; a key, `=`, a value.

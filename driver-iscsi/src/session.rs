@@ -65,7 +65,7 @@ impl Session {
 
     /// The same session as it is now; `None` if it is gone.
     pub(crate) fn again(&self, host: &dyn Host) -> Result<Option<Self>> {
-        Ok(read(host, &format!("session{}", self.id))?.map(|(session, ..)| session))
+        Ok(read(host, &format!("session{}", self.id))?.map(|(session, _)| session))
     }
 }
 
@@ -73,9 +73,11 @@ impl Session {
 pub(crate) fn sessions(host: &dyn Host, place: &Place) -> Result<Vec<Session>> {
     let mut found = Vec::new();
     for name in host.list(Path::new(SESSIONS))? {
-        // iSCSI names are without regard to case (RFC 7143 section 4.2.7.2).
-        if let Some((session, iqn, portal)) = read(host, &name)?
-            && iqn.eq_ignore_ascii_case(place.iqn.as_str())
+        // One attribute of the many that there are, so that a hundred other sessions cost little. iSCSI names are without
+        // regard to case (RFC 7143 section 4.2.7.2).
+        let iqn = host.read(&Path::new(SESSIONS).join(&name).join("targetname"))?;
+        if iqn.is_some_and(|iqn| iqn.eq_ignore_ascii_case(place.iqn.as_str()))
+            && let Some((session, portal)) = read(host, &name)?
             && portal == Some(place.portal)
         {
             found.push(session);
@@ -95,17 +97,17 @@ pub(crate) fn any_ours(host: &dyn Host) -> Result<bool> {
     Ok(false)
 }
 
-/// One session, its target and its portal; `None` if it goes just now.
-fn read(host: &dyn Host, name: &str) -> Result<Option<(Session, String, Option<Portal>)>> {
+/// One session and its portal; `None` if it goes just now.
+fn read(host: &dyn Host, name: &str) -> Result<Option<(Session, Option<Portal>)>> {
     let directory = Path::new(SESSIONS).join(name);
     let attribute = |name: &str| host.read(&directory.join(name));
     let Some(id) = name.strip_prefix("session").and_then(|id| id.parse().ok()) else { return Ok(None) };
-    let (Some(iqn), Some(state)) = (attribute("targetname")?, attribute("state")?) else { return Ok(None) };
+    let Some(state) = attribute("state")? else { return Ok(None) };
     let Some(device) = host.resolve(&directory.join("device"))? else { return Ok(None) };
     let Some(number) = device.parent().and_then(scsi_host) else { return Ok(None) };
     let target = attribute("target_id")?.and_then(|text| text.parse().ok()).unwrap_or(0);
     let ours = attribute("ifacename")?.as_deref() == Some(INTERFACE);
-    Ok(Some((Session { id, ours, state, host: number, target }, iqn, portal(host, id)?)))
+    Ok(Some((Session { id, ours, state, host: number, target }, portal(host, id)?)))
 }
 
 /// `/sys/devices/platform/host2` → 2

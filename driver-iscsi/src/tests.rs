@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod ways;
+
 use crate::{IscsiConfig, IscsiDriver, record};
 use driver::{
     Access, Attached, Attempt, Chap, Detached, Device, Driver, Error, Footprint, Identity, Locator, ResidualKind,
@@ -724,7 +726,7 @@ async fn a_record_left_alone_is_removed() {
     let machine = machine();
     let before = machine.snapshot();
     let spec = lun(0);
-    let place = crate::Place::of(&spec.locator).unwrap();
+    let place = crate::Place::all(&spec.locator).unwrap().remove(0);
     machine.put_file(record::path(Path::new("/etc/iscsi/nodes"), &place), "node.name = x\n");
     machine.put_file("/etc/iscsi/ifaces/mortar", "");
     let at = Attached { spec, footprint: nothing_here(), identity: None };
@@ -737,7 +739,7 @@ async fn a_record_that_a_crash_left_half_written_is_removed() {
     let machine = machine();
     let before = machine.snapshot();
     let spec = lun(0);
-    let place = crate::Place::of(&spec.locator).unwrap();
+    let place = crate::Place::all(&spec.locator).unwrap().remove(0);
     // As host/src/linux/files.rs names them.
     let record = record::path(Path::new("/etc/iscsi/nodes"), &place);
     machine.put_file(record.with_file_name(".mortar.new"), "node.session.auth.password = right-secret-1\n");
@@ -745,13 +747,6 @@ async fn a_record_that_a_crash_left_half_written_is_removed() {
     let at = Attached { spec, footprint: nothing_here(), identity: None };
     assert_eq!(driver(&machine).detach(&at, soon()).await.unwrap(), Detached::default());
     assert_eq!(machine.snapshot(), before);
-}
-
-#[tokio::test(start_paused = true)]
-async fn several_portals_are_refused() {
-    let machine = machine();
-    let two = spec(&format!("iscsi://{PORTAL},10.0.1.5/{T1}/0"));
-    assert!(matches!(driver(&machine).prepare(&two).await, Err(Error::Unsupported { .. })));
 }
 
 #[tokio::test(start_paused = true)]

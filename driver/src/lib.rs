@@ -1,8 +1,10 @@
 //! The contract that all drivers keep: what a volume, its locator, its identity and its device are, what a driver can be
 //! asked, and how it says no. Pure: no I/O, and no knowledge of any of our other crates.
 
+pub mod connection_info;
 mod error;
 mod image;
+pub mod keyring;
 mod locator;
 mod names;
 mod volume;

@@ -430,7 +430,7 @@ mod tests {
             "iscsi://10.0.0.5,/iqn.2026-11.org.example:t1/0",
             "iscsi://10.0.0.5/example:t1/0",
             "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/-1",
-            "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/16384",
+            "iscsi://10.0.0.5/iqn.2026-11.org.example:t1/32768",
             "iscsi://10.0.0.5/iqn.2026-11.org.example:../t1/0",
             "https://10.0.0.5/x",
         ] {

@@ -248,12 +248,19 @@ impl From<Portal> for String {
     }
 }
 
-/// A logical unit's number: 0 to 16383, what fits the flat space addressing method (SAM-5 section 4.7.4).
+/// A logical unit's number as Linux has it (`scsilun_to_int`): the first two bytes of its address, big-endian. So units 0 to
+/// 16383 are themselves by the peripheral method, and 16384 more by the flat one (SAM-5 section 4.7.7): which of the two
+/// a unit answers to is its target's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct Lun(u16);
 
 impl Lun {
+    /// What the flat method adds to a unit's number.
+    pub const FLAT: u16 = 16384;
+    /// Beyond are methods that no target uses for volumes.
+    const BEYOND: u16 = 2 * Self::FLAT;
+
     /// The number.
     pub fn get(self) -> u16 {
         self.0
@@ -264,10 +271,10 @@ impl TryFrom<u16> for Lun {
     type Error = Error;
 
     fn try_from(number: u16) -> Result<Self> {
-        if number < 16384 {
+        if number < Self::BEYOND {
             Ok(Self(number))
         } else {
-            Err(Error::invalid("lun", format!("{number}: a LUN is 0 to 16383")))
+            Err(Error::invalid("lun", format!("{number}: a LUN is 0 to 32767")))
         }
     }
 }
@@ -290,8 +297,8 @@ impl FromStr for Lun {
     fn from_str(text: &str) -> Result<Self> {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse::<u16>() {
-            Ok(number) if digits && number < 16384 => Ok(Self(number)),
-            _ => Err(Error::invalid("lun", format!("{}: a LUN is 0 to 16383", shown(text)))),
+            Ok(number) if digits && number < Self::BEYOND => Ok(Self(number)),
+            _ => Err(Error::invalid("lun", format!("{}: a LUN is 0 to 32767", shown(text)))),
         }
     }
 }

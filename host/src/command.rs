@@ -10,7 +10,7 @@ pub enum Tool {
     Iscsiadm,
     /// LVM's one binary, whose first argument is the verb.
     Lvm,
-    /// Our own: what librbd knows of a pool, in one process (`host/src/bin/mortar-rbd.rs`).
+    /// Our own: what librbd knows of a pool, in one process (`host/src/bin/mortar-rbd`).
     Rbd,
 }
 

@@ -67,7 +67,8 @@ pub trait Host: Send + Sync + 'static {
     async fn write(&self, attribute: &Path, value: &str) -> Result<()>;
 
     /// As [`Host::write`], with a key at hand that the kernel looks for while it handles the write (`request_key(9)`), and
-    /// that is gone afterwards.
+    /// that is gone afterwards. It ends when the kernel has answered, however long that takes: what such a write makes is
+    /// not to be lost track of.
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()>;
 
     /// Asks multipathd through its socket, as `multipathd -k` does: no process. [`Error::Unreachable`] if it does not run.
@@ -120,6 +121,9 @@ pub trait Host: Send + Sync + 'static {
     /// Puts a file in place whole: written beside it, synced, renamed, its directory synced. Missing directories are
     /// made, with mode 0700.
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()>;
+
+    /// As [`Host::replace`] without the sync, for what a crash of the machine may take with it: two writes to the disk less.
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()>;
 
     /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
     async fn rename(&self, from: &Path, to: &Path) -> Result<()>;

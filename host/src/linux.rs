@@ -125,7 +125,8 @@ impl Host for Linux {
     }
 
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
-        let (path, value) = (attribute.to_owned(), value.to_owned());
+        // It may be a secret, which must not stay in our memory.
+        let (path, value) = (attribute.to_owned(), Zeroizing::new(value.to_owned()));
         blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
@@ -136,13 +137,16 @@ impl Host for Linux {
 
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
         let (path, value, key) = (attribute.to_owned(), value.to_owned(), key.clone());
-        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
+        let write = move || {
             let _lent = keys::lend(&key)?;
             let fd = open_device(&path, OFlag::O_WRONLY)?;
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
             Ok(())
-        })
-        .await
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
@@ -228,7 +232,16 @@ impl Host for Linux {
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         // It may hold a secret, which must not stay in our memory.
         let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
-        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode)).await
+        blocking(format!("write of {}", path.display()), PATIENCE, move || files::replace(&owned, &content, mode, true))
+            .await
+    }
+
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        let (owned, content) = (path.to_owned(), Zeroizing::new(content.to_owned()));
+        blocking(format!("write of {}", path.display()), PATIENCE, move || {
+            files::replace(&owned, &content, mode, false)
+        })
+        .await
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {

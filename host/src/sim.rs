@@ -12,7 +12,9 @@ mod files;
 pub mod iscsi;
 mod loops;
 pub mod lvm;
+mod multipath;
 mod process;
+pub mod target;
 mod world;
 
 pub(crate) use files::{Files, Node};
@@ -325,34 +327,16 @@ impl Host for Machine {
         self.write(attribute, value).await
     }
 
-    async fn multipathd(&self, _request: &str, _timeout: Duration) -> Result<String> {
-        Err(Error::Unreachable { why: "multipathd does not run".into() })
-    }
-
-    async fn make_directory(&self, path: &Path) -> Result<()> {
-        let make = |world: &mut World| match world.files.stat(path) {
-            Some(stat) if stat.is_directory => Ok(()),
-            Some(_) => Err(Error::Exists { path: path.into() }),
-            None => {
-                world.files.make_directory(path);
-                Ok(())
+    async fn multipathd(&self, request: &str, timeout: Duration) -> Result<String> {
+        let name = format!("multipathd {request}");
+        let ask = |world: &mut World| {
+            if !multipath::runs(world) {
+                return Err(Error::Unreachable { why: "multipathd does not run".into() });
             }
+            let ask = |world: &mut World| Ok(multipath::answer(world, request));
+            if multipath::only_reads(request) { world.attempt(&name, ask) } else { world.effect(&name, ask) }
         };
-        let name = format!("make_directory {}", path.display());
-        self.call(&name, |world| world.effect(&name, make)).await
-    }
-
-    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
-        let link = |world: &mut World| match world.files.stat(name) {
-            Some(_) if world.files.resolve(name) == world.files.resolve(target) => Ok(()),
-            Some(_) => Err(Error::Exists { path: name.into() }),
-            None => {
-                world.files.link(name, target);
-                Ok(())
-            }
-        };
-        let effect = format!("symlink {} {}", name.display(), target.display());
-        self.call(&effect, |world| world.effect(&effect, link)).await
+        self.call_within(&name, timeout, ask).await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
@@ -426,6 +410,10 @@ impl Host for Machine {
         self.call(&name, |world| world.effect(&name, put)).await
     }
 
+    async fn replace_unsynced(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
+        self.replace(path, content, mode).await
+    }
+
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let rename = |world: &mut World| match (world.files.stat(from), world.files.stat(to)) {
             (_, Some(_)) => Err(Error::Exists { path: to.into() }),
@@ -443,6 +431,10 @@ impl Host for Machine {
         let name = format!("remove {}", path.display());
         self.call(&name, |world| match world.files.stat(path) {
             None => Ok(()),
+            Some(_) if target::is_ours(path) => match target::is_empty(world, path) {
+                true => world.effect(&name, |world| target::remove(world, path)),
+                false => Ok(()),
+            },
             Some(stat) if stat.is_directory && !world.files.list(path).is_empty() => Ok(()),
             Some(_) => world.effect(&name, |world| {
                 world.remove_tree(path);
@@ -459,6 +451,28 @@ impl Host for Machine {
         };
         let call = format!("link {} {}", name.display(), target.display());
         self.call(&call, |world| world.effect(&call, link)).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> Result<()> {
+        let name = format!("make_directory {}", path.display());
+        self.call(&name, |world| match world.files.stat(path) {
+            Some(stat) if stat.is_directory => Ok(()),
+            Some(_) => Err(Error::Exists { path: path.into() }),
+            None => world.effect(&name, |world| world.make_directory(path)),
+        })
+        .await
+    }
+
+    async fn symlink(&self, name: &Path, target: &Path) -> Result<()> {
+        let call = format!("symlink {} {}", name.display(), target.display());
+        self.call(&call, |world| match world.files.stat(name) {
+            Some(_) if world.files.resolve(name).is_some_and(|place| Some(place) == world.files.resolve(target)) => {
+                Ok(())
+            }
+            Some(_) => Err(Error::Exists { path: name.into() }),
+            None => world.effect(&call, |world| world.symlink(name, target)),
+        })
+        .await
     }
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {

@@ -2,8 +2,8 @@
 
 use hyper_util::rt::TokioIo;
 use proto::v1::{
-    self, attachments_client::AttachmentsClient, host_client::HostClient, operations_client::OperationsClient,
-    volumes_client::VolumesClient,
+    self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
+    operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::path::Path;
 use tokio::net::UnixStream;
@@ -14,11 +14,12 @@ use tonic::{
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-/// All four services.
+/// All five services.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub attachments: AttachmentsClient<Channel>,
     pub volumes: VolumesClient<Channel>,
+    pub exports: ExportsClient<Channel>,
     pub operations: OperationsClient<Channel>,
     pub host: HostClient<Channel>,
 }
@@ -54,6 +55,7 @@ impl Client {
         Self {
             attachments: AttachmentsClient::new(channel.clone()),
             volumes: VolumesClient::new(channel.clone()),
+            exports: ExportsClient::new(channel.clone()),
             operations: OperationsClient::new(channel.clone()),
             host: HostClient::new(channel),
         }
@@ -98,6 +100,24 @@ impl Client {
 
     pub async fn unmanage(&mut self, id: &str, keep_name: bool) -> Answer<v1::UnmanageResponse> {
         Ok(self.volumes.unmanage(v1::UnmanageRequest { id: id.into(), keep_name }).await?.into_inner())
+    }
+
+    pub async fn export(&mut self, request: v1::ExportRequest) -> Answer<v1::ExportResponse> {
+        Ok(self.exports.export(request).await?.into_inner())
+    }
+
+    /// Takes an export away by its id, or by the locator (it has a colon) of what is exported.
+    pub async fn unexport(&mut self, target: &str) -> Answer<v1::UnexportResponse> {
+        use v1::unexport_request::Target;
+        let target = match target {
+            locator if locator.contains(':') => Target::Locator(locator.into()),
+            id => Target::Id(id.into()),
+        };
+        Ok(self.exports.unexport(v1::UnexportRequest { target: Some(target), timeout_ms: 0 }).await?.into_inner())
+    }
+
+    pub async fn exported(&mut self, id: &str) -> Answer<v1::Export> {
+        Ok(self.exports.get(v1::GetExportRequest { id: id.into() }).await?.into_inner())
     }
 
     pub async fn volumes(&mut self, scope: &str) -> Answer<Vec<v1::Volume>> {

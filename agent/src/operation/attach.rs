@@ -58,6 +58,7 @@ impl Agent {
         request.spec.locator = self.canonical(request.spec.locator)?;
         let volume = request.spec.locator.key();
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
+        self.refuse_exported(&request.spec.locator).await?;
         let siblings = self.journal.attachments_of(&volume).await?;
         let id = match &request.id {
             Some(id) => id.clone(),

@@ -1,10 +1,10 @@
 //! Manage and unmanage: a rename in place, with the origin written onto the storage beside it. The storage is the truth;
 //! the journal only says what was under way.
 
-use super::{OperationId, Plan, Rest};
+use super::{OperationId, Plan, Rest, export::exported_as};
 use crate::{
     agent::Agent,
-    journal::{Change, Record},
+    journal::{Change, ExportRecord, Record},
 };
 use driver::{
     Adoption, Backend, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName,
@@ -83,8 +83,8 @@ impl Agent {
             }
             (None, None) => VolumeId::make_up(),
         };
-        let attachments = self.journal.attachments_of(&from.key()).await?;
-        refuse(&candidate, &attachments, request.allow_in_use)?;
+        let users = self.with_locator(from).await?;
+        refuse(&candidate, &users, request.allow_in_use)?;
         let name = match request.name {
             Some(name) => name,
             None => last_part(from).parse().map_err(|_| {
@@ -100,7 +100,7 @@ impl Agent {
         };
         held.extend(volume_key(id))?;
         held.extend(adoption.to.key())?;
-        let change = managed(&adoption, attachments)?;
+        let change = managed(&adoption, users)?;
         let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held).await?;
         match driver.manage(&adoption).await {
             Ok(volume) => {
@@ -137,12 +137,12 @@ impl Agent {
         held.extend(volume.locator.key())?;
         held.extend(to.key())?;
         let driver = self.drivers.ready(volume.locator.backend()).await?;
-        let attachments = self.journal.attachments_of(&volume.locator.key()).await?;
+        let users = self.with_locator(&volume.locator).await?;
         let release = Release { id, from: volume.locator, to: to.clone(), identity: volume.identity };
         let work = self.begin(Plan::Unmanage { release: release.clone() }, held).await?;
         match driver.unmanage(&release).await {
             Ok(()) => {
-                let operation = self.succeeded(work, released(&release, attachments)).await?;
+                let operation = self.succeeded(work, released(&release, users)).await?;
                 Ok(UnmanageReply { locator: Some(to), changed: true, operation: Some(operation) })
             }
             Err(error) => {
@@ -163,9 +163,9 @@ impl Agent {
         let driver = self.drivers.ready(scope.backend()).await?;
         let mut candidates = driver.manageable(scope).await?;
         for candidate in &mut candidates {
-            let attachments = self.journal.attachments_of(&candidate.locator.key()).await?;
-            if candidate.refusal.is_none() && !attachments.is_empty() {
-                candidate.refusal = Some(Refusal::InUse(attached_as(&attachments)));
+            let users = self.with_locator(&candidate.locator).await?.names();
+            if candidate.refusal.is_none() && !users.is_empty() {
+                candidate.refusal = Some(Refusal::InUse(users));
             }
         }
         Ok(candidates)
@@ -205,7 +205,7 @@ impl Agent {
             found.extend(volumes.into_iter().map(|volume| (volume.locator.to_string(), volume)));
         };
         keep(driver.volumes(None).await?);
-        if backend == Backend::File {
+        if matches!(backend, Backend::File | Backend::Rbd) {
             for place in self.journal.places().await? {
                 let scope: Scope = place.parse()?;
                 if scope.backend() != backend {
@@ -213,7 +213,7 @@ impl Agent {
                 }
                 match driver.volumes(Some(&scope)).await {
                     Ok(volumes) => keep(volumes),
-                    // The directory is gone, and the volumes with it.
+                    // The directory or the pool is gone, and the volumes with it.
                     Err(Error::NotFound { .. }) => {}
                     Err(error) => return Err(error),
                 }
@@ -258,15 +258,47 @@ fn managed_already(locator: &Locator, id: VolumeId) -> Error {
     Error::AlreadyExists { what: format!("{locator} is managed already, as {id}") }
 }
 
-fn attached_as(attachments: &[Record]) -> Vec<String> {
-    attachments.iter().map(|record| format!("attached as {}", record.id)).collect()
+/// What stands on a volume by its locator, and so has to follow a rename.
+pub(super) struct Standing {
+    attachments: Vec<Record>,
+    exports: Vec<ExportRecord>,
 }
 
-fn refuse(candidate: &Candidate, attachments: &[Record], allow_in_use: bool) -> Result<()> {
+impl Standing {
+    /// Each in words.
+    fn names(&self) -> Vec<String> {
+        let attached = self.attachments.iter().map(|record| format!("attached as {}", record.id));
+        attached.chain(self.exports.iter().map(exported_as)).collect()
+    }
+
+    /// The new locator in all of them.
+    fn moved(mut self, to: &Locator) -> Change {
+        for record in &mut self.attachments {
+            record.attached.spec.locator = to.clone();
+        }
+        for record in &mut self.exports {
+            record.attached.spec.locator = to.clone();
+        }
+        Change::Both(Box::new(Change::Put(self.attachments)), Box::new(Change::PutExports(self.exports)))
+    }
+}
+
+impl Agent {
+    /// The attachments and exports of a volume.
+    pub(super) async fn with_locator(&self, locator: &Locator) -> Result<Standing> {
+        let key = locator.key();
+        Ok(Standing {
+            attachments: self.journal.attachments_of(&key).await?,
+            exports: self.journal.exports_of(&key).await?,
+        })
+    }
+}
+
+fn refuse(candidate: &Candidate, users: &Standing, allow_in_use: bool) -> Result<()> {
     let what = candidate.locator.to_string();
     match &candidate.refusal {
-        None if attachments.is_empty() || allow_in_use => Ok(()),
-        None => Err(Error::InUse { what, by: attached_as(attachments) }),
+        None if allow_in_use || users.names().is_empty() => Ok(()),
+        None => Err(Error::InUse { what, by: users.names() }),
         Some(Refusal::InUse(_)) if allow_in_use => Ok(()),
         Some(Refusal::InUse(by)) => Err(Error::InUse { what, by: by.clone() }),
         // It has an origin but not its managed name, and goes on from there.
@@ -296,19 +328,13 @@ pub(super) fn undo_of(adoption: &Adoption) -> Release {
     }
 }
 
-/// What a manage changes in the records: where volumes are managed, and the new locator of the volume's attachments.
-pub(super) fn managed(adoption: &Adoption, attachments: Vec<Record>) -> Result<Change> {
-    Ok(Change::Place(adoption.to.scope()?.to_string(), moved(attachments, &adoption.to)))
+/// What a manage changes in the records: where volumes are managed, and the new locator of what stands on the volume.
+pub(super) fn managed(adoption: &Adoption, users: Standing) -> Result<Change> {
+    let place = Change::Place(adoption.to.scope()?.to_string());
+    Ok(Change::Both(Box::new(place), Box::new(users.moved(&adoption.to))))
 }
 
-/// What an unmanage changes in the records: the locator of the volume's attachments.
-pub(super) fn released(release: &Release, attachments: Vec<Record>) -> Change {
-    Change::Put(moved(attachments, &release.to))
-}
-
-fn moved(mut attachments: Vec<Record>, to: &Locator) -> Vec<Record> {
-    for record in &mut attachments {
-        record.attached.spec.locator = to.clone();
-    }
-    attachments
+/// What an unmanage changes in the records: the locator of what stands on the volume.
+pub(super) fn released(release: &Release, users: Standing) -> Change {
+    users.moved(&release.to)
 }

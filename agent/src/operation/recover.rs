@@ -21,7 +21,7 @@ use tokio::{
 /// How long the start waits for recovery; what takes longer goes on while others are served.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// The pause before the first repetition of what failed; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 impl Agent {
@@ -106,8 +106,8 @@ impl Agent {
                 let driver = self.drivers.get(adoption.from.backend())?;
                 match driver.manage(adoption).await {
                     Ok(_) => {
-                        let attachments = self.journal.attachments_of(&adoption.from.key()).await?;
-                        self.conclude(operation, done, managed(adoption, attachments)?).await
+                        let change = managed(adoption, self.with_locator(&adoption.from).await?)?;
+                        self.conclude(operation, done, change).await
                     }
                     Err(error) => match driver.unmanage(&undo_of(adoption)).await {
                         Ok(()) | Err(Error::NotFound { .. } | Error::Mismatch { .. }) => {
@@ -121,8 +121,8 @@ impl Agent {
                 let driver = self.drivers.get(release.from.backend())?;
                 match driver.unmanage(release).await {
                     Ok(()) => {
-                        let attachments = self.journal.attachments_of(&release.from.key()).await?;
-                        self.conclude(operation, done, released(release, attachments)).await
+                        let change = released(release, self.with_locator(&release.from).await?);
+                        self.conclude(operation, done, change).await
                     }
                     Err(error @ (Error::AlreadyExists { .. } | Error::NotFound { .. } | Error::Mismatch { .. })) => {
                         self.conclude(operation, undone(Some(&error)), Change::None).await
@@ -130,6 +130,11 @@ impl Agent {
                     Err(error) => Err(error),
                 }
             }
+            Plan::Export { .. } => {
+                let (there, change) = self.recover_export(operation).await?;
+                self.conclude(operation, if there { done } else { undone(None) }, change).await
+            }
+            Plan::Unexport { id, .. } => self.recover_unexport(operation, id).await,
         }
     }
 
@@ -206,7 +211,7 @@ impl Agent {
         for record in persistent {
             self.bring_back(record, boot_id.clone());
         }
-        Ok(())
+        self.settle_exports(&boot_id).await
     }
 
     /// Makes the stable path anew, if the device proves to be the volume; without a device there is none.
@@ -245,12 +250,18 @@ impl Agent {
                         tracing::warn!(attachment = %record.id, "not back yet after the reboot: {}", error.chain());
                     }
                 }
-                if timeout(pause, agent.stop.cancelled()).await.is_ok() {
+                if agent.stops_within(&mut pause).await {
                     return;
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         });
+    }
+
+    /// Waits before the next attempt, each time longer. Whether the agent is to stop meanwhile.
+    pub(super) async fn stops_within(&self, pause: &mut Duration) -> bool {
+        let stops = timeout(*pause, self.stop.cancelled()).await.is_ok();
+        *pause = (*pause * 2).min(LONGEST_PAUSE);
+        stops
     }
 
     /// Stable paths without a record are ours, and of nobody.

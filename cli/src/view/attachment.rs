@@ -144,7 +144,7 @@ pub(crate) struct Detached {
 
 /// What a detach could not remove.
 #[derive(Debug, Serialize)]
-struct Residual {
+pub(super) struct Residual {
     kind: String,
     name: String,
     reason: String,
@@ -175,10 +175,14 @@ impl From<v1::Residual> for Residual {
 impl Detached {
     /// One sentence for each thing that could not be removed.
     pub(crate) fn residuals(&self) -> impl Iterator<Item = String> {
-        self.residuals.iter().map(|residual| {
-            let kind = residual.kind.replace('_', " ");
-            format!("the {kind} {} is still there: {}", residual.name, residual.reason)
-        })
+        self.residuals.iter().map(Residual::sentence)
+    }
+}
+
+impl Residual {
+    pub(super) fn sentence(&self) -> String {
+        let kind = self.kind.replace('_', " ");
+        format!("the {kind} {} is still there: {}", self.name, self.reason)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use assert_cmd::{Command, assert::Assert};
 use proto::v1::{
-    self, attachments_server::AttachmentsServer, host_server::HostServer, operations_server::OperationsServer,
-    volumes_server::VolumesServer,
+    self, attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
+    operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{
     collections::HashMap,
@@ -26,6 +26,8 @@ pub(crate) struct Asked {
     pub(crate) detach: Vec<v1::DetachRequest>,
     pub(crate) manage: Vec<v1::ManageRequest>,
     pub(crate) unmanage: Vec<v1::UnmanageRequest>,
+    pub(crate) export: Vec<v1::ExportRequest>,
+    pub(crate) unexport: Vec<v1::UnexportRequest>,
     pub(crate) scopes: Vec<String>,
     pub(crate) operations: Vec<v1::ListOperationsRequest>,
 }
@@ -58,6 +60,7 @@ impl Agent {
         let server = Server::builder()
             .add_service(AttachmentsServer::new(canned.clone()))
             .add_service(VolumesServer::new(canned.clone()))
+            .add_service(ExportsServer::new(canned.clone()))
             .add_service(OperationsServer::new(canned.clone()))
             .add_service(HostServer::new(canned.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
@@ -266,6 +269,51 @@ impl v1::volumes_server::Volumes for Canned {
 
     async fn get(&self, _: Request<v1::GetVolumeRequest>) -> Reply<v1::Volume> {
         Ok(Response::new(volume()))
+    }
+}
+
+fn export(id: &str) -> v1::Export {
+    v1::Export {
+        id: id.to_owned(),
+        locator: "lvm:vg/lv".to_owned(),
+        initiator: "iqn.2026-11.org.example:other".to_owned(),
+        target: format!("iqn.2026-11.org.example:host:export-{id}"),
+        portals: vec!["10.0.0.5:3260".to_owned()],
+        size_bytes: 1 << 30,
+        ready: true,
+        ..Default::default()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::exports_server::Exports for Canned {
+    async fn export(&self, request: Request<v1::ExportRequest>) -> Reply<v1::ExportResponse> {
+        self.asked().export.push(request.into_inner());
+        Ok(Response::new(v1::ExportResponse {
+            export: Some(export("a")),
+            connection_info: r#"{"driver_volume_type":"iscsi","data":{"auth_password":"secret"}}"#.into(),
+            changed: true,
+            operation_id: "op".into(),
+        }))
+    }
+
+    async fn unexport(&self, request: Request<v1::UnexportRequest>) -> Reply<v1::UnexportResponse> {
+        let request = request.into_inner();
+        self.asked().unexport.push(request.clone());
+        let mut reply = v1::UnexportResponse { id: "a".into(), changed: true, ..Default::default() };
+        if request.target == Some(v1::unexport_request::Target::Id("stuck".into())) {
+            let kind = v1::ResidualKind::Activation.into();
+            reply.residuals.push(v1::Residual { kind, name: "lvm:vg/lv".into(), reason: "it is open".into() });
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn get(&self, _: Request<v1::GetExportRequest>) -> Reply<v1::Export> {
+        Ok(Response::new(export("a")))
+    }
+
+    async fn list(&self, _: Request<v1::ListExportsRequest>) -> Reply<v1::ListExportsResponse> {
+        Ok(Response::new(v1::ListExportsResponse { exports: vec![export("a")] }))
     }
 }
 

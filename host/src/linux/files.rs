@@ -40,7 +40,7 @@ pub(super) fn stat(path: &Path) -> Result<Option<FileStat>> {
     }
 }
 
-pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32, synced: bool) -> Result<()> {
     let directory = parent(path);
     make_directories(directory, 0o700)?;
     let beside = beside(path);
@@ -48,9 +48,11 @@ pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         remove_stale(&beside)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if synced {
+            file.sync_all()?;
+        }
         fs::rename(&beside, path)?;
-        sync_directory(directory)
+        if synced { sync_directory(directory) } else { Ok(()) }
     };
     write().map_err(|error| {
         let _half_written = fs::remove_file(&beside);
@@ -258,9 +260,9 @@ mod tests {
         let directory = tempdir().unwrap();
         let path = directory.path().join("below/secret");
         // What a crash left half-written, for everybody to read.
-        replace(&path, b"first", 0o600).unwrap();
+        replace(&path, b"first", 0o600, true).unwrap();
         fs::write(beside(&path), "half").unwrap();
-        replace(&path, b"second", 0o640).unwrap();
+        replace(&path, b"second", 0o640, true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o640, 0o700));

@@ -4,7 +4,7 @@
 //! What is imitated was seen with Linux 6.1, LIO and open-iscsi 2.1.8: exit codes and words, what sysfs remembers and what a
 //! device answers, what happens at once and what later.
 
-use super::{Machine, Reach, World, world::Block};
+use super::{Machine, Reach, World, multipath, world::Block};
 use crate::{Command, Error, Output, Result};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -98,6 +98,7 @@ impl LogicalUnit {
 pub(crate) struct Iscsi {
     targets: BTreeMap<String, Target>,
     silent: BTreeSet<SocketAddr>,
+    cut: BTreeSet<SocketAddr>,
     sessions: BTreeMap<u32, Session>,
     last_session: u32,
     /// By address: `2:0:0:1`.
@@ -172,7 +173,24 @@ impl Machine {
         });
     }
 
-    /// Lets a portal drop every packet, as a firewall does.
+    /// Cuts a portal off, or heals it: nothing answers there, and the sessions through it lose their connection until it is
+    /// healed.
+    pub fn cut_portal(&self, portal: &str, down: bool) {
+        self.with(|world| {
+            let portal = address(portal);
+            match down {
+                true => world.iscsi.cut.insert(portal),
+                false => world.iscsi.cut.remove(&portal),
+            };
+            let through: Vec<u32> =
+                world.iscsi.sessions.iter().filter(|(_, s)| s.portal == portal).map(|(id, _)| *id).collect();
+            for session in through {
+                set_state(world, session, down);
+            }
+        });
+    }
+
+    /// Lets a portal drop every packet of those who come anew, as a firewall does.
     pub fn silence(&self, portal: &str) {
         self.with(|world| world.iscsi.silent.insert(address(portal)));
     }
@@ -231,12 +249,13 @@ impl Iscsi {
     /// What a session's target maps there now; `None` as well if it cannot be asked.
     fn mapped(&self, session: u32, lun: u16) -> Option<&LogicalUnit> {
         let target = self.targets.get(&self.sessions.get(&session)?.iqn)?;
-        target.units.get(&lun).filter(|_| !target.down)
+        target.units.get(&lun).filter(|_| self.is_up(session))
     }
 
     fn is_up(&self, session: u32) -> bool {
-        let target = self.sessions.get(&session).and_then(|session| self.targets.get(&session.iqn));
-        target.is_some_and(|target| !target.down)
+        let Some(session) = self.sessions.get(&session) else { return false };
+        let target = self.targets.get(&session.iqn);
+        target.is_some_and(|target| !target.down) && !self.cut.contains(&session.portal)
     }
 
     /// The device that a kernel's name belongs to.
@@ -275,7 +294,7 @@ pub(crate) fn snapshot(_world: &World) -> Vec<String> {
 
 /// What a connection to an address meets.
 pub(crate) fn reach(world: &World, address: SocketAddr) -> Reach {
-    if world.iscsi.silent.contains(&address) {
+    if world.iscsi.silent.contains(&address) || world.iscsi.cut.contains(&address) {
         Reach::Silent
     } else if world.iscsi.targets.values().any(|target| target.portals.contains(&address)) {
         Reach::Listens
@@ -550,11 +569,18 @@ fn probe(world: &mut World, session: u32, address: &str, directory: &str) {
         physical_block_size: unit.block_size,
     });
     world.files.link(format!("{directory}/block/{name}/device"), directory);
+    multipath::disk_came(world, &name);
+}
+
+/// The NAA name of a disk as the kernel learned it, in hexadecimal digits.
+pub(crate) fn naa(world: &World, disk: &str) -> Option<String> {
+    world.iscsi.named(disk)?.unit.naa.map(|naa| format!("{:032x}", u128::from_be_bytes(naa)))
 }
 
 fn remove_unit(world: &mut World, address: &str) {
     let Some(device) = world.iscsi.devices.remove(address) else { return };
     if let Some(name) = device.name {
+        multipath::disk_goes(world, &name);
         world.remove_block(&name);
     }
     if let Some(directory) = world.files.resolve(format!("/sys/class/scsi_device/{address}/device")) {

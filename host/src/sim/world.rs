@@ -1,6 +1,8 @@
 //! What is in the machine, and how the kernel behind it answers.
 
-use super::{Files, Node, absent, files::File, iscsi, loops, lvm, process::Fault, process::Process};
+use super::{
+    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, target,
+};
 use crate::{Command, Error, Output, Result, Tool, Uevent, User};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +26,8 @@ pub(crate) struct World {
     pub(crate) iscsi: iscsi::Iscsi,
     pub(crate) lvm: lvm::Lvm,
     pub(crate) loops: loops::Loops,
+    pub(crate) target: target::Targets,
+    pub(crate) multipath: multipath::Multipath,
     /// By the kernel's name of the device. Holders that `/sys/block/*/holders` shows need not stand here.
     pub(crate) users: BTreeMap<String, Vec<User>>,
     pub(crate) tools: BTreeSet<Tool>,
@@ -69,6 +73,8 @@ impl World {
             iscsi: iscsi::Iscsi::default(),
             lvm: lvm::Lvm::default(),
             loops: loops::Loops::default(),
+            target: target::Targets::default(),
+            multipath: multipath::Multipath::default(),
             users: BTreeMap::new(),
             tools: [Tool::Iscsiadm, Tool::Lvm, Tool::Rbd].into(),
             boot_id: String::new(),
@@ -94,8 +100,10 @@ impl World {
         self.files.put("/proc/sys/kernel/random/boot_id", format!("{}\n", self.boot_id));
         self.files.make_directory("/sys/block");
         loops::boot(self);
+        multipath::boot(self);
         iscsi::boot(self);
         lvm::boot(self);
+        target::boot(self);
     }
 
     // ---- for the backends ----
@@ -216,7 +224,10 @@ impl World {
     }
 
     pub(crate) fn write(&mut self, path: &Path, value: &str) -> Result<()> {
-        if let Some(done) = iscsi::written(self, path, value).or_else(|| lvm::written(self, path, value)) {
+        let done = iscsi::written(self, path, value)
+            .or_else(|| lvm::written(self, path, value))
+            .or_else(|| target::written(self, path, value));
+        if let Some(done) = done {
             return done;
         }
         match self.files.file_mut(path) {
@@ -226,6 +237,30 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// As mkdir(2): one directory.
+    pub(crate) fn make_directory(&mut self, path: &Path) -> Result<()> {
+        if path.parent().is_none_or(|parent| self.files.resolve(parent).is_none()) {
+            return Err(absent("make", path));
+        }
+        if target::is_ours(path) {
+            return target::make(self, path);
+        }
+        self.files.make_directory(path);
+        Ok(())
+    }
+
+    /// As symlink(2).
+    pub(crate) fn symlink(&mut self, name: &Path, to: &Path) -> Result<()> {
+        if name.parent().is_none_or(|parent| self.files.resolve(parent).is_none()) {
+            return Err(absent("link", name));
+        }
+        if target::is_ours(name) {
+            return target::link(self, name, to);
+        }
+        self.files.link(name, to);
+        Ok(())
     }
 
     pub(crate) fn rename(&mut self, from: &Path, to: &Path) {

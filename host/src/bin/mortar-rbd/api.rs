@@ -6,6 +6,7 @@
 use host::rbd_job::{Failure, Step};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::{
+    error::Error,
     ffi::{c_char, c_int, c_uint, c_void},
     mem::{forget, offset_of},
     ptr::{null, null_mut},
@@ -231,7 +232,8 @@ fn open(library: &str) -> Result<Library, Failure> {
     #[expect(unsafe_code, reason = "a library runs its own code when it is loaded")]
     // SAFETY: these two are made to be loaded by any program, and no other thread of ours runs yet.
     unsafe { Library::open(Some(library), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
-        let why = format!("{error}; install the package librbd1 (Debian, Ubuntu, Red Hat and Fedora name it so)");
+        let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        let why = format!("{why}; install the package librbd1 (Debian, Ubuntu, Red Hat and Fedora name it so)");
         Failure::new(Step::Library, format!("load {library}"), why)
     })
 }

@@ -1,0 +1,492 @@
+//! Export and unexport: an LV of this host, activated and served to one initiator; and what an export looks like from
+//! outside.
+//!
+//! ```text
+//!   export:    lock ── look ── plan ── activate (driver) ── serve (exporter) ── record ── reply, with the password
+//!   unexport:  lock ── look who is logged in ── plan ── withdraw ── deactivate ── record gone
+//! ```
+//!
+//! After a crash an export whose record is there is served again, any other is undone: nobody was told its password. After a
+//! reboot every export comes back in the background, from its record and the host's key.
+
+use super::{
+    Operation, OperationId, Outcome, OutcomeState, Plan, Rest,
+    attach::{UNDO_TIMEOUT, left_over},
+    now_ms,
+    recover::FIRST_PAUSE,
+};
+use crate::{
+    agent::Agent,
+    hostinfo,
+    journal::{Change, ExportRecord},
+};
+use driver::{
+    Attached, Attempt, Backend, Chap, Device, Driver, Error, Footprint, Iqn, Locator, Portal, Residual, ResidualKind,
+    Result, Spec,
+};
+use export::{Export, ExportId, Serial, target_name};
+use std::{net::IpAddr, sync::Arc};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// What a caller asks for.
+#[derive(Debug)]
+pub(crate) struct ExportRequest {
+    /// `None`: the export that the volume has, or a new id.
+    pub(crate) id: Option<ExportId>,
+    pub(crate) locator: Locator,
+    pub(crate) initiator: Iqn,
+    /// Empty: those of the export that is there, or every address of this host.
+    pub(crate) portals: Vec<Portal>,
+    pub(crate) read_only: bool,
+    pub(crate) deadline: Instant,
+}
+
+/// What a caller of export gets.
+pub(crate) struct ExportReply {
+    pub(crate) export: Exported,
+    pub(crate) chap: Chap,
+    pub(crate) changed: bool,
+    pub(crate) operation: Option<OperationId>,
+}
+
+/// An export as it is now.
+#[derive(Debug)]
+pub(crate) struct Exported {
+    pub(crate) record: ExportRecord,
+    /// Why it is not served; `None` if it is.
+    pub(crate) problem: Option<String>,
+    /// Who is logged in.
+    pub(crate) sessions: Vec<String>,
+}
+
+/// Which export is to be taken away.
+#[derive(Debug)]
+pub(crate) enum ExportTarget {
+    Id(ExportId),
+    Locator(Locator),
+}
+
+/// What an unexport did.
+#[derive(Debug, Default)]
+pub(crate) struct UnexportReply {
+    pub(crate) id: Option<ExportId>,
+    pub(crate) changed: bool,
+    pub(crate) residuals: Vec<Residual>,
+    pub(crate) operation: Option<OperationId>,
+}
+
+pub(super) fn export_key(id: &ExportId) -> String {
+    format!("export {id}")
+}
+
+impl Agent {
+    /// Serves a volume to one initiator, or finds that it is served.
+    pub(crate) async fn export(self: Arc<Self>, request: ExportRequest) -> Result<ExportReply> {
+        let locator = &request.locator;
+        if !matches!(locator, Locator::Lvm(_)) {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "{locator} cannot be exported, only logical volumes can: others can be attached elsewhere"
+                ),
+            });
+        }
+        let driver = self.drivers.ready(Backend::Lvm).await?;
+        if let Some(problem) = self.exporter.readiness().problem {
+            return Err(Error::Unsupported { what: format!("nothing can be exported from this host: {problem}") });
+        }
+        let mut held = self.locks.take(&format!("export of {locator}"), locator.keys())?;
+        let siblings = self.journal.exports_of(&locator.key()).await?;
+        let id = match &request.id {
+            Some(id) => id.clone(),
+            None => siblings.first().map_or_else(ExportId::make_up, |record| record.export.id.clone()),
+        };
+        held.extend(export_key(&id))?;
+        let before = self.journal.export(&id).await?;
+        let this_boot = self.boot_id()?;
+        // In the boot in which it was noted, a footprint tells what was here before us, and an LV of ours is none of that.
+        let (export, noted) = match before {
+            Some(record) => {
+                self.is_what_is_asked(&record, &request)?;
+                if let Some(left) = record.residuals.first() {
+                    return Err(Error::WrongState {
+                        what: format!(
+                            "an unexport of {id} left {} ({}); unexport it again first",
+                            left.name, left.reason
+                        ),
+                    });
+                }
+                if record.boot_id == this_boot && self.exporter.state(&record.export)? == export::State::Served {
+                    let chap = self.exporter.chap(&record.export).await?;
+                    let export = self.look_at_export(record);
+                    return Ok(ExportReply { export, chap, changed: false, operation: None });
+                }
+                (Some(record.export), Some((record.attached, record.boot_id)))
+            }
+            None => (None, None),
+        };
+        if let Some(other) = siblings.iter().find(|record| record.export.id != id) {
+            return Err(Error::InUse { what: locator.to_string(), by: vec![exported_as(other)] });
+        }
+        let attachments = self.journal.attachments_of(&locator.key()).await?;
+        if !attachments.is_empty() {
+            let by = attachments.iter().map(|record| format!("attached as {}", record.id)).collect();
+            return Err(Error::InUse { what: locator.to_string(), by });
+        }
+        let spec = Spec {
+            locator: locator.clone(),
+            read_only: request.read_only,
+            exclusive: false,
+            expected_wwn: None,
+            expected_size: None,
+        };
+        let attached = match noted {
+            Some((attached, boot_id)) if boot_id == this_boot => attached,
+            Some((Attached { identity, .. }, _)) => {
+                Attached { footprint: driver.prepare(&spec).await?, spec, identity }
+            }
+            None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
+        };
+        self.refuse_users(driver.as_ref(), &attached, &id).await?;
+        let export = match export {
+            Some(export) => export,
+            None => self.new_export(id, &request, &attached.footprint)?,
+        };
+        let plan = Plan::Export { export: export.clone(), attached: attached.clone() };
+        let work = self.begin(plan, held).await?;
+        match self.bring(driver.as_ref(), &export, attached, &work.operation, request.deadline).await {
+            Ok(record) => {
+                let chap = self.exporter.chap(&export).await?;
+                let operation = self.succeeded(work, Change::PutExports(vec![record.clone()])).await?;
+                let export = self.look_at_export(record);
+                Ok(ExportReply { export, chap, changed: true, operation: Some(operation) })
+            }
+            Err(error) => match self.undo_export(&work.operation).await {
+                Ok(()) => self.failed(work, error, Change::None).await,
+                Err(undo) => {
+                    self.keep_trying(work, Rest::Recover, undo);
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    /// The same call once more, or another under the same id.
+    fn is_what_is_asked(&self, record: &ExportRecord, request: &ExportRequest) -> Result<()> {
+        let (export, locator) = (&record.export, &record.attached.spec.locator);
+        let same = *locator == request.locator
+            && export.initiator == request.initiator
+            && export.read_only == request.read_only
+            && (request.portals.is_empty() || export.portals == request.portals);
+        if same {
+            return Ok(());
+        }
+        let portals: Vec<String> = export.portals.iter().map(ToString::to_string).collect();
+        let mode = if export.read_only { ", read-only" } else { "" };
+        Err(Error::AlreadyExists {
+            what: format!(
+                "export {} is {locator} for {} at {}{mode}; unexport it first, or choose another id",
+                export.id,
+                export.initiator,
+                portals.join(", ")
+            ),
+        })
+    }
+
+    /// Two hosts must not write to one volume. Our own target counts as nobody.
+    async fn refuse_users(&self, driver: &dyn Driver, attached: &Attached, id: &ExportId) -> Result<()> {
+        let Some(device) = driver.find(attached).await? else { return Ok(()) };
+        let doing = format!("look who uses {}", device.path.display());
+        let users = self.host.users(&device.path).await.map_err(Error::host(doing))?;
+        let ours = format!("/mortar-{id}");
+        let others = users.iter().filter(|user| match user {
+            host::User::Export { by: "LIO", name } => !name.ends_with(&ours),
+            _ => true,
+        });
+        let by: Vec<String> = others.map(ToString::to_string).collect();
+        match by.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+        }
+    }
+
+    fn new_export(&self, id: ExportId, request: &ExportRequest, footprint: &Footprint) -> Result<Export> {
+        let Footprint::Lvm { identity, .. } = footprint else {
+            return Err(Error::invalid("locator", "it is no logical volume"));
+        };
+        let facts = self.host.facts().map_err(Error::host("ask this host's addresses"))?;
+        let own = |address: &IpAddr| address.is_loopback() || facts.addresses.contains(address);
+        if let Some(foreign) = request.portals.iter().find(|portal| !own(&portal.address)) {
+            let addresses: Vec<String> = facts.addresses.iter().map(ToString::to_string).collect();
+            return Err(Error::invalid(
+                "portals",
+                format!("{} is no address of this host; it has {}", foreign.address, addresses.join(", ")),
+            ));
+        }
+        let portals = match request.portals.as_slice() {
+            [] => {
+                facts.addresses.iter().map(|address| Portal { address: *address, port: Portal::DEFAULT_PORT }).collect()
+            }
+            chosen => chosen.to_vec(),
+        };
+        if portals.is_empty() {
+            return Err(Error::WrongState {
+                what: "this host has no address that others could reach; name one with a portal".into(),
+            });
+        }
+        Ok(Export {
+            target: target_name(hostinfo::initiator_name(self.host.as_ref())?.as_ref(), &facts.name, &id)?,
+            id,
+            initiator: request.initiator.clone(),
+            portals,
+            read_only: request.read_only,
+            serial: Serial::of(identity),
+            generation: Uuid::now_v7(),
+        })
+    }
+
+    /// Activates and serves. What it returns is not yet in the journal.
+    async fn bring(
+        &self,
+        driver: &dyn Driver,
+        export: &Export,
+        mut attached: Attached,
+        operation: &Operation,
+        deadline: Instant,
+    ) -> Result<ExportRecord> {
+        let device = driver.attach(&attached.spec, &attached.footprint, &Attempt::until(deadline)).await?;
+        if let Some(before) = attached.identity.as_ref().filter(|before| !device.identity.is_still(before)) {
+            // The id stands for the volume that it was first exported for, not for what took its place.
+            return Err(Error::Mismatch {
+                what: format!("the volume at {}", attached.spec.locator),
+                expected: before.to_string(),
+                found: device.identity.to_string(),
+            });
+        }
+        attached.identity = Some(device.identity.clone());
+        self.exporter.serve(export, &device.path).await?;
+        let created_ms = self.journal.export(&export.id).await?.map_or_else(now_ms, |record| record.created_ms);
+        Ok(ExportRecord {
+            export: export.clone(),
+            attached,
+            size_bytes: device.size_bytes,
+            boot_id: operation.boot_id.clone(),
+            created_ms,
+            residuals: Vec::new(),
+        })
+    }
+
+    /// Takes away what an export brought, however far it came. One that was there before is left as it is.
+    pub(super) async fn undo_export(&self, operation: &Operation) -> Result<()> {
+        let Plan::Export { export, attached } = &operation.plan else { return Ok(()) };
+        if self.journal.export(&export.id).await?.is_some() {
+            return Ok(());
+        }
+        self.exporter.withdraw(export).await?;
+        match self.deactivate(attached, &operation.boot_id, Instant::now() + UNDO_TIMEOUT).await?.first() {
+            None => Ok(()),
+            Some(left) => Err(left_over(left)),
+        }
+    }
+
+    /// Recovers an export after a crash: served again if it was there before, else undone. Whether it is there then.
+    pub(super) async fn recover_export(&self, operation: &Operation) -> Result<(bool, Change)> {
+        let Plan::Export { export, attached } = &operation.plan else { return Ok((false, Change::None)) };
+        let there = self.journal.export(&export.id).await?;
+        let Some(attached) = there.is_some().then_some(attached) else {
+            self.undo_export(operation).await?;
+            return Ok((false, Change::None));
+        };
+        let Some(attached) = self.in_this_boot(attached, &operation.boot_id).await? else {
+            return Ok((false, Change::None));
+        };
+        let driver = self.drivers.get(Backend::Lvm)?;
+        let now = Operation { boot_id: self.boot_id()?, ..operation.clone() };
+        let record = self.bring(driver.as_ref(), export, attached, &now, Instant::now() + UNDO_TIMEOUT).await?;
+        Ok((true, Change::PutExports(vec![record])))
+    }
+
+    /// Leaves the LV as it was before the export. What could not be is told.
+    async fn deactivate(&self, attached: &Attached, boot_id: &str, deadline: Instant) -> Result<Vec<Residual>> {
+        let Some(attached) = self.in_this_boot(attached, boot_id).await? else { return Ok(Vec::new()) };
+        let driver = self.drivers.get(attached.spec.locator.backend())?;
+        match driver.detach(&attached, deadline).await {
+            Ok(detached) => Ok(detached.residuals),
+            Err(error @ (Error::InUse { .. } | Error::Flush { .. })) => Ok(vec![Residual {
+                kind: ResidualKind::Activation,
+                name: attached.spec.locator.to_string(),
+                reason: error.chain(),
+            }]),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes an export away. What is not exported is gone already.
+    pub(crate) async fn unexport(self: Arc<Self>, target: ExportTarget, deadline: Instant) -> Result<UnexportReply> {
+        let id = match target {
+            ExportTarget::Id(id) => id,
+            ExportTarget::Locator(locator) => {
+                // An export of it may be under way: then nobody can say yet that it is gone.
+                drop(self.locks.take(&format!("unexport of {locator}"), locator.keys())?);
+                match self.journal.exports_of(&locator.key()).await?.pop() {
+                    Some(record) => record.export.id,
+                    None => return Ok(UnexportReply::default()),
+                }
+            }
+        };
+        let mut held = self.locks.take(&format!("unexport of {id}"), [export_key(&id)])?;
+        let Some(record) = self.journal.export(&id).await? else {
+            return Ok(UnexportReply { id: Some(id), ..UnexportReply::default() });
+        };
+        for key in record.attached.spec.locator.keys() {
+            held.extend(key)?;
+        }
+        // Read once more under all locks: a manage may have given it another locator meanwhile.
+        let Some(record) = self.journal.export(&id).await?.filter(|now| now.attached == record.attached) else {
+            let holder = "an operation that just ended".into();
+            return Err(Error::Busy { what: export_key(&id), holder, age: std::time::Duration::ZERO });
+        };
+        let by: Vec<String> = self.exporter.sessions(&record.export)?.iter().map(ToString::to_string).collect();
+        if !by.is_empty() {
+            return Err(Error::InUse { what: format!("export {id}"), by });
+        }
+        let plan = Plan::Unexport { id: id.clone(), locator: record.attached.spec.locator.clone() };
+        let work = self.begin(plan, held).await?;
+        match self.withdraw(&record, deadline).await {
+            Ok(residuals) => {
+                let operation = work.operation.id;
+                self.unexported(&work.operation, record, &residuals).await.map_err(|error| {
+                    let told = Error::Host { doing: "end the unexport".into(), source: error.chain().into() };
+                    self.keep_trying(work, Rest::Recover, error);
+                    told
+                })?;
+                Ok(UnexportReply { id: Some(id), changed: true, residuals, operation: Some(operation) })
+            }
+            // Somebody came in at the last moment: it is served as before.
+            Err(error @ Error::InUse { .. }) => self.failed(work, error, Change::None).await,
+            Err(error) => {
+                let again = Error::Host { doing: "unexport".into(), source: error.chain().into() };
+                self.keep_trying(work, Rest::Recover, again);
+                Err(error)
+            }
+        }
+    }
+
+    /// The target first, then the LV's activation; returns what is left of that.
+    async fn withdraw(&self, record: &ExportRecord, deadline: Instant) -> Result<Vec<Residual>> {
+        self.exporter.withdraw(&record.export).await?;
+        self.deactivate(&record.attached, &record.boot_id, deadline).await
+    }
+
+    /// Ends an unexport: the record goes, or stays with what could not be removed.
+    async fn unexported(&self, operation: &Operation, mut record: ExportRecord, left: &[Residual]) -> Result<()> {
+        let Some(first) = left.first() else {
+            let outcome = Outcome::new(OutcomeState::Succeeded, None);
+            return self.conclude(operation, outcome, Change::RemoveExport(record.export.id)).await;
+        };
+        record.residuals = left.to_vec();
+        let outcome = Outcome::new(OutcomeState::Failed, Some(&left_over(first)));
+        self.conclude(operation, outcome, Change::PutExports(vec![record])).await
+    }
+
+    /// Recovers an unexport after a crash: forward, unless the initiator is logged in by now; it keeps what it has.
+    pub(super) async fn recover_unexport(&self, operation: &Operation, id: &ExportId) -> Result<()> {
+        let Some(record) = self.journal.export(id).await? else {
+            return self.conclude(operation, Outcome::new(OutcomeState::Succeeded, None), Change::None).await;
+        };
+        match self.withdraw(&record, Instant::now() + UNDO_TIMEOUT).await {
+            Ok(left) => self.unexported(operation, record, &left).await,
+            Err(in_use @ Error::InUse { .. }) => {
+                if let Some(device) = self.exported_device(&record).await? {
+                    self.exporter.serve(&record.export, &device.path).await?;
+                }
+                let outcome = Outcome::new(OutcomeState::Undone, Some(&in_use));
+                self.conclude(operation, outcome, Change::None).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn exported_device(&self, record: &ExportRecord) -> Result<Option<Device>> {
+        self.drivers.get(record.attached.spec.locator.backend())?.find(&record.attached).await
+    }
+
+    /// An export as the kernel shows it.
+    pub(crate) fn look_at_export(&self, record: ExportRecord) -> Exported {
+        let state = self.exporter.state(&record.export);
+        let problem = match (state, self.boot_id()) {
+            _ if !record.residuals.is_empty() => {
+                let left: Vec<String> =
+                    record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();
+                Some(format!("an unexport left {}", left.join("; ")))
+            }
+            (_, Ok(boot_id)) if boot_id != record.boot_id => Some("not served again since the reboot".to_owned()),
+            (Ok(export::State::Served), _) => None,
+            (Ok(export::State::Absent), _) => Some("its target is not there".to_owned()),
+            (Ok(export::State::Broken), _) => Some("a part of its target is not there; export it again".to_owned()),
+            (Err(error), _) => Some(error.chain()),
+        };
+        let sessions = self.exporter.sessions(&record.export).unwrap_or_default();
+        Exported { record, problem, sessions: sessions.iter().map(ToString::to_string).collect() }
+    }
+
+    /// Refuses what another host may be writing to.
+    pub(super) async fn refuse_exported(&self, locator: &Locator) -> Result<()> {
+        let exports = self.journal.exports_of(&locator.key()).await?;
+        match exports.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: locator.to_string(), by: exports.iter().map(exported_as).collect() }),
+        }
+    }
+
+    /// Serves again what a reboot, or somebody at the shell, took away: in the background, until it is there or unexported.
+    pub(super) async fn settle_exports(self: &Arc<Self>, boot_id: &str) -> Result<()> {
+        for record in self.journal.exports().await? {
+            let here = record.boot_id == boot_id;
+            if !record.residuals.is_empty() {
+                if !here {
+                    // What was left was the LV's activation.
+                    self.journal.change(Change::RemoveExport(record.export.id)).await?;
+                }
+                continue;
+            }
+            if here && self.exporter.state(&record.export)? == export::State::Served {
+                continue;
+            }
+            let (agent, id) = (Arc::clone(self), record.export.id.clone());
+            tokio::spawn(async move {
+                let mut pause = FIRST_PAUSE;
+                while !agent.serve_again(&id).await && !agent.stops_within(&mut pause).await {}
+            });
+        }
+        Ok(())
+    }
+
+    /// One attempt; `true` if there is nothing left to do.
+    async fn serve_again(self: &Arc<Self>, id: &ExportId) -> bool {
+        let record = match self.journal.export(id).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return true,
+            Err(_) => return false,
+        };
+        let request = ExportRequest {
+            id: Some(id.clone()),
+            locator: record.attached.spec.locator.clone(),
+            initiator: record.export.initiator.clone(),
+            portals: Vec::new(),
+            read_only: record.export.read_only,
+            deadline: Instant::now() + self.config.limits.operation_timeout(),
+        };
+        match self.in_own_task(Arc::clone(self).export(request)).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(export = %id, "not served again yet: {}", error.chain());
+                false
+            }
+        }
+    }
+}
+
+pub(super) fn exported_as(record: &ExportRecord) -> String {
+    format!("exported as {} to {}", record.export.id, record.export.initiator)
+}

@@ -1,0 +1,56 @@
+//! export, exports, unexport.
+
+use crate::{
+    args::{Export, Format},
+    connect::Agent,
+    error::{Error, Failure},
+    output,
+    values::Target,
+    view::{self, Exported, Unexported},
+};
+use proto::v1;
+use tonic::Code;
+
+pub(super) async fn export(agent: &Agent, export: Export, format: Format) -> Result<(), Error> {
+    let message = |timeout_ms| v1::ExportRequest {
+        id: export.id.clone().unwrap_or_default(),
+        locator: export.locator.clone(),
+        initiator: export.initiator.clone(),
+        portals: export.portal.clone(),
+        read_only: export.read_only,
+        timeout_ms,
+    };
+    let mut client = agent.exports();
+    let reply = agent.call(message, async |request| client.export(request).await).await?;
+    let exported = Exported::new(reply).ok_or_else(|| Failure::internal("mortard answered without an export"))?;
+    Ok(output::answer(&exported, format)?)
+}
+
+pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+    let mut client = agent.exports();
+    let reply = agent.call(|_| v1::ListExportsRequest {}, async |request| client.list(request).await).await?;
+    let exports: Vec<view::Export> = reply.exports.into_iter().map(view::Export::from).collect();
+    Ok(output::answer(&exports, format)?)
+}
+
+/// What could not be removed makes it a refusal: one sentence each for people, the answer itself for programs.
+pub(super) async fn unexport(agent: &Agent, target: Target, format: Format) -> Result<(), Error> {
+    let target = match target {
+        Target::Locator(locator) => v1::unexport_request::Target::Locator(locator),
+        // The agent says what is wrong with it.
+        Target::Id(id) | Target::Device(id) => v1::unexport_request::Target::Id(id),
+    };
+    let message = |timeout_ms| v1::UnexportRequest { target: Some(target.clone()), timeout_ms };
+    let mut client = agent.exports();
+    let unexported: Unexported = agent.call(message, async |request| client.unexport(request).await).await?.into();
+    let mut failures: Vec<_> =
+        unexported.residuals().map(|residual| Failure::new(Code::FailedPrecondition, "RESIDUAL", residual)).collect();
+    let Some(last) = failures.pop() else { return Ok(output::answer(&unexported, format)?) };
+    if format == Format::Json {
+        output::answer(&unexported, format)?;
+    }
+    for failure in &failures {
+        output::failure(failure, format);
+    }
+    Err(last.into())
+}

@@ -1,0 +1,171 @@
+//! Maps of multipath: what sysfs tells of them, and what multipathd is asked (`multipathd(8)`, seen with 0.9.4).
+//!
+//! ```text
+//! /sys/block/sda/holders/dm-0            the map over a path
+//! /sys/block/dm-0/slaves/{sda,sdb}       the paths of a map
+//! /sys/block/dm-0/dm/{uuid,name}         mpath-WWID, and what the operator's configuration calls it
+//! /sys/block/dm-0/holders/dm-1/dm/uuid   part1-mpath-WWID: a partition, made by kpartx and removed with its map
+//! ```
+//!
+//! A map is known by its uuid, never by its name. The daemon answers `ok` to much that it does not do (with
+//! `find_multipaths strict` it knows a first path but makes no map of it), so what counts is what sysfs shows afterwards.
+//! `add map WWID` makes a map of one path, whatever `find_multipaths` says, and notes the WWID in `/etc/multipath/wwids`;
+//! from then on later paths join by themselves. It learns a disk's WWID from udev's data base: before udev has looked at a disk,
+//! the daemon does not want it.
+
+use crate::machine;
+use driver::{Error, Result};
+use host::{BlockDevice, Host, block_device};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const BLOCK: &str = "/sys/block";
+
+/// The daemon gives up on its own lock after 4 s (`uxsock_timeout`).
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A map as sysfs shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Map {
+    /// `dm-0`
+    pub(crate) name: String,
+    /// What multipathd calls it: the WWID, `mpatha` or an alias.
+    label: String,
+    /// In udev's form.
+    pub(crate) wwid: String,
+}
+
+impl Map {
+    /// The map over a disk, if there is one.
+    pub(crate) fn over(host: &dyn Host, disk: &str) -> host::Result<Option<Self>> {
+        for name in host.list(&Path::new(BLOCK).join(disk).join("holders"))? {
+            if let Some(map) = Self::read(host, &name)? {
+                return Ok(Some(map));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The map of a volume, whatever its paths.
+    pub(crate) fn of(host: &dyn Host, wwid: &str) -> host::Result<Option<Self>> {
+        for name in host.list(Path::new(BLOCK))?.into_iter().filter(|name| name.starts_with("dm-")) {
+            if let Some(map) = Self::read(host, &name)?.filter(|map| map.wwid == wwid) {
+                return Ok(Some(map));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(host: &dyn Host, name: &str) -> host::Result<Option<Self>> {
+        let directory = Path::new(BLOCK).join(name).join("dm");
+        let Some(uuid) = host.read(&directory.join("uuid"))? else { return Ok(None) };
+        let Some(wwid) = uuid.strip_prefix("mpath-") else { return Ok(None) };
+        let label = host.read(&directory.join("name"))?.unwrap_or_default();
+        Ok(Some(Self { name: name.into(), label, wwid: wwid.into() }))
+    }
+
+    pub(crate) fn node(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    pub(crate) fn block(&self, host: &dyn Host) -> host::Result<Option<BlockDevice>> {
+        block_device(host, &self.name)
+    }
+
+    /// The kernel's names of its paths.
+    pub(crate) fn slaves(&self, host: &dyn Host) -> host::Result<Vec<String>> {
+        host.list(&Path::new(BLOCK).join(&self.name).join("slaves"))
+    }
+
+    /// The partitions that kpartx has made of it.
+    pub(crate) fn partitions(&self, host: &dyn Host) -> host::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for name in host.list(&Path::new(BLOCK).join(&self.name).join("holders"))? {
+            let uuid = host.read(&Path::new(BLOCK).join(&name).join("dm/uuid"))?.unwrap_or_default();
+            if uuid.starts_with("part") && uuid.ends_with(&format!("-mpath-{}", self.wwid)) {
+                found.push(name);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether it is still there, under the same name and with its node.
+    pub(crate) fn is_present(&self, host: &dyn Host) -> host::Result<bool> {
+        Ok(Self::read(host, &self.name)?.is_some_and(|now| now.wwid == self.wwid) || host.stat(&self.node())?.is_some())
+    }
+}
+
+/// What the daemon said to a request that changes something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said {
+    Ok,
+    /// `fail`, `blacklisted`, `timeout`, …
+    No(String),
+}
+
+/// Sees that there is a daemon.
+pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
+    match host.multipathd("show daemon", PATIENCE).await {
+        Ok(_) => Ok(()),
+        Err(host::Error::Unreachable { .. }) => Err(absent()),
+        Err(error) => Err(machine("ask multipathd")(error)),
+    }
+}
+
+fn absent() -> Error {
+    Error::WrongState {
+        what: "several portals need multipathd, which does not run; install multipath-tools (Debian, Ubuntu, SUSE) or \
+               device-mapper-multipath (Fedora, Red Hat) and run `systemctl start multipathd`, or give one portal"
+            .into(),
+    }
+}
+
+/// Lets the daemon take a disk for a path.
+pub(crate) async fn add_path(host: &dyn Host, disk: &str) -> Result<Said> {
+    ask(host, format!("add path {disk}")).await
+}
+
+/// Lets the daemon make a map of the paths that it knows of a volume.
+pub(crate) async fn add_map(host: &dyn Host, wwid: &str) -> Result<Said> {
+    ask(host, format!("add map {wwid}")).await
+}
+
+/// The kernel's names of the disks that the daemon takes for paths.
+pub(crate) async fn paths(host: &dyn Host) -> Result<Vec<String>> {
+    match host.multipathd("show paths raw format \"%d\"", PATIENCE).await {
+        Ok(answer) => Ok(answer.split_whitespace().map(str::to_owned).collect()),
+        Err(host::Error::Unreachable { .. }) => Err(absent()),
+        Err(error) => Err(machine("ask multipathd for its paths")(error)),
+    }
+}
+
+/// Lets the daemon take a path out of a map that goes on with others.
+pub(crate) async fn del_path(host: &dyn Host, disk: &str) -> Result<Said> {
+    ask(host, format!("del path {disk}")).await
+}
+
+/// Lets the daemon remove a map with its partitions, unless somebody has one of them open.
+pub(crate) async fn del_map(host: &dyn Host, map: &Map) -> Result<Said> {
+    ask(host, format!("del map {}", map.label)).await
+}
+
+/// Lets a map fail what it would otherwise keep until a path comes back.
+pub(crate) async fn stop_queueing(host: &dyn Host, map: &Map) -> Result<Said> {
+    ask(host, format!("disablequeueing map {}", map.label)).await
+}
+
+/// Lets a map take the size of its paths.
+pub(crate) async fn resize_map(host: &dyn Host, map: &Map) -> Result<Said> {
+    ask(host, format!("resize map {}", map.label)).await
+}
+
+async fn ask(host: &dyn Host, request: String) -> Result<Said> {
+    match host.multipathd(&request, PATIENCE).await {
+        Ok(answer) if answer.trim() == "ok" => Ok(Said::Ok),
+        Ok(answer) => Ok(Said::No(answer.trim().to_owned())),
+        Err(host::Error::Unreachable { .. }) => Err(absent()),
+        Err(error) => Err(machine(format!("ask multipathd `{request}`"))(error)),
+    }
+}

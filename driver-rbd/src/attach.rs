@@ -1,0 +1,248 @@
+//! Attach: from a locator to a device of which the kernel says that it is that image.
+//!
+//! Which image a name stands for is known only to the cluster, and the kernel tells once it has mapped it. So we map first
+//! and look then whether it was mapped already:
+//!
+//! ```text
+//!   map ──▶ who is it? ──▶ nobody else has it ──────────────▶ ours
+//!    │                 └──▶ it is mapped already ──▶ unmap ──▶ that one
+//!    └ hangs: answer at the deadline; unmap it should it come after all
+//! ```
+
+use crate::{
+    RbdDriver,
+    cluster::{Cluster, Messenger},
+    failed, image_of,
+    mapping::{self, Mapping, Mark},
+};
+use driver::{Attempt, Device, Error, Image, Result, Spec};
+use host::wait_for;
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+/// Where mappings are asked for; the second where the module was loaded with `single_major=0`.
+const ADD: [&str; 2] = ["/sys/bus/rbd/add_single_major", "/sys/bus/rbd/add"];
+
+/// How long the undo of an attach that failed may take. The attach's own time may be over by then.
+const UNDO: Duration = Duration::from_secs(30);
+
+impl RbdDriver {
+    /// All of it; or nothing, with the reason.
+    pub(crate) async fn bring(&self, spec: &Spec, attempt: &Attempt) -> Result<Device> {
+        let image = image_of(&spec.locator)?;
+        let cluster = Cluster::of(self.host(), &image.pool, attempt.access.cephx.as_ref())?;
+        let messenger = self.reach(&cluster, image, attempt.deadline).await?;
+        let mark = Mark::new(image);
+        let noted = Arc::new(self.underway.note(&mark));
+        let request = cluster.request(messenger, image, spec, &mark);
+        let (sender, receiver) = oneshot::channel();
+        let (driver, written) = (self.parts(), noted.clone());
+        let (key, mark_of_write) = (cluster.lend(&mark), mark.clone());
+        tokio::spawn(async move {
+            let done = driver.host.write_with_key(driver.add(), &request, &key).await;
+            if let Err(Ok(())) = sender.send(done) {
+                tracing::warn!(mark = %mark_of_write, "mapped after nobody waited for it any more: unmapping it");
+                driver.unmap_marked(&mark_of_write).await;
+            }
+            drop(written);
+        });
+        self.written(image, receiver, attempt.deadline).await?;
+        let device = self.settle(spec, image, &mark, attempt.deadline).await;
+        if device.is_err() {
+            self.parts().unmap_marked(&mark).await;
+        }
+        drop(noted);
+        device
+    }
+
+    /// Refused is known at once; that nobody answers, at the deadline. The kernel itself would try for a minute.
+    async fn reach(&self, cluster: &Cluster, image: &Image, deadline: Instant) -> Result<Messenger> {
+        let mut seen = Vec::new();
+        let kinds = [Messenger::One, Messenger::Two].map(|kind| (kind, cluster.monitors.speaking(kind)));
+        let kinds: Vec<_> = kinds.into_iter().filter(|(_, monitors)| !monitors.is_empty()).collect();
+        for (number, (kind, monitors)) in kinds.iter().enumerate() {
+            // Those who know only the second may drop what is sent to the first: then there has to be time left.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let until = if number + 1 < kinds.len() { Instant::now() + left / 2 } else { deadline };
+            match self.one_of(monitors, until).await {
+                Ok(()) => return Ok(*kind),
+                Err(why) => seen.extend(why),
+            }
+        }
+        Err(Error::Unreachable { what: format!("the cluster {} of {image}", image.pool.cluster), why: seen.join(", ") })
+    }
+
+    /// Ends with the first that listens.
+    async fn one_of(&self, monitors: &[SocketAddr], deadline: Instant) -> std::result::Result<(), Vec<String>> {
+        let mut tries = JoinSet::new();
+        for monitor in monitors.iter().copied() {
+            let host = Arc::clone(&self.host);
+            tries.spawn(async move { (monitor, host.reach(monitor, deadline).await) });
+        }
+        let mut seen = Vec::new();
+        while let Some(tried) = tries.join_next().await {
+            match tried {
+                Ok((_, Ok(()))) => return Ok(()),
+                Ok((monitor, Err(error))) => seen.push(format!("{monitor}: {error}")),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+        Err(seen)
+    }
+
+    /// Waits for the kernel's answer to the write.
+    async fn written(
+        &self,
+        image: &Image,
+        mut answer: oneshot::Receiver<host::Result<()>>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let late = || Error::TimedOut { waiting_for: format!("the kernel to map {image}: its cluster does not answer") };
+        let answer = match timeout_at(deadline, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // What is sent from now on is not taken any more, and then its sender unmaps it.
+                answer.close();
+                answer.try_recv().map_err(|_| late())
+                    .map(Ok)?
+            }
+        };
+        match answer {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.refused(image, error).await),
+            Err(_) => Err(late()),
+        }
+    }
+
+    /// What the kernel means by the number that it answers a mapping with (`rbd_add` and below it, `drivers/block/rbd.c`).
+    async fn refused(&self, image: &Image, error: host::Error) -> Error {
+        let host::Error::Io { source, .. } = &error else { return failed(format!("map {image}"))(error) };
+        let user = format!("client.{}", image.pool.user);
+        let cluster = format!("the cluster {}", image.pool.cluster);
+        match source.raw_os_error() {
+            Some(libc::ENOENT) => Error::NotFound { what: format!("{image} (the pool, the namespace, the image or its snapshot)") },
+            Some(libc::EACCES) => {
+                Error::Denied { who: cluster, why: format!("there is no {user}, or it has another key") }
+            }
+            Some(libc::EPERM) => Error::Denied {
+                who: cluster,
+                why: format!("{user} may not use {image}; `ceph auth caps` can give it `profile rbd`"),
+            },
+            Some(libc::ENXIO) => self.unsupported(image).await,
+            Some(libc::ETIMEDOUT) => {
+                Error::Unreachable { what: cluster, why: "its monitors listen, but let nobody in".into() }
+            }
+            Some(libc::EROFS | libc::EBUSY) => Error::InUse {
+                what: image.to_string(),
+                by: vec!["another client that holds its exclusive lock (`rbd lock ls`)".into()],
+            },
+            _ => failed(format!("map {image}"))(error),
+        }
+    }
+
+    /// Which features the kernel lacks. Only the cluster can tell what the image has, so this one error costs a process.
+    async fn unsupported(&self, image: &Image) -> Error {
+        let what = match self.lacking(image).await {
+            Ok(features) if !features.is_empty() => format!(
+                "{image} has features that this kernel does not support: {0}; `rbd feature disable {1} {0}` takes them off",
+                features.join(" "),
+                image.name,
+            ),
+            Ok(_) => format!("{image} has features that this kernel does not support; dmesg says which"),
+            Err(error) => format!(
+                "{image} has features that this kernel does not support; dmesg says which (asking for their names failed: {})",
+                error.chain()
+            ),
+        };
+        Error::Unsupported { what }
+    }
+
+    /// From a mapping to a device that can be handed out.
+    async fn settle(&self, spec: &Spec, image: &Image, mark: &Mark, deadline: Instant) -> Result<Device> {
+        let shown = || Ok(mapping::read(self.host())?.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)));
+        let mapped = wait_for(self.host(), deadline, shown).await.map_err(failed("look for the new mapping"))?;
+        let mut mapping = mapped
+            .ok_or_else(|| Error::WrongState { what: format!("{image} was unmapped by somebody else meanwhile; try again") })?;
+        let _turn = self.turns.take(&mapping.identity, deadline).await?;
+        let was_here = |other: &Mapping| {
+            other.identity == mapping.identity
+                && !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark))
+        };
+        // Of several, ours.
+        let mut others: Vec<Mapping> = mapping::list(self.host())?.into_iter().filter(was_here).collect();
+        others.sort_by_key(|other| other.mark.is_none());
+        let other = others.into_iter().next();
+        if let Some(other) = other {
+            self.parts().unmap(&mapping, deadline).await?;
+            mapping = other;
+        }
+        let device = self.shown(&mapping, deadline).await?;
+        let wants_read_only = spec.read_only || image.snapshot.is_some();
+        if device.read_only != wants_read_only {
+            let mode = |read_only| if read_only { "read-only" } else { "for writing" };
+            return Err(Error::WrongState {
+                what: format!(
+                    "{} was mapped before {} as {}; unmap it there to have it {}",
+                    device.path.display(),
+                    mode(device.read_only),
+                    mapping.name,
+                    mode(wants_read_only)
+                ),
+            });
+        }
+        if spec.exclusive && !mapping.exclusive {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{} was mapped before as {}, without its exclusive lock; unmap it there first",
+                    device.path.display(),
+                    mapping.name
+                ),
+            });
+        }
+        spec.check(&device)?;
+        Ok(device)
+    }
+
+    /// The device of a mapping, with its node.
+    async fn shown(&self, mapping: &Mapping, deadline: Instant) -> Result<Device> {
+        let node = mapping.node();
+        let there = wait_for(self.host(), deadline, || Ok(self.host().stat(&node)?.map(drop))).await;
+        there.map_err(failed(format!("wait for {}", node.display())))?;
+        let gone = || Error::TimedOut { waiting_for: format!("the device {}", node.display()) };
+        mapping.device(self.host())?.ok_or_else(gone)
+    }
+}
+
+impl crate::Parts {
+    fn add(&self) -> &'static Path {
+        let there = |path: &&str| matches!(self.host.stat(path.as_ref()), Ok(Some(_)));
+        Path::new(ADD.iter().find(|path| there(path)).unwrap_or(&ADD[0]))
+    }
+
+    /// Takes a mapping away that nobody was given. What stays is said in the log.
+    async fn unmap_marked(&self, mark: &Mark) {
+        let deadline = Instant::now() + UNDO;
+        let found = mapping::list(self.host.as_ref());
+        let found = found.map(|all| all.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)));
+        let done = match found {
+            Ok(Some(mapping)) => self.unmap(&mapping, deadline).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%mark, error = error.chain(), "cannot take back a mapping");
+        }
+    }
+}
+
+/// For the kernel's own errors.
+pub(crate) fn errno(error: &host::Error) -> Option<i32> {
+    match error {
+        host::Error::Io { source, .. } => io::Error::raw_os_error(source),
+        _ => None,
+    }
+}

@@ -1,0 +1,174 @@
+//! The mappings of this host, as the kernel tells them: `/sys/bus/rbd/devices/N` (Linux,
+//! `Documentation/ABI/testing/sysfs-bus-rbd`). No process, no cluster asked.
+//!
+//! What is ours says so itself: `config_info` shows what was written to map it, and in ours the key has the name of a
+//! [`Mark`]. So no state, and no loss of it, can make us take away what somebody else has mapped.
+
+use crate::failed;
+use driver::{Device, DevicePath, Identity, Image, Result};
+use host::{Host, block_device};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+/// Where krbd lists its devices.
+const DEVICES: &str = "/sys/bus/rbd/devices";
+
+/// What the kernel says where a mapping has no snapshot (`CEPH_NOSNAP`).
+const NO_SNAPSHOT: u64 = u64::MAX - 1;
+
+/// What a mapping of ours is known by: it is the name under which the kernel is lent the key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Mark {
+    /// Which locator was mapped, as a digest of its text.
+    locator: String,
+    /// Which write it was.
+    once: String,
+}
+
+impl Mark {
+    /// For one write.
+    pub(crate) fn new(image: &Image) -> Self {
+        Self { locator: digest(&image.to_string()), once: uuid::Uuid::now_v7().simple().to_string() }
+    }
+
+    /// Whether it was made for this locator.
+    pub(crate) fn is_for(&self, image: &Image) -> bool {
+        self.locator == digest(&image.to_string())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (locator, once) = text.strip_prefix("mortar-")?.split_once('-')?;
+        Some(Self { locator: locator.into(), once: once.into() })
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mortar-{}-{}", self.locator, self.once)
+    }
+}
+
+/// FNV-1a, 64 bits: the same in each build of ours.
+fn digest(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// An image that is mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    /// The kernel's number of it.
+    pub(crate) id: u32,
+    pub(crate) identity: Identity,
+    /// Ours, if there is one.
+    pub(crate) mark: Option<Mark>,
+    /// It was mapped with the exclusive lock.
+    pub(crate) exclusive: bool,
+    /// As the cluster knows the kernel's client: `10.0.0.1:0/123456`.
+    pub(crate) client: String,
+    /// `pool/image@snapshot`, as they were called when it was mapped.
+    pub(crate) name: String,
+}
+
+impl Mapping {
+    pub(crate) fn node(&self) -> PathBuf {
+        Path::new("/dev").join(self.block())
+    }
+
+    /// Its attribute in sysfs.
+    pub(crate) fn attribute(&self, name: &str) -> PathBuf {
+        Path::new(DEVICES).join(self.id.to_string()).join(name)
+    }
+
+    fn block(&self) -> String {
+        format!("rbd{}", self.id)
+    }
+
+    /// What sysfs tells of the device; `None` if it has just gone.
+    pub(crate) fn device(&self, host: &dyn Host) -> Result<Option<Device>> {
+        let block = block_device(host, &self.block()).map_err(failed(format!("look at {}", self.block())))?;
+        Ok(block.map(|block| Device {
+            path: self.node(),
+            identity: self.identity.clone(),
+            size_bytes: block.size_bytes,
+            logical_block_size: block.logical_block_size,
+            physical_block_size: block.physical_block_size,
+            read_only: block.read_only,
+            paths: vec![DevicePath { device: self.node(), portal: None, state: "active".into() }],
+        }))
+    }
+}
+
+/// Every mapping, ours or not.
+pub(crate) fn list(host: &dyn Host) -> Result<Vec<Mapping>> {
+    read(host).map_err(failed("list what is mapped"))
+}
+
+/// As [`list`], in the host's own words: for `wait_for`.
+pub(crate) fn read(host: &dyn Host) -> host::Result<Vec<Mapping>> {
+    let mut found = Vec::new();
+    for id in host.list(Path::new(DEVICES))?.iter().filter_map(|name| name.parse().ok()) {
+        found.extend(one(host, id)?);
+    }
+    found.sort_by_key(|mapping| mapping.id);
+    Ok(found)
+}
+
+/// The mapping of this number; `None` if there is none, or it goes in this moment.
+fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
+    let directory = Path::new(DEVICES).join(id.to_string());
+    let read = |name: &str| host.read(&directory.join(name));
+    let (Some(fsid), Some(pool_id), Some(image_id), Some(snap_id)) =
+        (read("cluster_fsid")?, read("pool_id")?, read("image_id")?, read("snap_id")?)
+    else {
+        return Ok(None);
+    };
+    let (Ok(pool_id), Ok(snap_id)) = (pool_id.parse(), snap_id.parse::<u64>()) else { return Ok(None) };
+    let text = |name: &str| Ok::<_, host::Error>(read(name)?.unwrap_or_default());
+    let namespace = text("pool_ns")?;
+    // It may hold somebody's secret: what is not looked for is not kept.
+    let config = text("config_info")?;
+    let options: Vec<&str> = config.split(' ').nth(1).unwrap_or_default().split(',').collect();
+    let mut name = text("pool")?;
+    for part in [namespace.as_str(), &text("name")?].into_iter().filter(|part| !part.is_empty()) {
+        name = format!("{name}/{part}");
+    }
+    if snap_id != NO_SNAPSHOT {
+        name = format!("{name}@{}", text("current_snap")?);
+    }
+    Ok(Some(Mapping {
+        id,
+        mark: options.iter().find_map(|option| Mark::parse(option.strip_prefix("key=")?)),
+        exclusive: options.contains(&"exclusive"),
+        client: text("client_addr")?,
+        name,
+        identity: Identity::Rbd {
+            fsid,
+            pool_id,
+            namespace,
+            image_id,
+            snapshot_id: (snap_id != NO_SNAPSHOT).then_some(snap_id),
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_back_and_knows_its_locator() {
+        let (one, other): (Image, Image) = ("rbd:p/a".parse().unwrap(), "rbd:p/a?cluster=two".parse().unwrap());
+        let mark = Mark::new(&one);
+        assert_eq!(Mark::parse(&mark.to_string()), Some(mark.clone()));
+        assert!(mark.is_for(&one) && !mark.is_for(&other));
+        assert_ne!(Mark::new(&one), mark, "two writes");
+        for other in ["", "mortar-", "client.admin", "mortar"] {
+            assert_eq!(Mark::parse(other), None, "{other}");
+        }
+    }
+}

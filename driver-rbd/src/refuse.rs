@@ -1,0 +1,64 @@
+//! Why an image is not for us. Each answer is a sentence for the person who asked.
+
+use crate::{mapping::Mapping, provenance::Keys};
+use driver::{Pool, Refusal, Templates};
+use host::rbd_job::{Image, Snapshot, Trashed, Watcher};
+
+/// Why an image, or a snapshot of it, cannot be managed.
+pub(crate) fn manage(
+    image: &Image,
+    snapshot: Option<&Snapshot>,
+    mapped: &[Mapping],
+    templates: &Templates,
+) -> Option<Refusal> {
+    if let Some(id) = image.metadata.get(&Keys::of(snapshot.map(|snapshot| snapshot.id)).id) {
+        return Some(Refusal::Managed(format!("managed as {id}")));
+    }
+    let name = snapshot.map_or(&image.name, |snapshot| &snapshot.name);
+    if let Some(id) = templates.id_in(name) {
+        return Some(Refusal::Managed(format!("named as the managed volume {id}")));
+    }
+    if let Some(why) = kind(image) {
+        return Some(Refusal::Kind(why));
+    }
+    // Nobody can write to a snapshot, so nobody is disturbed.
+    let by: Vec<String> = match snapshot {
+        Some(_) => Vec::new(),
+        None => image.watchers.iter().map(|watcher| who(watcher, mapped)).collect(),
+    };
+    (!by.is_empty()).then_some(Refusal::InUse(by))
+}
+
+fn kind(image: &Image) -> Option<String> {
+    if let Some(problem) = &image.problem {
+        Some(format!("it cannot be read: {problem}"))
+    } else if image.id.is_empty() {
+        Some("it is of format 1, which has no id; `rbd migration` makes it a newer one".into())
+    } else if image.mirroring.as_ref().is_some_and(|mirroring| !mirroring.primary) {
+        Some("it is the copy of a mirror, and not the primary; manage it where it is primary".into())
+    } else {
+        None
+    }
+}
+
+/// A watcher, by its address; and by its device if it is this host.
+fn who(watcher: &Watcher, mapped: &[Mapping]) -> String {
+    let here: Vec<String> = mapped
+        .iter()
+        .filter(|mapping| mapping.client == watcher.address)
+        .map(|mapping| mapping.node().display().to_string())
+        .collect();
+    match here.is_empty() {
+        true => format!("watched from {} ({})", watcher.address, watcher.client),
+        false => format!("watched from {} ({}), this host", watcher.address, watcher.client),
+    }
+}
+
+/// Why an image in the trash is not for us.
+pub(crate) fn in_trash(pool: &Pool, entry: &Trashed) -> String {
+    let namespace = pool.namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+    format!(
+        "the image {0} is in the trash; `rbd trash restore {1}/{namespace}{2}` takes it out",
+        entry.name, pool.pool, entry.id
+    )
+}
