@@ -26,9 +26,8 @@ async fn rename(report: &mut Report, peer: &mut Peer) {
     let pv = sh("vg_on_loop bench 256M --setautoactivation n
         lvcreate --quiet --yes --wipesignatures n -Zn -n data -L 64M bench >/dev/null");
     let managed = format!("volume-{ID}");
-    let lvrename = |from: &str, to: &str| {
-        clocked(|| run("/usr/sbin/lvm", &["lvrename", "--devices", &pv, "bench", from, to])).0
-    };
+    let lvrename =
+        |from: &str, to: &str| clocked(|| run("/usr/sbin/lvm", &["lvrename", "--devices", &pv, "bench", from, to])).0;
     let mut client = client();
     let mut request = manage("lvm:bench/data");
     request.id = ID.into();
