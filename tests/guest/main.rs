@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "from outside the agent, with the tools that an operator has")]
 
 mod api;
+mod brick;
 mod cli;
 mod connection;
 mod crash;
