@@ -143,14 +143,22 @@ impl Stage for SimStage {
     }
 
     async fn snapshot(&self) -> String {
-        // The kernel never gives a session's number a second time.
-        ["session", "connection"].into_iter().fold(self.machine.snapshot(), |text, word| without_numbers(&text, word))
+        // The kernel never gives a session's number a second time, and each mapping has a mark of its own.
+        ["session", "connection"].into_iter().fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
     }
 
     async fn kill_and_restart(&mut self) {
         self.kill();
         self.start().await;
     }
+}
+
+/// Cuts the marks of mappings off.
+fn without_marks(text: &str) -> String {
+    let mut parts = text.split("key=mortar-");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let is_mark = |c: char| c.is_ascii_hexdigit() || c == '-';
+    parts.fold(first, |plain, part| format!("{plain}key=mortar{}", part.trim_start_matches(is_mark)))
 }
 
 /// Cuts the digits off that follow `word`.
