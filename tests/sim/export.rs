@@ -46,8 +46,10 @@ fn login(stage: &SimStage, connection_info: &str) -> Result<String, &'static str
 async fn stage() -> (SimStage, String) {
     let mut stage = SimStage::new().await;
     let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
-    stage.client().export(request("first", &locator)).await.unwrap();
-    stage.client().unexport("first").await.unwrap();
+    stage.machine.put_file(stage.state_directory().join("export.key"), "01".repeat(32));
+    // It comes with the first export and stays.
+    let fabric = std::path::Path::new("/sys/kernel/config/target/iscsi");
+    host::Host::make_directory(&stage.machine, fabric).await.unwrap();
     (stage, locator)
 }
 
