@@ -53,13 +53,15 @@ async fn stage() -> (SimStage, String) {
     (stage, locator)
 }
 
-/// Looks until the export is served.
+/// Looks until the export is served, and the operation that did it has ended.
 #[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
 async fn until_served(stage: &SimStage, id: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let now = stage.client().exported(id).await.unwrap();
-        if now.ready {
+        let running = v1::ListOperationsRequest { running_only: true, limit: 0 };
+        let open = stage.client().operations.list(running).await.unwrap().into_inner().operations;
+        if now.ready && open.is_empty() {
             return;
         }
         assert!(Instant::now() < deadline, "{now:?}");
