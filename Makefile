@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-unit test-guest doc build man install clean root
+.PHONY: help demo test check test-unit test-guest bench doc build man install clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -63,6 +63,13 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@tests/guest/test
 	$(call say,an LV of one guest on another)
 	@tests/guest/pair
+
+# Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
+bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour
+	$(call say,installing what the guest needs)
+	@tests/prepare guest
+	$(call say,the benchmark in the guest)
+	@tests/bench/run $(WORK)
 
 doc: ## the API documentation, with warnings as errors
 	@tests/prepare build

@@ -152,7 +152,7 @@ impl RbdDriver {
             Ok(features) if !features.is_empty() => format!(
                 "{image} has features that this kernel does not support: {0}; `rbd feature disable {1} {0}` takes them off",
                 features.join(" "),
-                image.name,
+                path(image),
             ),
             Ok(_) => format!("{image} has features that this kernel does not support; dmesg says which"),
             Err(error) => format!(
@@ -239,6 +239,12 @@ impl crate::Parts {
             tracing::warn!(%mark, error = error.chain(), "cannot take back a mapping");
         }
     }
+}
+
+/// `pool/namespace/image`, as the commands of Ceph want it.
+fn path(image: &Image) -> String {
+    let namespace = image.pool.namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+    format!("{}/{namespace}{}", image.pool.pool, image.name)
 }
 
 /// For the kernel's own errors.

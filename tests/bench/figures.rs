@@ -1,5 +1,6 @@
 //! What was measured of one thing, and what to say of it.
 
+use crate::machine::settle;
 use std::time::{Duration, Instant};
 
 /// Times of the same thing, in milliseconds.
@@ -33,9 +34,18 @@ impl Figures {
     }
 }
 
-/// How long it took, and what came of it.
+/// How long it took, and what came of it. It begins when udev has nothing left to do of what was done before.
 pub(crate) async fn timed<T>(work: impl Future<Output = T>) -> (Duration, T) {
+    settle();
     let started = Instant::now();
     let result = work.await;
+    (started.elapsed(), result)
+}
+
+/// As [`timed`], for what waits in this very thread.
+pub(crate) fn clocked<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    settle();
+    let started = Instant::now();
+    let result = work();
     (started.elapsed(), result)
 }

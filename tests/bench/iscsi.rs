@@ -1,7 +1,7 @@
 //! iSCSI: attach and detach by one path.
 
 use crate::{
-    figures::timed,
+    figures::{clocked, timed},
     floor::Floor,
     machine::{PORTAL, agent, client},
     processes::Watch,
@@ -9,7 +9,6 @@ use crate::{
 };
 use proto::v1;
 use serde_json::{Value, json};
-use std::time::Instant;
 use tests::{
     client::{Client, attach},
     peer::Peer,
@@ -54,24 +53,16 @@ pub(crate) async fn measure(report: &mut Report) {
     let mut up = Row::new("iSCSI attach, one path", wanted());
     let mut down = Row::new("iSCSI detach, one path", wanted());
     for round in 0..=ROUNDS {
-        let started = Instant::now();
-        let disk = floor.attach();
-        let floor_up = started.elapsed();
-        let started = Instant::now();
-        floor.detach(&disk);
-        let floor_down = started.elapsed();
+        let (floor_up, disk) = clocked(|| floor.attach());
+        let (floor_down, _) = clocked(|| floor.detach(&disk));
 
         let (our_up, ()) = timed(come(&mut client, &targets, request.clone(), 0)).await;
         let (our_down, gone) = timed(client.detach("bench")).await;
         assert!(gone.unwrap().changed);
 
-        let started = Instant::now();
-        let there = peer.ask(&come_by_peer);
-        let peer_up = started.elapsed();
+        let (peer_up, there) = clocked(|| peer.ask(&come_by_peer));
         assert_eq!(there["device"]["scsi_wwn"], targets.wwn(0));
-        let started = Instant::now();
-        peer.ask(&go_by_peer(&there));
-        let peer_down = started.elapsed();
+        let (peer_down, _) = clocked(|| peer.ask(&go_by_peer(&there)));
         if round > 0 {
             for (row, times) in [(&mut up, [our_up, floor_up, peer_up]), (&mut down, [our_down, floor_down, peer_down])]
             {

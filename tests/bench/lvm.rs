@@ -1,13 +1,13 @@
 //! LVM: an LV taken into management, and a VG of 1,000 LVs listed.
 
 use crate::{
-    figures::timed,
+    figures::{clocked, timed},
     machine::{agent, client, run, sh},
     processes::Watch,
     report::{Report, Row, Wanted},
 };
 use serde_json::json;
-use std::{fmt::Write, time::Instant};
+use std::fmt::Write;
 use tests::{client::manage, peer::Peer};
 
 const ROUNDS: usize = 7;
@@ -26,11 +26,8 @@ async fn rename(report: &mut Report, peer: &mut Peer) {
     let pv = sh("vg_on_loop bench 256M --setautoactivation n
         lvcreate --quiet --yes --wipesignatures n -Zn -n data -L 64M bench >/dev/null");
     let managed = format!("volume-{ID}");
-    let lvrename = |from: &str, to: &str| {
-        let started = Instant::now();
-        run("/usr/sbin/lvm", &["lvrename", "--devices", &pv, "bench", from, to]);
-        started.elapsed()
-    };
+    let lvrename =
+        |from: &str, to: &str| clocked(|| run("/usr/sbin/lvm", &["lvrename", "--devices", &pv, "bench", from, to])).0;
     let mut client = client();
     let mut request = manage("lvm:bench/data");
     request.id = ID.into();
@@ -44,9 +41,7 @@ async fn rename(report: &mut Report, peer: &mut Peer) {
         assert_eq!(answer.unwrap().volume.unwrap().locator, format!("lvm:bench/{managed}"));
         let (our_back, answer) = timed(client.unmanage(ID, false)).await;
         answer.unwrap();
-        let started = Instant::now();
-        peer.ask(&rename_by_peer);
-        let peer_there = started.elapsed();
+        let (peer_there, _) = clocked(|| peer.ask(&rename_by_peer));
         lvrename(&managed, "data");
         if round > 0 {
             there.ours.add(our_there);
@@ -96,9 +91,7 @@ async fn list(report: &mut Report, peer: &mut Peer) {
 
     let mut row = Row::new("list of 1,000 LVs", [Wanted::Processes(1)]);
     for round in 0..=ROUNDS {
-        let started = Instant::now();
-        assert_eq!(lvs(), MANY);
-        let floor = started.elapsed();
+        let (floor, _) = clocked(|| assert_eq!(lvs(), MANY));
         let (ours, listed) = timed(client.manageable("lvm:many")).await;
         assert_eq!(listed.unwrap().len(), MANY);
         if round > 0 {

@@ -33,6 +33,11 @@ pub(crate) fn run(tool: &str, arguments: &[&str]) -> String {
     out.trim_end().to_owned()
 }
 
+/// Waits until udev is done with what has come and gone: its workers would share the one CPU with whoever is next.
+pub(crate) fn settle() {
+    run("/usr/bin/udevadm", &["settle", "--timeout=30"]);
+}
+
 pub(crate) fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }

@@ -21,14 +21,16 @@ mod floor;
 mod iscsi;
 mod lvm;
 mod machine;
+mod multipath;
 mod processes;
+mod rbd;
 mod report;
 
 use report::Report;
 use std::path::Path;
 
 /// The works, in the order of the table.
-const WORKS: [&str; 3] = ["iscsi", "lvm", "crowd"];
+const WORKS: [&str; 5] = ["iscsi", "multipath", "rbd", "lvm", "crowd"];
 
 #[tokio::main]
 async fn main() {
@@ -42,6 +44,8 @@ async fn main() {
         println!("-- {work}");
         match work {
             "iscsi" => iscsi::measure(&mut report).await,
+            "multipath" => multipath::measure(&mut report).await,
+            "rbd" => rbd::measure(&mut report).await,
             "lvm" => lvm::measure(&mut report).await,
             "crowd" => crowd::measure(&mut report).await,
             _ => unreachable!("all of WORKS are here"),

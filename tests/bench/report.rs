@@ -138,7 +138,7 @@ to the reply. What the agent promises is inside: the journal's commits with fsyn
 started already and looks in a busy loop. It looks at nothing else, proves nothing and remembers nothing.
 - **The peer** runs as root in one Python process that has its modules loaded, and without the privsep daemon that a deployment has: \
 these are its best figures.
-- Everybody has his turn in each round, in the same order, after one round that is not counted. A ratio is that of the medians.
+- Everybody has his turn in each round, in the same order, after one round that is not counted, and the clock starts when udev has nothing left to do of what was before. A ratio is that of the medians.
 - **Processes** are counted in a round of their own, by strace on the one who works and on all its children, threads aside. \
 What udev starts is not counted for anybody; it is the same for all.
 ";

@@ -8,14 +8,19 @@
 #![allow(clippy::disallowed_methods, reason = "from outside the agent, with the tools that an operator has")]
 
 mod api;
+mod brick;
 mod cli;
+mod connection;
 mod crash;
 mod export;
 mod file;
 mod iscsi;
+mod librbd;
 mod lvm;
 mod machine;
 mod many;
+mod multipath;
+mod rbd;
 
 /// What holds on every machine, simulated or real.
 mod conformance {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    hostinfo,
+    connector,
     journal::{Change, ExportRecord},
 };
 use driver::{
@@ -216,7 +216,7 @@ impl Agent {
             });
         }
         Ok(Export {
-            target: target_name(hostinfo::initiator_name(self.host.as_ref())?.as_ref(), &facts.name, &id)?,
+            target: target_name(connector::initiator_name(self.host.as_ref())?.as_ref(), &facts.name, &id)?,
             id,
             initiator: request.initiator.clone(),
             portals,

@@ -7,6 +7,8 @@ libraries that it calls.
 import subprocess
 import time
 
+import rados
+import rbd
 from os_brick.local_dev import lvm
 from os_brick.privileged import rootwrap
 
@@ -43,4 +45,24 @@ def list_lvs(vg, sample):
     return {"count": len(volumes), "list_seconds": listed, "each_seconds": (time.monotonic() - started) / max(sample, 1)}
 
 
-JOBS = {"open-group": open_group, "rename-lv": rename_lv, "list-lvs": list_lvs}
+def make_images(pool, count):
+    with rados.Rados(conffile="/etc/ceph/ceph.conf", name="client.admin") as cluster, cluster.open_ioctx(pool) as ioctx:
+        for number in range(count):
+            rbd.RBD().create(ioctx, f"image-{number}", 64 << 20)
+
+
+def list_images(pool, sample):
+    """RBDDriver.get_manageable_volumes: the names, then each image opened, and `rbd status` of it. Only a sample of them is asked about."""
+    with rados.Rados(conffile="/etc/ceph/ceph.conf", name="client.admin") as cluster, cluster.open_ioctx(pool) as ioctx:
+        started = time.monotonic()
+        names = rbd.RBD().list(ioctx)
+        listed = time.monotonic() - started
+        started = time.monotonic()
+        for name in names[:sample]:
+            with rbd.Image(ioctx, name, read_only=True) as image:
+                image.size()
+            subprocess.run(["rbd", "status", "--pool", pool, "--format=json", name], check=True, capture_output=True)
+        return {"count": len(names), "list_seconds": listed, "each_seconds": (time.monotonic() - started) / sample}
+
+
+JOBS = {"open-group": open_group, "rename-lv": rename_lv, "list-lvs": list_lvs, "make-images": make_images, "list-images": list_images}
