@@ -4,7 +4,10 @@ use agent::{Mortard, config::Config};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
 use tokio::{net::UnixListener, task::JoinHandle};
@@ -41,6 +44,11 @@ impl SimStage {
 
     fn socket(&self) -> PathBuf {
         self.directory.path().join(format!("agent-{}.sock", self.generation))
+    }
+
+    /// Where the agent keeps its own.
+    pub(crate) fn state_directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Starts an agent on the machine as it is; ends when it has recovered and serves.
