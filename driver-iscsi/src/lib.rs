@@ -19,6 +19,9 @@
 //!   the session of ours is empty: log out, see it gone       iscsiadm, one process   0.3 s
 //! ```
 //!
+//! A volume with several portals is attached by all of them at once ([`ways`]), by multipathd made one device ([`multipath`]),
+//! handled as one ([`legs`]), and taken apart again ([`unmap`]).
+//!
 //! Whatever is ours says so itself: the session's interface is called `mortar` ([`database`]). A unit that we bring is
 //! always on such a session, so no state, and no loss of it, can make us take away what is an operator's.
 

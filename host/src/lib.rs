@@ -92,7 +92,7 @@ pub trait Host: Send + Sync + 'static {
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()>;
 
     /// Who uses a device or one of its partitions: mounts in any namespace, swap, holders, loop devices, exports to other
-    /// machines, openers. Neither we nor udev count.
+    /// machines, openers. Neither we nor udev count, nor multipathd, which has every path open to check it.
     async fn users(&self, device: &Path) -> Result<Vec<User>>;
 
     /// The first bytes of a device or file.

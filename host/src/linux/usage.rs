@@ -159,6 +159,12 @@ fn unescape(text: &str) -> String {
     plain + rest
 }
 
+/// multipathd has every path open, for its checker; it lets go when the path goes.
+fn is_multipathd(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| matches!(file_name(&exe).as_str(), "multipathd" | "multipath"))
+}
+
 /// udev and its helpers (`scsi_id`, `blkid`, …) open a device for a moment after each of its events, and let go by
 /// themselves. Under systemd they are all in one control group; elsewhere they are udevd or its children.
 fn is_udev(pid: u32) -> bool {
@@ -179,7 +185,7 @@ fn openers(devices: &Devices, look: &Look) -> Vec<User> {
     let mut pids: Vec<u32> =
         look.open.iter().filter(|(_, rdev)| devices.rdevs.contains(rdev)).map(|(pid, _)| *pid).collect();
     pids.dedup();
-    pids.retain(|pid| !is_udev(*pid));
+    pids.retain(|pid| !is_udev(*pid) && !is_multipathd(*pid));
     pids.into_iter().map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
 }
 
