@@ -79,11 +79,8 @@ impl Beside {
         assert!(!Path::new(path).exists(), "os-brick left {path}");
 
         let there = self.come("beside", job).await;
-        let ours = Given {
-            scsi_wwn: there.scsi_wwn.clone(),
-            type_: there.r#type.clone(),
-            size_bytes: size_of(&there.path),
-        };
+        let ours =
+            Given { scsi_wwn: there.scsi_wwn.clone(), type_: there.r#type.clone(), size_bytes: size_of(&there.path) };
         assert_eq!(ours.size_bytes, there.size_bytes);
         assert_eq!(ours, peers, "{there:?} beside {device}");
         assert_eq!(name_of(&there.path).starts_with("dm-"), paths.0, "{there:?} beside {device}");
