@@ -61,6 +61,8 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@tests/prepare guest
 	$(call say,the tests in the guest)
 	@tests/guest/test
+	$(call say,an LV of one guest on another)
+	@tests/guest/pair
 
 # Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour

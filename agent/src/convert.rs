@@ -10,7 +10,9 @@ use crate::{
 };
 use driver::{
     Access, AttachmentId, Attempt, Candidate, Chap, Device, DevicePath, Error, Identity, Locator, Portal, RawFile,
-    Residual, ResidualKind, Result, Scope, Spec, Volume, VolumeKind,
+    Residual, ResidualKind, Result, Scope, Spec, Volume, VolumeKind, Wwn,
+    connection_info::{self, Requested},
+    keyring,
 };
 use export::ExportId;
 use prost_types::Timestamp;
@@ -89,16 +91,19 @@ pub(crate) fn grpc_timeout(text: &str) -> Option<Duration> {
 }
 
 pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Result<AttachRequest> {
-    let locator = match wire.volume {
-        Some(v1::attach_request::Volume::Locator(text)) => text.parse()?,
-        Some(v1::attach_request::Volume::ConnectionInfo(_)) => {
-            return Err(Error::Unsupported { what: "this build takes no connection_info yet; give a locator".into() });
+    let Requested { locator, read_only, expected_wwn, access } = match wire.volume {
+        Some(v1::attach_request::Volume::Locator(text)) => {
+            Requested { locator: text.parse()?, read_only: false, expected_wwn: None, access: Access::default() }
         }
-        None => return Err(Error::invalid("volume", "say which: give a locator")),
+        Some(v1::attach_request::Volume::ConnectionInfo(text)) => connection_info::read(&text.into())?,
+        None => return Err(Error::invalid("volume", "say which: give a locator or a connection_info")),
     };
     let expected_size = (wire.expected_size_bytes != 0).then_some(wire.expected_size_bytes);
     let access = match wire.credentials.and_then(|credentials| credentials.kind) {
-        None => Access::default(),
+        None => access,
+        Some(_) if access.chap.is_some() || access.cephx.is_some() => {
+            return Err(Error::invalid("credentials", "the connection_info holds credentials already; give them once"));
+        }
         Some(v1::credentials::Kind::Chap(chap)) => Access { chap: Some(chap_of(chap, &locator)?), cephx: None },
         Some(v1::credentials::Kind::Cephx(cephx)) => Access { cephx: Some(cephx_of(cephx, &locator)?), chap: None },
     };
@@ -113,7 +118,13 @@ pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Res
     if wire.exclusive && !matches!(locator, Locator::Rbd(_)) {
         return Err(Error::invalid("exclusive", "only an RBD image has an exclusive lock"));
     }
-    let (read_only, exclusive, expected_wwn) = (wire.read_only, wire.exclusive, given(&wire.expected_wwn)?);
+    let expected_wwn = match (given::<Wwn>(&wire.expected_wwn)?, expected_wwn) {
+        (Some(asked), Some(told)) if asked != told => {
+            return Err(Error::invalid("expected_wwn", format!("it is {asked}, and {told} in the connection_info")));
+        }
+        (asked, told) => asked.or(told),
+    };
+    let (read_only, exclusive) = (wire.read_only || read_only, wire.exclusive);
     Ok(AttachRequest {
         id: given(&wire.id)?,
         spec: Spec { locator, read_only, exclusive, expected_wwn, expected_size },
@@ -123,13 +134,13 @@ pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Res
 }
 
 fn cephx_of(wire: v1::Cephx, locator: &Locator) -> Result<SecretString> {
-    if !matches!(locator, Locator::Rbd(_)) {
+    let Locator::Rbd(image) = locator else {
         return Err(Error::invalid("credentials", "cephx is for RBD images only"));
-    }
+    };
     if wire.key.is_empty() {
         return Err(Error::invalid("credentials", "cephx needs a key"));
     }
-    Ok(wire.key.into())
+    keyring::key(&wire.key.into(), &image.pool.user)
 }
 
 fn chap_of(wire: v1::Chap, locator: &Locator) -> Result<Chap> {
@@ -147,12 +158,13 @@ pub(crate) fn detach_target(wire: Option<v1::detach_request::Target>) -> Result<
     match wire {
         Some(Wire::Id(id)) => Ok(Target::Id(id.parse()?)),
         Some(Wire::Locator(locator)) => Ok(Target::Locator(locator.parse()?)),
+        Some(Wire::ConnectionInfo(text)) => Ok(Target::Locator(connection_info::locator(&text.into())?)),
         Some(Wire::Device(path)) => {
             let path =
                 RawFile::new(&path).map_err(|_| Error::invalid("device", "write an absolute path like /dev/sdb"))?;
             Ok(Target::Device(path.path().to_owned()))
         }
-        None => Err(Error::invalid("target", "say which: give an id, a locator or a device")),
+        None => Err(Error::invalid("target", "say which: give an id, a locator, a device or a connection_info")),
     }
 }
 
@@ -253,8 +265,10 @@ pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
         Some(Identity::Scsi { wwn }) => wwn.to_string(),
         _ => String::new(),
     };
+    let is_multipath = matches!(&spec.locator, Locator::Iscsi(unit) if unit.is_multipath());
     let mut wire = v1::Attachment {
         id: id.to_string(),
+        multipath_id: if is_multipath { scsi_wwn.clone() } else { String::new() },
         stable_path: stable_path.display().to_string(),
         scsi_wwn,
         r#type: "block".into(),
@@ -413,6 +427,54 @@ mod tests {
         let patient = Patience::new(Duration::from_secs(60), None);
         assert_eq!(patient.answer_by(Some(now)).unwrap() - now, Duration::from_secs(1));
         assert_eq!(patient.answer_by(None), None);
+    }
+
+    const INFO: &str = r#"{"driver_volume_type": "iscsi", "data": {"target_portal": "10.0.0.5:3260", "target_lun": "1",
+        "target_iqn": "iqn.2010-10.org.openstack:v", "access_mode": "ro", "wwn": "36001405000000000000000000000000a",
+        "auth_method": "CHAP", "auth_username": "u", "auth_password": "hush"}}"#;
+
+    fn asked(fill: impl FnOnce(&mut v1::AttachRequest)) -> Result<AttachRequest> {
+        let volume = Some(v1::attach_request::Volume::ConnectionInfo(INFO.into()));
+        let mut wire = v1::AttachRequest { volume, ..v1::AttachRequest::default() };
+        fill(&mut wire);
+        attach_request(wire, Patience::new(Duration::from_secs(60), None))
+    }
+
+    #[tokio::test]
+    async fn a_connection_info_fills_the_request() {
+        let request = asked(|_| {}).unwrap();
+        assert_eq!(request.spec.locator.to_string(), "iscsi://10.0.0.5:3260/iqn.2010-10.org.openstack:v/1");
+        assert!(request.spec.read_only);
+        assert_eq!(request.spec.expected_wwn, Some("36001405000000000000000000000000a".parse().unwrap()));
+        assert_eq!(request.attempt.access.chap.map(|chap| chap.user), Some("u".into()));
+        let target = v1::detach_request::Target::ConnectionInfo(INFO.into());
+        assert!(matches!(detach_target(Some(target)).unwrap(), Target::Locator(to) if to == request.spec.locator));
+    }
+
+    #[tokio::test]
+    async fn the_request_may_not_contradict_its_connection_info() {
+        let said = |fill: fn(&mut v1::AttachRequest)| asked(fill).unwrap_err().to_string();
+        assert!(asked(|wire| wire.expected_wwn = "naa.6001405000000000000000000000000a".into()).is_ok());
+        let wwn = said(|wire| wire.expected_wwn = "naa.6001405000000000000000000000000b".into());
+        assert!(wwn.starts_with("expected_wwn: it is 36001405000000000000000000000000b, and 3600"), "{wwn}");
+        let twice = said(|wire| {
+            let chap = v1::Chap { user: "u".into(), password: "hush".into() };
+            wire.credentials = Some(v1::Credentials { kind: Some(v1::credentials::Kind::Chap(chap)) });
+        });
+        assert!(twice.starts_with("credentials: ") && !twice.contains("hush"), "{twice}");
+        assert!(said(|wire| wire.persistent = true).contains("CHAP"));
+        assert!(said(|wire| wire.exclusive = true).starts_with("exclusive: "));
+    }
+
+    #[test]
+    fn no_debug_shows_a_connection_info() {
+        let attach = v1::AttachRequest {
+            volume: Some(v1::attach_request::Volume::ConnectionInfo(INFO.into())),
+            ..v1::AttachRequest::default()
+        };
+        let target = Some(v1::detach_request::Target::ConnectionInfo(INFO.into()));
+        let shown = format!("{attach:?} {:?}", v1::DetachRequest { target, timeout_ms: 0 });
+        assert!(!shown.contains("hush"), "{shown}");
     }
 
     #[test]

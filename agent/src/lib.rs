@@ -9,6 +9,7 @@
 
 mod agent;
 pub mod config;
+mod connector;
 mod convert;
 mod drivers;
 mod hostinfo;

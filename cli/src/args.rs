@@ -4,7 +4,7 @@
 //! agent's to say, so that every client gets the same answer.
 
 use crate::values::{self, Target};
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -25,13 +25,16 @@ Examples:
   mortar attach iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/0
   mortar attach lvm:vg0/data --id web1-data --persistent
   mortar attach file:/srv/volumes/a.raw --read-only --output json
-  pass show san | mortar attach iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0 --chap-user web1 --chap-password-file -";
+  pass show san | mortar attach iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0 --chap-user web1 --chap-password-file -
+  openstack --os-volume-api-version 3.54 volume attachment show ID -f json | mortar attach --connection-info -
+  mortar attach 'rbd:volumes/a?user=cinder' --cephx-key-file /etc/ceph/ceph.client.cinder.keyring";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:
   mortar detach web1-data
   mortar detach lvm:vg0/data
   mortar detach /dev/sdb
+  mortar detach --connection-info connection.json
   mortar detach web1-data --timeout 5m";
 
 const MANAGE_EXAMPLES: &str = "\
@@ -120,11 +123,7 @@ pub(crate) enum Command {
     /// Refused while the device is mounted, held or open; the message says by whom. What is not attached is detached
     /// already: success. What could not be removed is said on stderr, one sentence each, with exit code 4.
     #[command(after_help = DETACH_EXAMPLES)]
-    Detach {
-        /// An attachment id, a locator (iscsi://…, lvm:…, file:…, rbd:…) or a device path (/dev/…)
-        #[arg(value_name = "TARGET", value_parser = values::target)]
-        target: Target,
-    },
+    Detach(Detach),
 
     /// List the attachments of this host
     List,
@@ -145,7 +144,7 @@ pub(crate) enum Command {
 
     /// List what could be managed in one place, and why not
     Manageable {
-        /// lvm:VG or file:/DIRECTORY
+        /// lvm:VG, rbd:POOL or file:/DIRECTORY
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         scope: String,
     },
@@ -172,7 +171,7 @@ pub(crate) enum Command {
 
     /// List the managed volumes, as the storage itself tells
     Volumes {
-        /// lvm:VG or file:/DIRECTORY; without it, everywhere
+        /// lvm:VG, rbd:POOL or file:/DIRECTORY; without it, everywhere
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         scope: Option<String>,
     },
@@ -235,13 +234,22 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("volume").required(true))]
 pub(crate) struct Attach {
     // Not a doc comment: rustdoc would take the brackets for a link.
     #[arg(
         value_parser = NonEmptyStringValueParser::new(),
+        group = "volume",
         help = "Where the volume is: iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV, file:/PATH or rbd:POOL/IMAGE"
     )]
-    pub(crate) locator: String,
+    pub(crate) locator: Option<String>,
+
+    /// Instead of a locator: the file that holds what Cinder or os-brick has for the volume, - for stdin
+    ///
+    /// JSON, as it stands: {"driver_volume_type": "iscsi", "data": {…}}, or the flat form of Cinder's attachments API.
+    /// The types iscsi, rbd and local are known. A password in it is used, and shows up nowhere.
+    #[arg(long, value_name = "FILE", group = "volume", value_hint = ValueHint::FilePath)]
+    pub(crate) connection_info: Option<PathBuf>,
 
     /// The id to attach it under; without it, the one that the volume has already, or a new one
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
@@ -263,13 +271,39 @@ pub(crate) struct Attach {
     #[arg(long)]
     pub(crate) persistent: bool,
 
+    /// No other host may write to the image while it is attached (RBD)
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+
+    /// Wait until every path stands, not just the first one (iSCSI with several portals)
+    #[arg(long)]
+    pub(crate) all_paths: bool,
+
     /// The user that CHAP authenticates as (iSCSI)
     #[arg(long, value_name = "USER", requires = "chap_password_file", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) chap_user: Option<String>,
 
     /// The file that holds the CHAP password, - for stdin; one newline at its end is cut
-    #[arg(long, value_name = "FILE", requires = "chap_user")]
+    #[arg(long, value_name = "FILE", requires = "chap_user", value_hint = ValueHint::FilePath)]
     pub(crate) chap_password_file: Option<PathBuf>,
+
+    /// The file that holds the cephx key of the locator's user, bare or in a keyring, - for stdin (RBD)
+    ///
+    /// Without it, the keyrings in /etc/ceph are used.
+    #[arg(long, value_name = "FILE", conflicts_with = "chap_user", value_hint = ValueHint::FilePath)]
+    pub(crate) cephx_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("attachment").required(true))]
+pub(crate) struct Detach {
+    /// An attachment id, a locator (iscsi://…, lvm:…, file:…, rbd:…) or a device path (/dev/…)
+    #[arg(value_name = "TARGET", value_parser = values::target, group = "attachment")]
+    pub(crate) target: Option<Target>,
+
+    /// Instead of a target: the file that holds what the volume was attached with, - for stdin
+    #[arg(long, value_name = "FILE", group = "attachment", value_hint = ValueHint::FilePath)]
+    pub(crate) connection_info: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -303,7 +337,7 @@ pub(crate) struct Export {
 
 #[derive(Debug, Args)]
 pub(crate) struct Manage {
-    /// The volume as it is named now: lvm:VG/LV or file:/PATH
+    /// The volume or snapshot as it is named now: lvm:VG/LV, rbd:POOL/IMAGE, rbd:POOL/IMAGE@SNAPSHOT or file:/PATH
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) locator: String,
 
@@ -354,7 +388,7 @@ mod tests {
     #[test]
     fn what_looks_like_an_option_is_a_value_after_the_dashes() {
         let cli = Cli::try_parse_from(["mortar", "detach", "--", "--foo"]).unwrap();
-        assert!(matches!(cli.command, Command::Detach { target: Target::Id(id) } if id == "--foo"));
+        assert!(matches!(cli.command, Command::Detach(Detach { target: Some(Target::Id(id)), .. }) if id == "--foo"));
         assert!(Cli::try_parse_from(["mortar", "detach", "--foo"]).is_err());
     }
 
@@ -362,6 +396,17 @@ mod tests {
     fn chap_needs_both_a_user_and_a_password() {
         assert!(Cli::try_parse_from(["mortar", "attach", "x", "--chap-user", "u"]).is_err());
         assert!(Cli::try_parse_from(["mortar", "attach", "x", "--chap-password-file", "-"]).is_err());
+    }
+
+    #[test]
+    fn a_volume_is_named_in_one_way() {
+        for line in [&["mortar", "attach"][..], &["mortar", "detach"]] {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+            let both = [line, &["x", "--connection-info", "-"]].concat();
+            assert!(Cli::try_parse_from(both).is_err(), "{line:?}");
+            let one = [line, &["--connection-info", "-"]].concat();
+            assert!(Cli::try_parse_from(one).is_ok(), "{line:?}");
+        }
     }
 
     #[test]

@@ -28,10 +28,13 @@ async fn ask(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Attach(attach) => {
             // Before the connection: a user who types it keeps nobody waiting.
-            let password = attachments::password(&attach)?;
-            attachments::attach(&agent().await?, attach, password, format).await
+            let read = attachments::Read::of(&attach)?;
+            attachments::attach(&agent().await?, attach, read, format).await
         }
-        Command::Detach { target } => attachments::detach(&agent().await?, target, format).await,
+        Command::Detach(detach) => {
+            let target = attachments::target(detach)?;
+            attachments::detach(&agent().await?, target, format).await
+        }
         Command::List => attachments::list(&agent().await?, format).await,
         Command::Show { id } => attachments::show(&agent().await?, id, format).await,
         Command::Extend { id } => attachments::extend(&agent().await?, id, format).await,

@@ -258,7 +258,7 @@ mod tests {
         let usage = |line: &[&str]| Failure::usage(&Cli::try_parse_from(line).unwrap_err()).message;
         assert_eq!(
             usage(&["mortar", "attach"]),
-            "the following required arguments were not provided: <LOCATOR>; see --help"
+            "the following required arguments were not provided: <LOCATOR|--connection-info <FILE>>; see --help"
         );
         assert_eq!(
             usage(&["mortar", "list", "--timeout", "soon"]),

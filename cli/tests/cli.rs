@@ -103,6 +103,57 @@ fn a_password_from_stdin_or_a_file_arrives_without_its_newline() {
     assert_eq!(agent.asked().attach.len(), 2);
 }
 
+#[test]
+fn a_connection_info_arrives_as_it_stands() {
+    const INFO: &str = r#"{"driver_volume_type": "iscsi", "data": {"auth_password": "hush"}}"#;
+    let agent = Agent::start();
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("connection.json");
+    let file = file.to_str().unwrap();
+    write(Path::new(file), INFO);
+    for verb in ["attach", "detach"] {
+        agent.run(&[verb, "--connection-info", file]).success();
+        agent.mortar(&[verb, "--connection-info", "-"]).write_stdin(format!("{INFO}\n")).assert().success();
+    }
+    let attached: Vec<_> = agent.asked().attach.iter().map(|request| request.volume.clone().unwrap()).collect();
+    // What may hold a secret cannot be shown.
+    assert!(attached == vec![v1::attach_request::Volume::ConnectionInfo(INFO.into()); 2]);
+    let detached: Vec<_> = agent.asked().detach.iter().map(|request| request.target.clone().unwrap()).collect();
+    assert!(detached == vec![v1::detach_request::Target::ConnectionInfo(INFO.into()); 2]);
+
+    for (text, words) in [("hush", "holds no JSON: expected value at line 1 column 1"), ("", "it is empty")] {
+        write(Path::new(file), text);
+        for verb in ["attach", "detach"] {
+            refused(agent.run(&[verb, "--connection-info", file]), 2, words);
+        }
+    }
+    write(Path::new(file), &format!("\"{}\"", "x".repeat(70_000)));
+    refused(agent.run(&["attach", "--connection-info", file]), 2, "holds more than 65536 bytes");
+    refused(
+        agent.run(&["attach", "--connection-info", "/no/such"]),
+        2,
+        "cannot read the connection_info from /no/such",
+    );
+    refused(agent.run(&["attach", "lvm:vg/lv", "--connection-info", file]), 2, "cannot be used with");
+    let twice = ["attach", "--connection-info", "-", "--cephx-key-file", "-"];
+    refused(agent.run(&twice), 2, "stdin can be read once only");
+    let asked = agent.asked();
+    assert_eq!((asked.attach.len(), asked.detach.len()), (2, 2));
+}
+
+#[test]
+fn a_cephx_key_and_how_to_attach_arrive() {
+    let agent = Agent::start();
+    let line = "attach rbd:p/i --exclusive --all-paths --cephx-key-file -";
+    let mut command = agent.mortar(&line.split(' ').collect::<Vec<_>>());
+    command.write_stdin("[client.admin]\nkey = AQ==\n").assert().success();
+    let asked = agent.asked().attach[0].clone();
+    assert!(asked.exclusive && asked.all_paths);
+    let cephx = v1::Cephx { key: "[client.admin]\nkey = AQ==".into() };
+    assert_eq!(asked.credentials.unwrap().kind, Some(v1::credentials::Kind::Cephx(cephx)));
+    refused(agent.run(&["attach", "rbd:p/i", "--cephx-key-file", "/no/such"]), 2, "cannot read the key from /no/such");
+}
+
 #[expect(clippy::disallowed_methods, reason = "a file of the test's own")]
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).expect("a file in a directory of the test's own");
@@ -222,14 +273,14 @@ fn detach_names_an_id_a_locator_or_a_device() {
         agent.mortar(&["detach"]).args(target).assert().success();
     }
     let targets: Vec<_> = agent.asked().detach.iter().map(|request| request.target.clone().unwrap()).collect();
-    assert_eq!(
-        targets,
-        [
-            v1::detach_request::Target::Id("a".into()),
-            v1::detach_request::Target::Locator("lvm:vg/lv".into()),
-            v1::detach_request::Target::Device("/dev/sdb".into()),
-            v1::detach_request::Target::Id("--foo".into()),
-        ]
+    assert!(
+        targets
+            == [
+                v1::detach_request::Target::Id("a".into()),
+                v1::detach_request::Target::Locator("lvm:vg/lv".into()),
+                v1::detach_request::Target::Device("/dev/sdb".into()),
+                v1::detach_request::Target::Id("--foo".into()),
+            ]
     );
 }
 
@@ -357,7 +408,8 @@ fn completions_and_manual_pages_need_no_agent() {
 #[test]
 fn a_line_that_does_not_parse_is_one_sentence() {
     let agent = Agent::start();
-    refused(agent.run(&["attach"]), 2, "<LOCATOR>");
+    refused(agent.run(&["attach"]), 2, "<LOCATOR|--connection-info <FILE>>");
+    refused(agent.run(&["detach"]), 2, "<TARGET|--connection-info <FILE>>");
     refused(agent.run(&["detach", "--foo"]), 2, "unexpected argument '--foo'");
     refused(agent.run(&["attach", "lvm:vg/lv", "--id", ""]), 2, "--id");
     refused(agent.run(&["attach", "lvm:vg/lv", "--size", "0"]), 2, "more than 0");

@@ -42,10 +42,19 @@ impl Initiator {
             }
         }
         let maps = self.maps(&ours)?;
+        let mut goes = Vec::new();
         for map in &maps {
-            if self.has_strangers(map, &ours)? {
-                done.kept.push(format!("{} has paths that were not brought by mortar", map.node().display()));
+            match self.has_strangers(map, &ours)? {
+                true => done.kept.push(format!("{} has paths that were not brought by mortar", map.node().display())),
+                false => goes.push(map.clone()),
             }
+        }
+        let several = ours.len() > 1 || !maps.is_empty();
+        // Somebody else's map may be in use: it only loses our paths.
+        if several && goes.len() == maps.len() {
+            self.see_that_it_is_free(&goes, &ours).await?;
+        }
+        for map in &maps {
             done.residuals.extend(self.remove_map(map, &ours, at.identity.as_ref(), deadline).await?);
         }
         // Legs of a map that stays are held by it, and the map says so.
@@ -53,7 +62,7 @@ impl Initiator {
             // What was written through a map was flushed through it.
             let identity = at.identity.as_ref().filter(|_| maps.is_empty());
             for leg in &ours {
-                done.residuals.extend(self.remove(leg, identity, deadline).await?);
+                done.residuals.extend(self.remove(leg, several, identity, deadline).await?);
             }
         }
         let paths: Vec<String> = ours.into_iter().filter_map(|leg| leg.disk).map(|disk| disk.name).collect();
@@ -102,15 +111,22 @@ impl Initiator {
         }
     }
 
-    /// Takes a unit away once nobody uses it and its data is safe.
-    async fn remove(&self, leg: &Leg, identity: Option<&Identity>, deadline: Instant) -> Result<Option<Residual>> {
+    /// Takes a unit away once nobody uses it (unless that is known already) and its data is safe.
+    async fn remove(
+        &self,
+        leg: &Leg,
+        is_free: bool,
+        identity: Option<&Identity>,
+        deadline: Instant,
+    ) -> Result<Option<Residual>> {
         let Leg { place, unit, disk, .. } = leg;
         // Without a node nobody can have used it.
         let node = disk.as_ref().map(BlockDevice::node);
         let node = node.filter(|node| matches!(self.host().stat(node), Ok(Some(_))));
         let mut claim = None;
         if let Some(node) = &node {
-            claim = self.claim(node, &node.display().to_string()).await?;
+            let what = node.display().to_string();
+            claim = if is_free { self.keep_out(node, &what).await? } else { self.claim(node, &what).await? };
             // Without an identity it was never handed out, so nobody has written to it.
             if let Some(identity) = identity {
                 self.settle(unit, node, identity, deadline).await?;
@@ -134,6 +150,10 @@ impl Initiator {
         if !by.is_empty() {
             return Err(Error::InUse { what: what.to_owned(), by });
         }
+        self.keep_out(node, what).await
+    }
+
+    async fn keep_out(&self, node: &Path, what: &str) -> Result<Option<Claim>> {
         match self.host().claim(node).await {
             Ok(claim) => Ok(Some(claim)),
             Err(host::Error::Busy { .. }) => {

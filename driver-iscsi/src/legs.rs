@@ -167,6 +167,17 @@ impl Initiator {
         Ok(users)
     }
 
+    /// [`Error::InUse`] if anybody uses the unit.
+    pub(crate) async fn see_that_it_is_free(&self, maps: &[Map], legs: &[Leg]) -> Result<()> {
+        let by = self.users_of(maps, legs).await?;
+        if by.is_empty() {
+            return Ok(());
+        }
+        let map = maps.first().map(Map::node);
+        let node = map.or_else(|| legs.iter().find_map(|leg| leg.disk.as_ref()).map(BlockDevice::node));
+        Err(Error::InUse { what: node.unwrap_or_default().display().to_string(), by })
+    }
+
     /// After the backend grew: every leg learns the new size, all have to agree, and only then the map grows. If a way does
     /// not answer, the map stays as it is, though other legs may know the new size by then: a map never grows by itself,
     /// and the call may be repeated.

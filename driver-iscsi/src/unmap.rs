@@ -34,7 +34,7 @@ const FORGETS: Duration = Duration::from_secs(10);
 const REFUSED: Duration = Duration::from_secs(5);
 
 impl Initiator {
-    /// Takes a map away from over our legs. Without an identity it was never handed out, so nobody has written to it.
+    /// Takes a map that nobody uses away from over our legs. Without an identity it was never handed out, so nobody has written to it.
     pub(crate) async fn remove_map(
         &self,
         map: &Map,
@@ -44,10 +44,6 @@ impl Initiator {
     ) -> Result<Option<Residual>> {
         if self.has_strangers(map, legs)? {
             return self.leave_map(map, legs, deadline).await;
-        }
-        let users = self.users_of(std::slice::from_ref(map), legs).await?;
-        if !users.is_empty() {
-            return Err(Error::InUse { what: map.node().display().to_string(), by: users });
         }
         match identity {
             Some(identity) => self.settle_map(map, legs, identity, deadline).await?,

@@ -56,7 +56,10 @@ impl RbdDriver {
         };
         let Theirs { ours, others } = of(self.host(), image, at)?;
         let kept = match ours.is_empty() {
-            true => others.iter().map(|other| format!("{} was mapped before, as {}", other.node().display(), other.name)).collect(),
+            true => others
+                .iter()
+                .map(|other| format!("{} was mapped before, as {}", other.node().display(), other.name))
+                .collect(),
             false => Vec::new(),
         };
         let mut residuals = Vec::new();

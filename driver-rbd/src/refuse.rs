@@ -50,7 +50,7 @@ fn who(watcher: &Watcher, mapped: &[Mapping]) -> String {
         .collect();
     match here.is_empty() {
         true => format!("watched from {} ({})", watcher.address, watcher.client),
-        false => format!("watched from {} ({}), this host", watcher.address, watcher.client),
+        false => format!("watched from {} ({}), as {} of this host", watcher.address, watcher.client, here.join(", ")),
     }
 }
 

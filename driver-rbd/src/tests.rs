@@ -1,1 +1,303 @@
 //! The driver on the simulated machine.
+
+use super::*;
+use driver::{Access, Identity, Refusal};
+use host::{
+    rbd_job::{Mirroring, Watcher},
+    sim::{Machine, rbd::KEY},
+};
+use std::time::Duration;
+
+const GIB: u64 = 1 << 30;
+const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
+const MANAGED: &str = "volume-9394b827-4ad0-488e-8df8-26476b3a8662";
+
+/// Two clusters; in the first one the image `p/a` of 1 GiB.
+fn machine() -> Machine {
+    let machine = Machine::new();
+    machine.add_cluster("ceph", "10.0.0.1:6789");
+    machine.add_cluster("two", "10.0.0.2:6789");
+    machine.add_image("ceph", "p", "", "a", GIB);
+    machine
+}
+
+fn driver(machine: &Machine) -> RbdDriver {
+    RbdDriver::new(Arc::new(machine.clone()), RbdConfig::default())
+}
+
+fn locator(text: &str) -> Locator {
+    format!("rbd:{text}").parse().unwrap()
+}
+
+fn spec(text: &str) -> Spec {
+    Spec::of(locator(text))
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+async fn try_attach(driver: &RbdDriver, spec: &Spec) -> Result<(Attached, Device)> {
+    let footprint = driver.prepare(spec).await?;
+    let device = driver.attach(spec, &footprint, &Attempt::until(soon())).await?;
+    Ok((Attached { spec: spec.clone(), footprint, identity: Some(device.identity.clone()) }, device))
+}
+
+async fn attach(driver: &RbdDriver, text: &str) -> (Attached, Device) {
+    try_attach(driver, &spec(text)).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn attach_and_detach_start_no_process_and_leave_nothing() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, "p/a").await;
+    assert_eq!((device.path.as_path(), device.size_bytes, device.read_only), (Path::new("/dev/rbd0"), GIB, false));
+    assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
+    let [asked] = machine.mapped_images().try_into().unwrap();
+    assert!(asked.starts_with("10.0.0.1:6789 name=admin,key=mortar-") && asked.ends_with(" p a -"), "{asked}");
+    assert!(!asked.contains(KEY), "the key is for all to see: {asked}");
+    assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+    assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+    assert_eq!((machine.snapshot(), machine.processes()), (before, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_name_in_many_places_is_many_images() {
+    let machine = machine();
+    machine.add_image("ceph", "q", "", "a", GIB);
+    machine.add_image("ceph", "p", "n", "a", GIB);
+    let id = machine.add_image("two", "p", "", "a", GIB);
+    machine.add_image_snapshot("two", &id, "s");
+    let driver = driver(&machine);
+    let places = ["p/a", "q/a", "p/n/a", "p/a?cluster=two", "p/a@s?cluster=two"];
+    let mut there = Vec::new();
+    for place in places {
+        there.push(attach(&driver, place).await);
+    }
+    for gone in 0..places.len() {
+        driver.detach(&there[gone].0, soon()).await.unwrap();
+        for (number, (at, device)) in there.iter().enumerate() {
+            let expected = (number > gone).then_some(device);
+            assert_eq!(
+                driver.find(at).await.unwrap().as_ref(),
+                expected,
+                "{} without {}",
+                places[number],
+                places[gone]
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_mapped_is_used_and_stays() {
+    let machine = machine();
+    let theirs = machine.map_image("10.0.0.1:6789 name=admin,secret=x p a -");
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, "p/a").await;
+    assert_eq!(device.path, theirs);
+    machine.mount("rbd0", "/mnt");
+    assert!(driver.users(&at).await.unwrap().is_empty(), "those who use what stays go on to");
+    let detached = driver.detach(&at, soon()).await.unwrap();
+    assert!(detached.kept[0].contains("/dev/rbd0"), "{detached:?}");
+    machine.release("rbd0");
+    assert_eq!(machine.snapshot(), before);
+    // Nor is it changed.
+    for wanted in [Spec { read_only: true, ..spec("p/a") }, Spec { exclusive: true, ..spec("p/a") }] {
+        let error = try_attach(&driver, &wanted).await.unwrap_err();
+        assert!(matches!(error, Error::WrongState { .. }), "{error}");
+        assert_eq!(machine.snapshot(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_image_by_two_names_has_one_device() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (_, first) = attach(&driver, "p/a").await;
+    let Identity::Rbd { image_id, .. } = &first.identity else { panic!("{first:?}") };
+    machine.change_image("ceph", image_id, |image| image.name = "b".into());
+    let (at, second) = attach(&driver, "p/b").await;
+    assert_eq!((&first, machine.mapped_images().len()), (&second, 1));
+    // The agent knows that another attachment has the device; the last one takes it away.
+    driver.detach(&at, soon()).await.unwrap();
+    assert!(machine.mapped_images().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_attaches_of_one_image_at_once_have_one_device() {
+    let machine = machine();
+    machine.put_file("/etc/ceph/other.conf", "[global]\nmon host = v1:10.0.0.1:6789\n");
+    machine.put_file("/etc/ceph/keyring", format!("[client.admin]\nkey = {KEY}\n"));
+    let driver = driver(&machine);
+    let (one, other) = tokio::join!(attach(&driver, "p/a"), attach(&driver, "p/a?cluster=other"));
+    assert_eq!((one.1.path, machine.mapped_images().len()), (other.1.path, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_takes_away_only_what_was_mapped_for_its_locator() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (one, _) = attach(&driver, "p/a").await;
+    let lost = |footprint| Attached { spec: spec("p/a"), footprint, identity: None };
+    let were_here = driver.prepare(&spec("p/a")).await.unwrap();
+    driver.detach(&lost(were_here), soon()).await.unwrap();
+    assert_eq!(machine.mapped_images().len(), 1, "it was here before");
+    let elsewhere = Attached { spec: spec("p/b"), ..lost(one.footprint.clone()) };
+    driver.detach(&elsewhere, soon()).await.unwrap();
+    assert_eq!(machine.mapped_images().len(), 1, "it was mapped for another locator");
+    driver.detach(&lost(one.footprint), soon()).await.unwrap();
+    assert!(machine.mapped_images().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_say_what_to_do_and_leave_nothing() {
+    let machine = machine();
+    let id = machine.add_image("ceph", "p", "", "j", GIB);
+    machine.change_image("ceph", &id, |image| image.features.push("journaling".into()));
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let mut errors = Vec::new();
+    for text in ["none/a", "p/none", "p/a@none", "p/a?user=nobody", "p/a?cluster=none", "p/a?mon=10.0.0.9:6789", "p/j"]
+    {
+        errors.push(try_attach(&driver, &spec(text)).await.unwrap_err());
+    }
+    let [pool, image, snapshot, user, cluster, monitor, features] = errors.try_into().unwrap();
+    for absent in [pool, image, snapshot] {
+        assert!(matches!(absent, Error::NotFound { .. }), "{absent}");
+    }
+    assert!(matches!(user, Error::Invalid { field: "credentials", .. }), "{user}");
+    assert!(matches!(cluster, Error::WrongState { .. }) && cluster.to_string().contains("none.conf"), "{cluster}");
+    assert!(matches!(&monitor, Error::Unreachable { why, .. } if why.contains("10.0.0.9:6789")), "{monitor}");
+    assert!(features.to_string().contains("rbd feature disable p/j journaling"), "{features}");
+    assert_eq!((machine.snapshot(), machine.processes()), (before, 1));
+    let attempt = Attempt { access: Access { chap: None, cephx: Some("x".into()) }, ..Attempt::until(soon()) };
+    let footprint = driver.prepare(&spec("p/a")).await.unwrap();
+    let error = driver.attach(&spec("p/a"), &footprint, &attempt).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid { field: "credentials", .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_use_is_not_touched() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, "p/a").await;
+    let with = machine.snapshot();
+    machine.mount("rbd0", "/mnt/a");
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(&error, Error::InUse { by, .. } if by == &["mounted at /mnt/a"]), "{error}");
+    machine.release("rbd0");
+    assert_eq!(machine.snapshot(), with);
+    // Somebody has it open for a moment, as udev does after a map.
+    machine.fail_next("write /sys/bus/rbd/remove", errno(libc::EBUSY));
+    assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+}
+
+fn errno(number: i32) -> host::Error {
+    host::Error::Io { doing: "write", path: "/sys/bus/rbd".into(), source: std::io::Error::from_raw_os_error(number) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_hangs_detaches_nothing() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, "p/a").await;
+    let late = || host::Error::TimedOut { what: "flush".into(), after: Duration::ZERO };
+    machine.fail_next("flush /dev/rbd0", late());
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert_eq!(driver.find(&at).await.unwrap(), Some(device));
+    machine.fail_next("flush /dev/rbd0", errno(libc::EIO));
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::Flush { .. }), "{error}");
+}
+
+async fn adoption(driver: &RbdDriver, from: &str, to: &str) -> Adoption {
+    Adoption {
+        id: ID.parse().unwrap(),
+        name: "for-people".parse().unwrap(),
+        from: locator(from),
+        to: locator(to),
+        identity: driver.inspect(&locator(from)).await.unwrap().identity,
+    }
+}
+
+fn back(adoption: &Adoption) -> Release {
+    let (from, to) = (adoption.to.clone(), adoption.from.clone());
+    Release { id: adoption.id, from, to, identity: adoption.identity.clone() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_and_its_snapshot_are_managed_and_let_go() {
+    let machine = machine();
+    let id = machine.add_image("ceph", "p", "", "b", GIB);
+    machine.add_image_snapshot("ceph", &id, "s");
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let snapshot = format!("p/b@snap-{ID}");
+    for (from, to) in [("p/b", format!("p/{MANAGED}")), ("p/b@s", snapshot)] {
+        let adoption = adoption(&driver, from, &to).await;
+        let volume = driver.manage(&adoption).await.unwrap();
+        assert_eq!(
+            (&volume.locator, &volume.origin, &volume.identity),
+            (&adoption.to, &adoption.from, &adoption.identity)
+        );
+        assert_eq!(driver.manage(&adoption).await.unwrap(), volume);
+        let processes = machine.processes();
+        assert_eq!(driver.volumes(Some(&"rbd:p".parse().unwrap())).await.unwrap(), [volume]);
+        assert_eq!(machine.processes(), processes + 1);
+        driver.unmanage(&back(&adoption)).await.unwrap();
+        driver.unmanage(&back(&adoption)).await.unwrap();
+        assert_eq!(machine.snapshot(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_managed_says_why() {
+    let machine = machine();
+    let image = |name| machine.add_image("ceph", "p", "", name, GIB);
+    image(MANAGED);
+    let (mirror, watched, old, trash) = (image("mirror"), image("watched"), image("old"), image("trash"));
+    machine.change_image("ceph", &mirror, |image| image.mirroring = Some(Mirroring { primary: false }));
+    let watcher = Watcher { address: "10.0.0.7:0/1".into(), client: "client.4".into() };
+    machine.change_image("ceph", &watched, |image| image.watchers.push(watcher));
+    machine.change_image("ceph", &old, |image| image.id.clear());
+    machine.trash_image("ceph", &trash);
+    let driver = driver(&machine);
+    let listed = driver.manageable(&"rbd:p".parse().unwrap()).await.unwrap();
+    assert_eq!(machine.processes(), 1);
+    let why = |name: &str| {
+        let candidate = listed.iter().find(|candidate| candidate.locator == locator(&format!("p/{name}"))).unwrap();
+        candidate.refusal.as_ref().map(Refusal::to_string).unwrap_or_default()
+    };
+    assert_eq!(why("a"), "");
+    for (name, words) in [
+        (MANAGED, "named as the managed volume"),
+        ("mirror", "not the primary"),
+        ("watched", "in use: watched from 10.0.0.7:0/1 (client.4)"),
+        ("old", "format 1"),
+        ("trash", "rbd trash restore p/"),
+    ] {
+        assert!(why(name).contains(words), "{name}: {}", why(name));
+    }
+    let error = driver.inspect(&locator("p/trash")).await.unwrap_err();
+    assert!(matches!(error, Error::WrongState { .. }), "{error}");
+    let error = driver.inspect(&locator("p/none")).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_kernel_or_the_libraries() {
+    let machine = machine();
+    machine.remove_tool(host::Tool::Rbd);
+    let driver = driver(&machine);
+    assert_eq!(driver.readiness().await.problem, None);
+    attach(&driver, "p/a").await;
+    let error = driver.inspect(&locator("p/a")).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    machine.remove_tree("/sys/bus/rbd");
+    assert!(driver.readiness().await.problem.unwrap().contains("modprobe rbd"));
+}

@@ -14,6 +14,7 @@ mod loops;
 pub mod lvm;
 mod multipath;
 mod process;
+pub mod rbd;
 pub mod target;
 mod world;
 
@@ -505,7 +506,7 @@ impl Host for Machine {
     async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
         let unreachable = |why: &str| Error::Unreachable { why: why.into() };
         let name = format!("reach {address}");
-        match self.call(&name, |world| world.attempt(&name, |world| Ok(iscsi::reach(world, address)))).await? {
+        match self.call(&name, |world| world.attempt(&name, |world| Ok(world.reach(address)))).await? {
             Reach::Listens => Ok(()),
             Reach::Refused => Err(unreachable("connection refused")),
             Reach::Silent => {

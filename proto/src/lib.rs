@@ -35,6 +35,22 @@ pub mod v1 {
         }
     }
 
+    /// Without the `connection_info`, which may hold a password.
+    impl std::fmt::Debug for DetachRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let target = match &self.target {
+                Some(
+                    detach_request::Target::Id(text)
+                    | detach_request::Target::Locator(text)
+                    | detach_request::Target::Device(text),
+                ) => text,
+                Some(detach_request::Target::ConnectionInfo(_)) => "connection_info",
+                None => "",
+            };
+            f.debug_struct("DetachRequest").field("target", &target).finish_non_exhaustive()
+        }
+    }
+
     /// Without the `connection_info`, which holds the password.
     impl std::fmt::Debug for ExportResponse {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -150,6 +150,11 @@ async fn lvm_attach_and_detach() {
     attach_and_detach(GuestStage::with_vg(), Backend::Lvm).await;
 }
 
+#[tokio::test]
+async fn rbd_attach_and_detach() {
+    attach_and_detach(GuestStage::with_pool(), Backend::Rbd).await;
+}
+
 async fn manage(mut stage: GuestStage, backend: Backend) {
     let _cat = Cat::new();
     let locator = stage.volume(backend, "crash", SIZE).await;
@@ -187,4 +192,9 @@ async fn file_manage() {
 #[tokio::test]
 async fn lvm_manage() {
     manage(GuestStage::with_vg(), Backend::Lvm).await;
+}
+
+#[tokio::test]
+async fn rbd_manage() {
+    manage(GuestStage::with_pool(), Backend::Rbd).await;
 }

@@ -247,20 +247,20 @@ async fn a_stale_device_of_an_operator() {
     ));
 }
 
-const USER: &str = "web1";
-const PASSWORD: &str = "mortar-hush-7f3a9c51";
+pub(crate) const USER: &str = "web1";
+pub(crate) const PASSWORD: &str = "mortar-hush-7f3a9c51";
 const WRONG: &str = "mortar-hush-wrong-51";
 /// Neither password without this.
-const MARKER: &str = "mortar-hush";
+pub(crate) const MARKER: &str = "mortar-hush";
 
 /// Looks into every process's argv and environment as fast as it can, until it is asked what it saw.
-struct Spy {
+pub(crate) struct Spy {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(usize, BTreeSet<String>)>,
 }
 
 impl Spy {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -281,7 +281,7 @@ impl Spy {
         Self { stop, thread }
     }
 
-    fn leaks(self) -> BTreeSet<String> {
+    pub(crate) fn leaks(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         let (rounds, leaks) = self.thread.join().unwrap();
         assert!(rounds > 2, "the spy slept");
@@ -290,7 +290,7 @@ impl Spy {
 }
 
 /// The files below a directory that hold the marker.
-fn hold_the_marker(directory: &str) -> String {
+pub(crate) fn hold_the_marker(directory: &str) -> String {
     // In a file: the spy looks at grep's argv, too.
     std::fs::write("/root/marker", MARKER).unwrap();
     String::from_utf8(try_sh(&format!("grep -rlF --file /root/marker {directory} || true")).stdout).unwrap()

@@ -194,6 +194,26 @@ net_heal() {
   ip rule del pref 50 from "$1" blackhole || guest_die "cannot heal $1"
 }
 
+# ---- multipath ---------------------------------------------------------------------------------------------------
+# multipathd_up [FIND_MULTIPATHS [SETTING…]]: multipathd with its own defaults (find_multipaths strict), or those changed.
+# A SETTING is a line for the section `defaults`: "retrigger_tries 0" lets it take a disk that udev has not looked at yet.
+# multipathd_down: without it, and without what it remembered; the maps stay.
+multipathd_up() {
+  local setting
+  guest_modules dm-mod dm-multipath dm-service-time dm-round-robin dm-queue-length
+  mkdir -p /etc/multipath/conf.d
+  {
+    echo "defaults {"
+    for setting in ${1+"find_multipaths $1"} "${@:2}"; do echo "  $setting"; done
+    echo "}"
+  } >/etc/multipath/conf.d/guest.conf
+  systemctl restart multipathd || guest_die "multipathd does not start"
+}
+multipathd_down() {
+  systemctl stop multipathd.socket multipathd.service || guest_die "multipathd does not stop"
+  rm -rf /etc/multipath
+}
+
 # ---- LVM ---------------------------------------------------------------------------------------------------------
 # loop_file FILE SIZE: a loop device over a sparse file (made when it is not there); prints its node.
 loop_file() {
@@ -329,6 +349,11 @@ ceph_pool() {
       "{\"prefix\": \"osd pool application enable\", \"pool\": \"$pool\", \"app\": \"rbd\"}")
   done
   ceph_ask "${commands[@]}"
+}
+
+# ceph_forget_pool POOL: with all that is in it.
+ceph_forget_pool() {
+  ceph_ask "{\"prefix\": \"osd pool delete\", \"pool\": \"$1\", \"pool2\": \"$1\", \"yes_i_really_really_mean_it\": true}"
 }
 
 # ceph_user NAME MON-CAPABILITIES OSD-CAPABILITIES: makes client.NAME, with a keyring in /etc/ceph.

@@ -107,14 +107,20 @@ async fn what_is_not_to_be_managed() {
         entries["thin"]["reason_not_safe"],
         if entries["thin"]["safe_to_manage"] == true { Value::Null } else { Value::from("unsafe?") }
     );
+    for name in ["thicksnap", "thinsnap"] {
+        assert_eq!(
+            (&entries[name]["safe_to_manage"], &entries[name]["snapshot"]),
+            (&true.into(), &true.into()),
+            "{listed}"
+        );
+    }
+    assert_eq!(entries["origin"]["snapshot"], false);
     let internal: Vec<_> = entries.keys().filter(|name| name.contains("_t") || name.contains("pmspare")).collect();
     assert!(internal.is_empty(), "internal LVs are offered: {internal:?}");
     for (name, code, reason, words) in [
         (named, 4, "ALREADY_EXISTS", "named as the managed volume"),
         ("held", 4, "WRONG_STATE", "PV"),
         ("mounted", 4, "IN_USE", "mounted at /mnt/mounted"),
-        ("thicksnap", 4, "WRONG_STATE", "snapshot of origin"),
-        ("thinsnap", 4, "WRONG_STATE", "snapshot of thin"),
         ("pool", 4, "WRONG_STATE", "thin pool"),
         ("pool_tmeta", 3, "NOT_FOUND", "pool_tmeta"),
     ] {
@@ -177,6 +183,60 @@ async fn manage_while_mounted() {
     assert_eq!(sh("cat /mnt/lv/file"), "one\ntwo");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
     sh("umount /mnt/lv");
+}
+
+/// Snapshots, thick and thin, and their origins: each is renamed in place while all of them are active and one is mounted,
+/// keeps its data and its origin, and gets its name back.
+#[tokio::test]
+async fn snapshots() {
+    let stage = GuestStage::with_vg();
+    let vg = stage.vg();
+    sh(&format!(
+        "lvcreate --quiet -y -Zn --wipesignatures n -n thick -L 16M {vg}
+         echo thick-before | dd of=/dev/{vg}/thick conv=notrunc,fsync status=none
+         lvcreate --quiet -y -s -n thicksnap -L 8M {vg}/thick
+         lvcreate --quiet -y -s -n thicksnap2 -L 8M {vg}/thick
+         lvcreate --quiet -y -n pool -L 64M -T {vg}
+         lvcreate --quiet -y -n thin -V 16M --thinpool pool {vg} 2>/dev/null
+         echo thin-before | dd of=/dev/{vg}/thin conv=notrunc,fsync status=none
+         lvcreate --quiet -y -s -n thinsnap {vg}/thin
+         lvchange -ay -K {vg}/thinsnap; udevadm settle"
+    ));
+    let told = || sh(&format!("lvs --noheadings --separator ' ' -o lv_uuid,origin_uuid,lv_active {vg} | sort"));
+    let (before, tree) = (stage.snapshot().await, told());
+    let write = |name: &str, text: &str| {
+        sh(&format!("echo {text} | dd of=/dev/{vg}/{name} conv=notrunc,fsync status=none"));
+    };
+    let first = |name: &str| sh(&format!("head -c 64 /dev/{vg}/{name} | head -n 1"));
+    let mut managed = Vec::new();
+    for name in ["thicksnap", "thick", "thinsnap", "thin"] {
+        let volume = mortar(&["manage", &format!("lvm:{vg}/{name}")]).ok();
+        let (id, snapshot) = (text(&volume, "id").to_owned(), name.ends_with("snap"));
+        let now = format!("{}-{id}", if snapshot { "snap" } else { "volume" });
+        assert_eq!((&volume["snapshot"], text(&volume, "locator")), (&snapshot.into(), &*format!("lvm:{vg}/{now}")));
+        assert_eq!(told(), tree, "{name}: another LV, origin or activation");
+        let again = mortar(&["manage", &format!("lvm:{vg}/{name}")]).ok();
+        assert_eq!((&again["changed"], &again["id"]), (&false.into(), &volume["id"]));
+        managed.push((name, now, id));
+    }
+    let now = |name: &str| managed.iter().find(|(was, ..)| *was == name).map(|(_, now, _)| now.as_str()).unwrap();
+    for sort in ["thick", "thin"] {
+        write(now(sort), "after");
+        assert_eq!(first(now(&format!("{sort}snap"))), format!("{sort}-before"), "the snapshot follows its origin");
+    }
+    assert_eq!(first("thicksnap2"), "thick-before");
+    let listed = mortar(&["volumes", &stage.scope(Backend::Lvm)]).ok();
+    let snapshots = listed.as_array().unwrap().iter().filter(|volume| volume["snapshot"] == true).count();
+    assert_eq!((listed.as_array().unwrap().len(), snapshots), (4, 2), "{listed}");
+    // A managed snapshot is attached and detached like any volume.
+    let there = attach("snap", &format!("lvm:{vg}/{}", now("thinsnap")));
+    assert_eq!(there["size_bytes"], 16 * MIB);
+    let kept = mortar(&["detach", "snap"]).ok();
+    assert!(kept["changed"] == true && kept["residuals"] == Value::Array(Vec::new()), "{kept}");
+    for (name, _, id) in &managed {
+        assert_eq!(text(&mortar(&["unmanage", id]).ok(), "locator"), format!("lvm:{vg}/{name}"));
+    }
+    assert_eq!((told(), stage.snapshot().await), (tree, before), "something was left behind");
 }
 
 /// A VG that a guest made inside its volume is no business of the host's: nothing of it is activated, the agent does not see

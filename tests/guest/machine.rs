@@ -38,6 +38,7 @@ pub(crate) struct GuestStage {
     next_lun: u32,
     has_vg: bool,
     has_target: bool,
+    has_pool: bool,
     occupied: HashMap<String, File>,
 }
 
@@ -64,6 +65,18 @@ impl GuestStage {
             // Or else udev activates the LVs when it sees the PV, at a moment of its own.
             sh(&format!("vg_on_loop {} 512M --setautoactivation n", self.vg()));
             self.has_vg = true;
+        }
+    }
+
+    pub(crate) fn pool(&self) -> String {
+        format!("pool{}", self.number)
+    }
+
+    /// The cluster is started, and the pool made, with its first image.
+    pub(crate) fn make_pool(&mut self) {
+        if !self.has_pool {
+            sh(&format!("ceph_up; ceph_pool {}", self.pool()));
+            self.has_pool = true;
         }
     }
 
@@ -96,6 +109,9 @@ impl Drop for GuestStage {
                 self.iqn(),
                 LIO = "/sys/kernel/config/target"
             ));
+        }
+        if self.has_pool {
+            try_sh(&format!("ceph_forget_pool {}", self.pool()));
         }
         if self.has_vg {
             try_sh(&format!("vg_remove {}", self.vg()));
@@ -131,7 +147,12 @@ impl Stage for GuestStage {
                 sh(&format!("lvcreate --quiet --yes --wipesignatures n -an -Zn -n {name} -L {size}b {vg} >/dev/null"));
                 format!("lvm:{vg}/{name}")
             }
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => {
+                self.make_pool();
+                let pool = self.pool();
+                sh(&format!("rbd_image {pool}/{name} {size}"));
+                format!("rbd:{pool}/{name}")
+            }
         }
     }
 
@@ -140,7 +161,7 @@ impl Stage for GuestStage {
             Backend::File => format!("file:{}", self.directory()),
             Backend::Iscsi => unreachable!("no scope"),
             Backend::Lvm => format!("lvm:{}", self.vg()),
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => format!("rbd:{}", self.pool()),
         }
     }
 
@@ -149,7 +170,7 @@ impl Stage for GuestStage {
             Backend::File => format!("file:{}/nowhere.raw", self.directory()),
             Backend::Iscsi => format!("iscsi://{PORTAL}/{}/99", self.iqn()),
             Backend::Lvm => format!("lvm:{}/nowhere", self.vg()),
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => format!("rbd:{}/nowhere", self.pool()),
         }
     }
 
@@ -187,6 +208,19 @@ impl Stage for GuestStage {
             put("file", format!("{} {} {}", file.display(), meta.len(), meta.ino()));
         }
         put("attributes", sh(ATTRIBUTES));
+        for mapping in entries("/sys/bus/rbd/devices") {
+            let part = |name| read(&mapping.join(name));
+            let name = mapping.file_name().unwrap().to_string_lossy().into_owned();
+            put(
+                "mapping",
+                format!("{name} {}/{}/{} {}", part("pool_id"), part("pool_ns"), part("image_id"), part("snap_id")),
+            );
+        }
+        if self.has_pool {
+            for line in sh(&format!("{IMAGES} {}", self.pool())).lines() {
+                put("image", line.to_owned());
+            }
+        }
         if self.has_vg {
             let fields = "lv_name,lv_uuid,lv_tags,lv_active,lv_permissions";
             for line in sh(&format!("lvs -a --noheadings -o {fields} {}", self.vg())).lines() {
@@ -201,6 +235,14 @@ impl Stage for GuestStage {
         sh("systemctl kill --signal KILL --kill-whom main mortard; systemctl restart mortard");
     }
 }
+
+/// Every image of a pool, with its metadata and its snapshots.
+const IMAGES: &str = "python3 -c 'import rados, rbd, sys
+with rados.Rados(conffile=\"/etc/ceph/ceph.conf\", name=\"client.admin\") as cluster:
+    with cluster.open_ioctx(sys.argv[1]) as pool:
+        for name in sorted(rbd.RBD().list(pool)):
+            with rbd.Image(pool, name, read_only=True) as image:
+                print(name, image.id(), image.size(), dict(image.metadata_list()), [(s[\"id\"], s[\"name\"]) for s in image.list_snaps()])'";
 
 /// Every extended attribute below the volumes' directory.
 const ATTRIBUTES: &str = "python3 -c 'import os
@@ -248,11 +290,19 @@ impl GuestStage {
         stage
     }
 
+    /// A stage with an empty pool.
+    pub(crate) fn with_pool() -> Self {
+        let mut stage = Self::bare();
+        stage.make_pool();
+        stage
+    }
+
     /// A stage with neither target nor VG.
     pub(crate) fn bare() -> Self {
         assert!(Path::new("/mnt/host").exists(), "only tests/guest/suite runs this, in the guest");
         let number = STAGES.fetch_add(1, Ordering::Relaxed) + std::process::id() * 100;
-        let stage = Self { number, next_lun: 0, has_vg: false, has_target: false, occupied: HashMap::new() };
+        let stage =
+            Self { number, next_lun: 0, has_vg: false, has_target: false, has_pool: false, occupied: HashMap::new() };
         std::fs::create_dir_all(stage.directory()).unwrap();
         if !Path::new(SOCKET).exists() {
             sh("systemctl start mortard");

@@ -10,12 +10,17 @@
 mod api;
 mod brick;
 mod cli;
+mod connection;
 mod crash;
+mod export;
 mod file;
 mod iscsi;
+mod librbd;
 mod lvm;
 mod machine;
 mod many;
+mod multipath;
+mod rbd;
 
 /// What holds on every machine, simulated or real.
 mod conformance {

@@ -1,8 +1,9 @@
 //! A crash after every effect of every verb, another after every effect of the recovery, and then the caller's retry:
 //! each operation is finished or undone, and nothing is left that nobody owns.
 
-use crate::machine::SimStage;
+use crate::machine::{SimStage, VG};
 use driver::Backend;
+use host::sim::iscsi::LogicalUnit;
 use proto::v1;
 use std::collections::BTreeSet;
 use tests::{
@@ -12,6 +13,52 @@ use tests::{
 
 const SIZE: u64 = 16 << 20;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
+
+/// What a verb is tried on.
+#[derive(Debug, Clone, Copy)]
+enum Subject {
+    Volume(Backend),
+    /// A unit with two ways, each on a portal of its own.
+    Multipath,
+    /// Of an origin that is active, and so it is itself.
+    ThickSnapshot,
+    ThinSnapshot,
+    /// The origin of a thick snapshot, both active.
+    Origin,
+}
+
+const FILE: Subject = Subject::Volume(Backend::File);
+const ISCSI: Subject = Subject::Volume(Backend::Iscsi);
+const LVM: Subject = Subject::Volume(Backend::Lvm);
+const RBD: Subject = Subject::Volume(Backend::Rbd);
+
+impl Subject {
+    /// Makes it, and returns its locator.
+    async fn make(self, stage: &mut SimStage) -> String {
+        let machine = &stage.machine;
+        match self {
+            Self::Volume(backend) => return stage.volume(backend, "v", SIZE).await,
+            Self::Multipath => {
+                let iqn = "iqn.2026-11.org.example:two";
+                machine.add_target(iqn, &["127.0.0.1:3260", "127.0.0.2:3260"]);
+                machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
+                machine.run_multipathd(true);
+                return format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0");
+            }
+            Self::ThickSnapshot | Self::Origin => {
+                machine.add_lv(VG, "origin", SIZE);
+                machine.add_lv_snapshot(VG, "origin", "snap");
+                machine.activate_lv(VG, "origin", false);
+            }
+            Self::ThinSnapshot => {
+                machine.add_thin_pool(VG, "pool", SIZE);
+                machine.add_thin_lv(VG, "pool", "thin", SIZE);
+                machine.add_lv_snapshot(VG, "thin", "snap");
+            }
+        }
+        format!("lvm:{VG}/{}", if matches!(self, Self::Origin) { "origin" } else { "snap" })
+    }
+}
 
 /// What is crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +118,16 @@ async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
 }
 
 /// All crash points of one verb; returns how many schedules were run.
-async fn sweep(backend: Backend, verb: Verb) -> usize {
+async fn sweep(subject: Subject, verb: Verb) -> usize {
     let mut schedules = 0;
     for at in 1.. {
         // The recovery runs to its end (0), or crashes after its first effect, its second, …
         for again in 0.. {
-            match schedule(backend, verb, at, again).await {
+            match schedule(subject, verb, at, again).await {
                 Ran::Whole => schedules += 1,
                 Ran::NoSuchRecoveryEffect => break,
                 Ran::NoSuchEffect => {
-                    assert!(at > 3, "{backend} {verb:?}: {} effects are too few to be true", at - 1);
+                    assert!(at > 3, "{subject:?} {verb:?}: {} effects are too few to be true", at - 1);
                     return schedules;
                 }
             }
@@ -95,10 +142,10 @@ enum Ran {
     NoSuchRecoveryEffect,
 }
 
-async fn schedule(backend: Backend, verb: Verb, at: usize, again: usize) -> Ran {
-    let place = format!("{backend} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
+async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran {
+    let place = format!("{subject:?} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
     let mut stage = SimStage::new().await;
-    let locator = stage.volume(backend, "v", SIZE).await;
+    let locator = subject.make(&mut stage).await;
     let bare = stage.snapshot().await;
     if let Some(before) = verb.before() {
         assert!(before.call(stage.client(), &locator).await);
@@ -143,12 +190,12 @@ fn difference(before: &str, after: &str) -> String {
 }
 
 macro_rules! sweeps {
-    ($($name:ident: $backend:ident $verb:ident;)*) => {
+    ($($name:ident: $subject:expr, $verb:ident;)*) => {
         $(
             #[tokio::test]
             async fn $name() {
-                let schedules = sweep(Backend::$backend, Verb::$verb).await;
-                println!("{} {:?}: {schedules} schedules", Backend::$backend, Verb::$verb);
+                let schedules = sweep($subject, Verb::$verb).await;
+                println!("{:?} {:?}: {schedules} schedules", $subject, Verb::$verb);
                 assert!(schedules >= 10, "{schedules} schedules are too few to be true");
             }
         )*
@@ -156,14 +203,63 @@ macro_rules! sweeps {
 }
 
 sweeps! {
-    file_attach: File Attach;
-    file_detach: File Detach;
-    file_manage: File Manage;
-    file_unmanage: File Unmanage;
-    iscsi_attach: Iscsi Attach;
-    iscsi_detach: Iscsi Detach;
-    lvm_attach: Lvm Attach;
-    lvm_detach: Lvm Detach;
-    lvm_manage: Lvm Manage;
-    lvm_unmanage: Lvm Unmanage;
+    file_attach: FILE, Attach;
+    file_detach: FILE, Detach;
+    file_manage: FILE, Manage;
+    file_unmanage: FILE, Unmanage;
+    iscsi_attach: ISCSI, Attach;
+    iscsi_detach: ISCSI, Detach;
+    lvm_attach: LVM, Attach;
+    lvm_detach: LVM, Detach;
+    lvm_manage: LVM, Manage;
+    lvm_unmanage: LVM, Unmanage;
+    thick_snapshot_manage: Subject::ThickSnapshot, Manage;
+    thick_snapshot_unmanage: Subject::ThickSnapshot, Unmanage;
+    thin_snapshot_manage: Subject::ThinSnapshot, Manage;
+    thin_snapshot_unmanage: Subject::ThinSnapshot, Unmanage;
+    origin_manage: Subject::Origin, Manage;
+    origin_unmanage: Subject::Origin, Unmanage;
+    multipath_attach: Subject::Multipath, Attach;
+    multipath_detach: Subject::Multipath, Detach;
+    rbd_attach: RBD, Attach;
+    rbd_detach: RBD, Detach;
+    rbd_manage: RBD, Manage;
+    rbd_unmanage: RBD, Unmanage;
+}
+
+/// A crash after every effect of an extend over two paths: the map has the old size or the new one, and the retry gives the new.
+#[tokio::test]
+async fn multipath_extend() {
+    for at in 1.. {
+        let mut stage = SimStage::new().await;
+        let locator = Subject::Multipath.make(&mut stage).await;
+        let bare = stage.snapshot().await;
+        assert!(Verb::Attach.call(stage.client(), &locator).await);
+        stage.machine.resize_lun("iqn.2026-11.org.example:two", 0, 2 * SIZE);
+        stage.machine.crash_after(at);
+        let mut client = stage.client();
+        let request = v1::ExtendRequest { id: "a".into(), ..v1::ExtendRequest::default() };
+        let extending = request.clone();
+        let call = tokio::spawn(async move { client.attachments.extend(extending).await });
+        let crashed = tokio::select! {
+            () = stage.machine.crashed() => true,
+            done = call => {
+                done.unwrap().unwrap();
+                false
+            }
+        };
+        if !crashed {
+            assert!(at > 3, "{at} effects are too few to be true");
+            return;
+        }
+        stage.kill();
+        stage.start().await;
+        let size = stage.client().get("a").await.unwrap().size_bytes;
+        assert!(size == SIZE || size == 2 * SIZE, "{size}");
+        let grown = stage.client().attachments.extend(request).await.unwrap().into_inner();
+        assert_eq!(grown.attachment.unwrap().size_bytes, 2 * SIZE, "crash after effect {at}");
+        assert!(Verb::Detach.call(stage.client(), &locator).await);
+        let left = difference(&bare, &stage.snapshot().await);
+        assert!(left.is_empty(), "crash after effect {at}: something was left behind\n{left}");
+    }
 }

@@ -1,6 +1,6 @@
 //! A volume grows on its backend, and the attachment with it.
 
-use crate::machine::{DIRECTORY, IQN, SimStage, VG};
+use crate::machine::{CLUSTER, DIRECTORY, IQN, POOL, SimStage, VG};
 use driver::Backend;
 use proto::v1;
 use tests::{
@@ -21,7 +21,7 @@ async fn the_new_size_is_seen_once() {
             Backend::File => stage.machine.truncate(format!("{DIRECTORY}/v.raw"), 2 * SIZE),
             Backend::Iscsi => stage.machine.resize_lun(IQN, 0, 2 * SIZE),
             Backend::Lvm => stage.machine.extend_lv(VG, "v", 2 * SIZE),
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => stage.machine.grow_image(CLUSTER, POOL, "v", 2 * SIZE),
         }
         let request = || v1::ExtendRequest { id: "a".into(), timeout_ms: 0 };
         let grown = stage.client().attachments.extend(request()).await.unwrap().into_inner();

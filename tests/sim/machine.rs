@@ -11,10 +11,12 @@ use tokio::{net::UnixListener, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 
 /// What the simulated machine has volumes of.
-pub(crate) const BACKENDS: [Backend; 3] = [Backend::File, Backend::Iscsi, Backend::Lvm];
+pub(crate) const BACKENDS: [Backend; 4] = [Backend::File, Backend::Iscsi, Backend::Lvm, Backend::Rbd];
 pub(crate) const IQN: &str = "iqn.2026-11.org.example:t1";
 pub(crate) const PORTAL: &str = "127.0.0.1:3260";
 pub(crate) const VG: &str = "vg0";
+pub(crate) const CLUSTER: &str = "ceph";
+pub(crate) const POOL: &str = "pool";
 pub(crate) const DIRECTORY: &str = "/srv/volumes";
 
 pub(crate) struct SimStage {
@@ -31,6 +33,7 @@ impl SimStage {
         machine.put_directory(DIRECTORY);
         machine.add_target(IQN, &[PORTAL]);
         machine.add_vg(VG, &["vda"]);
+        machine.add_cluster(CLUSTER, "127.0.0.1:6789");
         let mut stage = Self { machine, directory: TempDir::new().unwrap(), generation: 0, agent: None, next_lun: 0 };
         stage.start().await;
         stage
@@ -106,7 +109,10 @@ impl Stage for SimStage {
                 self.machine.add_lv(VG, name, size);
                 format!("lvm:{VG}/{name}")
             }
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => {
+                self.machine.add_image(CLUSTER, POOL, "", name, size);
+                format!("rbd:{POOL}/{name}")
+            }
         }
     }
 
@@ -115,7 +121,7 @@ impl Stage for SimStage {
             Backend::File => format!("file:{DIRECTORY}"),
             Backend::Iscsi => unreachable!("no scope"),
             Backend::Lvm => format!("lvm:{VG}"),
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => format!("rbd:{POOL}"),
         }
     }
 
@@ -124,7 +130,7 @@ impl Stage for SimStage {
             Backend::File => format!("file:{DIRECTORY}/nowhere.raw"),
             Backend::Iscsi => format!("iscsi://{PORTAL}/{IQN}/99"),
             Backend::Lvm => format!("lvm:{VG}/nowhere"),
-            Backend::Rbd => unreachable!("no cluster"),
+            Backend::Rbd => format!("rbd:{POOL}/nowhere"),
         }
     }
 

@@ -363,11 +363,14 @@ pub async fn bad_input_is_refused(stage: &mut dyn Stage) {
         "iscsi://127.0.0.1/iqn.2026-11.org.example:t1/x",
         "iscsi://127.0.0.1/not-an-iqn/0",
         "iscsi://localhost/iqn.2026-11.org.example:t1/0",
+        "rbd:pool",
+        "rbd:pool/a b",
+        "rbd:pool/image?mon=localhost",
+        "rbd:pool/image?key=AQB",
     ] {
         refused(client.attach(attach("id", locator)).await, Code::InvalidArgument, "INVALID");
     }
     refused(client.attach(v1::AttachRequest::default()).await, Code::InvalidArgument, "INVALID");
-    refused(client.attach(attach("id", "rbd:pool/image")).await, Code::Unimplemented, "UNSUPPORTED");
     let days = v1::AttachRequest { timeout_ms: u64::MAX, ..attach("id", "file:/a.raw") };
     refused(client.attach(days).await, Code::InvalidArgument, "INVALID");
     assert_eq!(stage.snapshot().await, before, "bad input changed something");
@@ -387,6 +390,10 @@ macro_rules! conformance {
         mod lvm {
             $crate::conformance!(@attach $stage, Lvm);
             $crate::conformance!(@manage $stage, Lvm);
+        }
+        mod rbd {
+            $crate::conformance!(@attach $stage, Rbd);
+            $crate::conformance!(@manage $stage, Rbd);
         }
         #[tokio::test]
         async fn bad_input_is_refused() {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    hostinfo,
+    connector,
     journal::{Change, ExportRecord},
 };
 use driver::{
@@ -107,7 +107,7 @@ impl Agent {
         // In the boot in which it was noted, a footprint tells what was here before us, and an LV of ours is none of that.
         let (export, noted) = match before {
             Some(record) => {
-                self.is_what_is_asked(&record, &request)?;
+                is_what_is_asked(&record, &request)?;
                 if let Some(left) = record.residuals.first() {
                     return Err(Error::WrongState {
                         what: format!(
@@ -154,9 +154,12 @@ impl Agent {
         };
         let plan = Plan::Export { export: export.clone(), attached: attached.clone() };
         let work = self.begin(plan, held).await?;
-        match self.bring(driver.as_ref(), &export, attached, &work.operation, request.deadline).await {
-            Ok(record) => {
-                let chap = self.exporter.chap(&export).await?;
+        let brought = async {
+            let record = self.bring(driver.as_ref(), &export, attached, request.deadline).await?;
+            Ok((record, self.exporter.chap(&export).await?))
+        };
+        match brought.await {
+            Ok((record, chap)) => {
                 let operation = self.succeeded(work, Change::PutExports(vec![record.clone()])).await?;
                 let export = self.look_at_export(record);
                 Ok(ExportReply { export, chap, changed: true, operation: Some(operation) })
@@ -169,28 +172,6 @@ impl Agent {
                 }
             },
         }
-    }
-
-    /// The same call once more, or another under the same id.
-    fn is_what_is_asked(&self, record: &ExportRecord, request: &ExportRequest) -> Result<()> {
-        let (export, locator) = (&record.export, &record.attached.spec.locator);
-        let same = *locator == request.locator
-            && export.initiator == request.initiator
-            && export.read_only == request.read_only
-            && (request.portals.is_empty() || export.portals == request.portals);
-        if same {
-            return Ok(());
-        }
-        let portals: Vec<String> = export.portals.iter().map(ToString::to_string).collect();
-        let mode = if export.read_only { ", read-only" } else { "" };
-        Err(Error::AlreadyExists {
-            what: format!(
-                "export {} is {locator} for {} at {}{mode}; unexport it first, or choose another id",
-                export.id,
-                export.initiator,
-                portals.join(", ")
-            ),
-        })
     }
 
     /// Two hosts must not write to one volume. Our own target counts as nobody.
@@ -235,7 +216,7 @@ impl Agent {
             });
         }
         Ok(Export {
-            target: target_name(hostinfo::initiator_name(self.host.as_ref())?.as_ref(), &facts.name, &id)?,
+            target: target_name(connector::initiator_name(self.host.as_ref())?.as_ref(), &facts.name, &id)?,
             id,
             initiator: request.initiator.clone(),
             portals,
@@ -251,7 +232,6 @@ impl Agent {
         driver: &dyn Driver,
         export: &Export,
         mut attached: Attached,
-        operation: &Operation,
         deadline: Instant,
     ) -> Result<ExportRecord> {
         let device = driver.attach(&attached.spec, &attached.footprint, &Attempt::until(deadline)).await?;
@@ -270,16 +250,17 @@ impl Agent {
             export: export.clone(),
             attached,
             size_bytes: device.size_bytes,
-            boot_id: operation.boot_id.clone(),
+            boot_id: self.boot_id()?,
             created_ms,
             residuals: Vec::new(),
         })
     }
 
-    /// Takes away what an export brought, however far it came. One that was there before is left as it is.
+    /// Takes away what an export brought, however far it came. One that was there in this boot already is left as it is.
     pub(super) async fn undo_export(&self, operation: &Operation) -> Result<()> {
         let Plan::Export { export, attached } = &operation.plan else { return Ok(()) };
-        if self.journal.export(&export.id).await?.is_some() {
+        let boot_id = self.boot_id()?;
+        if self.journal.export(&export.id).await?.is_some_and(|record| record.boot_id == boot_id) {
             return Ok(());
         }
         self.exporter.withdraw(export).await?;
@@ -289,21 +270,19 @@ impl Agent {
         }
     }
 
-    /// Recovers an export after a crash: served again if it was there before, else undone. Whether it is there then.
-    pub(super) async fn recover_export(&self, operation: &Operation) -> Result<(bool, Change)> {
-        let Plan::Export { export, attached } = &operation.plan else { return Ok((false, Change::None)) };
-        let there = self.journal.export(&export.id).await?;
-        let Some(attached) = there.is_some().then_some(attached) else {
-            self.undo_export(operation).await?;
-            return Ok((false, Change::None));
-        };
-        let Some(attached) = self.in_this_boot(attached, &operation.boot_id).await? else {
-            return Ok((false, Change::None));
-        };
-        let driver = self.drivers.get(Backend::Lvm)?;
-        let now = Operation { boot_id: self.boot_id()?, ..operation.clone() };
-        let record = self.bring(driver.as_ref(), export, attached, &now, Instant::now() + UNDO_TIMEOUT).await?;
-        Ok((true, Change::PutExports(vec![record])))
+    /// Recovers an export after a crash. One that has a record goes forward, because its initiator may be back already, or
+    /// is left to the start if there was a reboot; any other is undone. The records that change, if it went forward.
+    pub(super) async fn recover_export(&self, operation: &Operation) -> Result<Option<Change>> {
+        let Plan::Export { export, attached } = &operation.plan else { return Ok(None) };
+        if operation.boot_id == self.boot_id()? && self.journal.export(&export.id).await?.is_some() {
+            let driver = self.drivers.get(Backend::Lvm)?;
+            match self.bring(driver.as_ref(), export, attached.clone(), Instant::now() + UNDO_TIMEOUT).await {
+                Ok(record) => return Ok(Some(Change::PutExports(vec![record]))),
+                Err(error) => tracing::warn!(export = %export.id, "cannot serve it again: {}", error.chain()),
+            }
+        }
+        self.undo_export(operation).await?;
+        Ok(None)
     }
 
     /// Leaves the LV as it was before the export. What could not be is told.
@@ -450,7 +429,7 @@ impl Agent {
                 }
                 continue;
             }
-            if here && self.exporter.state(&record.export)? == export::State::Served {
+            if here && matches!(self.exporter.state(&record.export), Ok(export::State::Served)) {
                 continue;
             }
             let (agent, id) = (Arc::clone(self), record.export.id.clone());
@@ -485,6 +464,31 @@ impl Agent {
             }
         }
     }
+}
+
+/// The same call once more, or another under the same id.
+fn is_what_is_asked(record: &ExportRecord, request: &ExportRequest) -> Result<()> {
+    let (export, locator) = (&record.export, &record.attached.spec.locator);
+    if request.id.is_none() && export.initiator != request.initiator {
+        return Err(Error::InUse { what: locator.to_string(), by: vec![exported_as(record)] });
+    }
+    let same = *locator == request.locator
+        && export.initiator == request.initiator
+        && export.read_only == request.read_only
+        && (request.portals.is_empty() || export.portals == request.portals);
+    if same {
+        return Ok(());
+    }
+    let portals: Vec<String> = export.portals.iter().map(ToString::to_string).collect();
+    let mode = if export.read_only { ", read-only" } else { "" };
+    Err(Error::AlreadyExists {
+        what: format!(
+            "export {} is {locator} for {} at {}{mode}; unexport it first, or choose another id",
+            export.id,
+            export.initiator,
+            portals.join(", ")
+        ),
+    })
 }
 
 pub(super) fn exported_as(record: &ExportRecord) -> String {

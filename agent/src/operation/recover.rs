@@ -131,8 +131,9 @@ impl Agent {
                 }
             }
             Plan::Export { .. } => {
-                let (there, change) = self.recover_export(operation).await?;
-                self.conclude(operation, if there { done } else { undone(None) }, change).await
+                let change = self.recover_export(operation).await?;
+                let outcome = if change.is_some() { done } else { undone(None) };
+                self.conclude(operation, outcome, change.unwrap_or(Change::None)).await
             }
             Plan::Unexport { id, .. } => self.recover_unexport(operation, id).await,
         }

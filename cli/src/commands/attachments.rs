@@ -1,7 +1,7 @@
 //! attach, detach, list, show, extend, watch.
 
 use crate::{
-    args::{Attach, Format},
+    args::{Attach, Detach, Format},
     connect::Agent,
     error::{Error, Failure},
     output, password,
@@ -12,28 +12,55 @@ use proto::v1;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::Code;
 
-pub(super) async fn attach(
-    agent: &Agent,
-    attach: Attach,
+/// What stands in the files that the command line names.
+pub(super) struct Read {
     password: Option<SecretString>,
-    format: Format,
-) -> Result<(), Error> {
-    let chap = attach.chap_user.zip(password);
+    key: Option<SecretString>,
+    connection_info: Option<SecretString>,
+}
+
+impl Read {
+    pub(super) fn of(attach: &Attach) -> Result<Self, Error> {
+        let files = [&attach.chap_password_file, &attach.cephx_key_file, &attach.connection_info];
+        if files.into_iter().flatten().filter(|file| file.as_os_str() == "-").count() > 1 {
+            return Err(Failure::invalid("stdin can be read once only: put one of the two into a file").into());
+        }
+        Ok(Self {
+            password: attach.chap_password_file.as_deref().map(password::read).transpose()?,
+            key: attach.cephx_key_file.as_deref().map(password::key).transpose()?,
+            connection_info: attach.connection_info.as_deref().map(password::connection_info).transpose()?,
+        })
+    }
+
+    fn credentials(&self, attach: &Attach) -> Option<v1::Credentials> {
+        let kind = match (&attach.chap_user, &self.password, &self.key) {
+            (Some(user), Some(password), _) => v1::credentials::Kind::Chap(v1::Chap {
+                user: user.clone(),
+                password: password.expose_secret().to_owned(),
+            }),
+            (_, _, Some(key)) => v1::credentials::Kind::Cephx(v1::Cephx { key: key.expose_secret().to_owned() }),
+            _ => return None,
+        };
+        Some(v1::Credentials { kind: Some(kind) })
+    }
+}
+
+pub(super) async fn attach(agent: &Agent, attach: Attach, read: Read, format: Format) -> Result<(), Error> {
+    use v1::attach_request::Volume;
     let message = |timeout_ms| v1::AttachRequest {
         id: attach.id.clone().unwrap_or_default(),
-        volume: Some(v1::attach_request::Volume::Locator(attach.locator.clone())),
+        volume: match (&attach.locator, &read.connection_info) {
+            (Some(locator), _) => Some(Volume::Locator(locator.clone())),
+            (None, info) => info.as_ref().map(|info| Volume::ConnectionInfo(info.expose_secret().to_owned())),
+        },
         read_only: attach.read_only,
         persistent: attach.persistent,
+        exclusive: attach.exclusive,
+        all_paths: attach.all_paths,
         expected_wwn: attach.wwn.clone().unwrap_or_default(),
         expected_size_bytes: attach.size.unwrap_or_default(),
         timeout_ms,
-        credentials: chap.as_ref().map(|(user, password)| v1::Credentials {
-            kind: Some(v1::credentials::Kind::Chap(v1::Chap {
-                user: user.clone(),
-                password: password.expose_secret().to_owned(),
-            })),
-        }),
-        ..Default::default()
+        credentials: read.credentials(&attach),
     };
     let mut client = agent.attachments();
     let reply = agent.call(message, async |request| client.attach(request).await).await?;
@@ -41,19 +68,27 @@ pub(super) async fn attach(
     Ok(output::answer(&Attached::new(attachment, reply.changed, reply.operation_id), format)?)
 }
 
-/// Reads the password that the command line names, if it names one.
-pub(super) fn password(attach: &Attach) -> Result<Option<SecretString>, Error> {
-    attach.chap_password_file.as_deref().map(password::read).transpose()
+/// What the command line names, in the contract's terms.
+pub(super) fn target(detach: Detach) -> Result<Option<v1::detach_request::Target>, Error> {
+    Ok(match (detach.target, detach.connection_info) {
+        (Some(Target::Id(id)), _) => Some(v1::detach_request::Target::Id(id)),
+        (Some(Target::Locator(locator)), _) => Some(v1::detach_request::Target::Locator(locator)),
+        (Some(Target::Device(device)), _) => Some(v1::detach_request::Target::Device(device)),
+        (None, Some(file)) => {
+            let info = password::connection_info(&file)?;
+            Some(v1::detach_request::Target::ConnectionInfo(info.expose_secret().to_owned()))
+        }
+        (None, None) => None,
+    })
 }
 
 /// What could not be removed makes it a refusal: one sentence each for people, the answer itself for programs.
-pub(super) async fn detach(agent: &Agent, target: Target, format: Format) -> Result<(), Error> {
-    let target = match target {
-        Target::Id(id) => v1::detach_request::Target::Id(id),
-        Target::Locator(locator) => v1::detach_request::Target::Locator(locator),
-        Target::Device(device) => v1::detach_request::Target::Device(device),
-    };
-    let message = |timeout_ms| v1::DetachRequest { target: Some(target.clone()), timeout_ms };
+pub(super) async fn detach(
+    agent: &Agent,
+    target: Option<v1::detach_request::Target>,
+    format: Format,
+) -> Result<(), Error> {
+    let message = |timeout_ms| v1::DetachRequest { target: target.clone(), timeout_ms };
     let mut client = agent.attachments();
     let detached: Detached = agent.call(message, async |request| client.detach(request).await).await?.into();
     let mut failures: Vec<_> =

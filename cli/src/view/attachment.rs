@@ -13,6 +13,7 @@ pub(crate) struct Attachment {
     path: String,
     stable_path: String,
     scsi_wwn: Option<String>,
+    multipath_id: Option<String>,
     r#type: String,
     size_bytes: u64,
     read_only: bool,
@@ -42,6 +43,7 @@ impl From<v1::Attachment> for Attachment {
             path: attachment.path,
             stable_path: attachment.stable_path,
             scsi_wwn: some(attachment.scsi_wwn),
+            multipath_id: some(attachment.multipath_id),
             r#type: attachment.r#type,
             size_bytes: attachment.size_bytes,
             read_only: attachment.read_only,
@@ -67,6 +69,7 @@ impl Attachment {
     fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![("path", self.path.clone())];
         rows.extend(self.scsi_wwn.clone().map(|wwn| ("scsi_wwn", wwn)));
+        rows.extend(self.multipath_id.clone().map(|id| ("multipath_id", id)));
         rows.extend([
             ("type", self.r#type.clone()),
             ("id", self.id.clone()),
@@ -271,6 +274,7 @@ mod tests {
                 "path": "/dev/sdb",
                 "stable_path": "/dev/mortar/a",
                 "scsi_wwn": "360000000000000000e00000000010001",
+                "multipath_id": null,
                 "type": "block",
                 "size_bytes": 1_073_741_824,
                 "read_only": false,
@@ -323,8 +327,10 @@ mod tests {
     fn shown_table_has_every_path() {
         let mut two = attachment();
         two.paths.push(v1::Path { device: "/dev/sdc".into(), portal: String::new(), state: "offline".into() });
+        two.multipath_id.clone_from(&two.scsi_wwn);
         let table = Attachment::from(two).table();
         assert!(table.contains("10.0.0.5:3260 /dev/sdb running") && table.contains("/dev/sdc offline"), "{table}");
+        assert!(table.contains("| multipath_id | 360000000000000000e00000000010001 "), "{table}");
     }
 
     #[test]

@@ -30,18 +30,34 @@ struct Tool {
     version: Option<String>,
 }
 
-/// The keys are os-brick's, so that the object can be handed to Cinder as it is.
+/// The keys are os-brick's, so that the object can be handed to Cinder as it is: what this host has not is left out, because
+/// Cinder's drivers only look whether a key is there. `addresses` is ours.
 #[derive(Debug, Serialize)]
 struct Connector {
     host: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     ip: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     initiator: Option<String>,
     platform: String,
     os_type: String,
     multipath: bool,
+    enforce_multipath: bool,
     do_local_attach: bool,
-    addresses: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wwpns: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wwnns: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     nqn: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvme_hostid: Option<String>,
+    nvme_native_multipath: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    #[serde(rename = "system uuid", skip_serializing_if = "Option::is_none")]
+    system_uuid: Option<String>,
+    addresses: Vec<String>,
 }
 
 impl From<v1::HostInfo> for Host {
@@ -83,9 +99,16 @@ impl From<v1::Connector> for Connector {
             platform: connector.platform,
             os_type: connector.os_type,
             multipath: connector.multipath,
+            enforce_multipath: connector.enforce_multipath,
             do_local_attach: connector.do_local_attach,
-            addresses: connector.addresses,
+            wwpns: connector.wwpns,
+            wwnns: connector.wwnns,
             nqn: some(connector.nqn),
+            nvme_hostid: some(connector.nvme_hostid),
+            nvme_native_multipath: connector.nvme_native_multipath,
+            uuid: some(connector.uuid),
+            system_uuid: some(connector.system_uuid),
+            addresses: connector.addresses,
         }
     }
 }
@@ -101,17 +124,25 @@ impl Tool {
 
 impl Connector {
     fn rows(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut rows = vec![
             ("host", self.host.clone()),
             ("ip", self.ip.clone().unwrap_or_default()),
             ("initiator", self.initiator.clone().unwrap_or_default()),
             ("platform", self.platform.clone()),
             ("os_type", self.os_type.clone()),
             ("multipath", self.multipath.to_string()),
+            ("enforce_multipath", self.enforce_multipath.to_string()),
             ("do_local_attach", self.do_local_attach.to_string()),
             ("addresses", self.addresses.join(", ")),
             ("nqn", self.nqn.clone().unwrap_or_default()),
-        ]
+            ("nvme_hostid", self.nvme_hostid.clone().unwrap_or_default()),
+            ("nvme_native_multipath", self.nvme_native_multipath.to_string()),
+            ("uuid", self.uuid.clone().unwrap_or_default()),
+            ("system uuid", self.system_uuid.clone().unwrap_or_default()),
+        ];
+        rows.extend(self.wwpns.iter().map(|name| ("wwpns", name.clone())));
+        rows.extend(self.wwnns.iter().map(|name| ("wwnns", name.clone())));
+        rows
     }
 }
 
@@ -162,6 +193,8 @@ mod tests {
                 os_type: "linux".into(),
                 platform: "x86_64".into(),
                 addresses: vec!["10.0.0.9".into()],
+                system_uuid: "4c4c4544-0000-2010-8020-80c04f202020".into(),
+                wwpns: vec!["50014380186b6dd4".into()],
                 ..Default::default()
             }),
         });
@@ -180,14 +213,16 @@ mod tests {
                 }],
                 "connector": {
                     "host": "hv1",
-                    "ip": null,
                     "initiator": "iqn.2026-11.org.example:hv1",
                     "platform": "x86_64",
                     "os_type": "linux",
                     "multipath": false,
+                    "enforce_multipath": false,
                     "do_local_attach": false,
+                    "wwpns": ["50014380186b6dd4"],
+                    "nvme_native_multipath": false,
+                    "system uuid": "4c4c4544-0000-2010-8020-80c04f202020",
                     "addresses": ["10.0.0.9"],
-                    "nqn": null,
                 },
             })
         );

@@ -12,6 +12,7 @@ pub(crate) struct Volume {
     locator: String,
     origin: String,
     size_bytes: u64,
+    snapshot: bool,
 }
 
 impl From<v1::Volume> for Volume {
@@ -22,22 +23,28 @@ impl From<v1::Volume> for Volume {
             locator: volume.locator,
             origin: volume.origin,
             size_bytes: volume.size_bytes,
+            snapshot: volume.snapshot,
         }
     }
 }
 
 impl Row for Volume {
-    const COLUMNS: &'static [&'static str] = &["id", "name", "size", "locator", "origin"];
+    const COLUMNS: &'static [&'static str] = &["id", "name", "kind", "size", "locator", "origin"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.id.clone(),
             self.name.clone(),
+            kind(self.snapshot),
             table::size(self.size_bytes),
             self.locator.clone(),
             self.origin.clone(),
         ]
     }
+}
+
+fn kind(snapshot: bool) -> String {
+    if snapshot { "snapshot" } else { "volume" }.to_owned()
 }
 
 /// What manage answers.
@@ -61,6 +68,7 @@ impl View for Managed {
         table::properties([
             ("id", volume.id.clone()),
             ("name", volume.name.clone()),
+            ("kind", kind(volume.snapshot)),
             ("locator", volume.locator.clone()),
             ("origin", volume.origin.clone()),
             ("size", table::size(volume.size_bytes)),
@@ -105,6 +113,7 @@ pub(crate) struct Manageable {
     safe_to_manage: bool,
     reason_not_safe: Option<String>,
     volume_id: Option<String>,
+    snapshot: bool,
 }
 
 impl From<v1::Manageable> for Manageable {
@@ -115,16 +124,19 @@ impl From<v1::Manageable> for Manageable {
             safe_to_manage: entry.safe_to_manage,
             reason_not_safe: some(entry.reason_not_safe),
             volume_id: some(entry.volume_id),
+            snapshot: entry.snapshot,
         }
     }
 }
 
 impl Row for Manageable {
-    const COLUMNS: &'static [&'static str] = &["reference", "size", "safe_to_manage", "reason_not_safe", "volume_id"];
+    const COLUMNS: &'static [&'static str] =
+        &["reference", "kind", "size", "safe_to_manage", "reason_not_safe", "volume_id"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.reference.clone(),
+            kind(self.snapshot),
             table::size(self.size_bytes),
             self.safe_to_manage.to_string(),
             self.reason_not_safe.clone().unwrap_or_default(),
@@ -157,6 +169,7 @@ mod tests {
                 "locator": "lvm:cinder-volumes/volume-9394b827-4ad0-488e-8df8-26476b3a8662",
                 "origin": "lvm:cinder-volumes/int32bit-test-LV",
                 "size_bytes": 1_073_741_824,
+                "snapshot": false,
                 "changed": true,
                 "operation_id": null,
             })
@@ -173,15 +186,16 @@ mod tests {
             size_bytes: 2,
             reason_not_safe: "it is managed already".into(),
             volume_id: "u".into(),
+            snapshot: true,
             ..Default::default()
         };
         assert_eq!(
             to_value([Manageable::from(safe), Manageable::from(taken)]).unwrap(),
             json!([
                 { "reference": "lvm:vg/a", "size_bytes": 1, "safe_to_manage": true, "reason_not_safe": null,
-                  "volume_id": null },
+                  "volume_id": null, "snapshot": false },
                 { "reference": "lvm:vg/b", "size_bytes": 2, "safe_to_manage": false,
-                  "reason_not_safe": "it is managed already", "volume_id": "u" },
+                  "reason_not_safe": "it is managed already", "volume_id": "u", "snapshot": true },
             ])
         );
     }

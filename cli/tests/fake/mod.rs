@@ -158,8 +158,10 @@ impl v1::attachments_server::Attachments for Canned {
             asked.attach.push(request.clone());
             asked.attach.len()
         };
-        let Some(v1::attach_request::Volume::Locator(locator)) = request.volume else {
-            return Err(refused(Code::InvalidArgument, "INVALID", "no locator"));
+        let locator = match request.volume {
+            Some(v1::attach_request::Volume::Locator(locator)) => locator,
+            Some(v1::attach_request::Volume::ConnectionInfo(_)) => "lvm:vg/lv".to_owned(),
+            None => return Err(refused(Code::InvalidArgument, "INVALID", "no locator")),
         };
         match locator.as_str() {
             "lvm:busy/thrice" if tries <= 3 => return Err(refused(Code::Aborted, "BUSY", "held by an attach for 2s")),

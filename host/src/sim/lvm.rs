@@ -419,6 +419,17 @@ fn rename(world: &mut World, args: &Args<'_>) -> std::result::Result<Output, Out
 
 fn rename_lv(world: &mut World, at: usize, from: &str, to: &str) {
     let vg = &mut world.lvm.vgs[at];
+    for other in &mut vg.lvs {
+        // LVM knows them by their UUIDs.
+        let (pool, origin) = match &mut other.kind {
+            Kind::Thin { pool, origin } => (Some(pool), origin.as_mut()),
+            Kind::Snapshot { origin } => (None, Some(origin)),
+            _ => (None, None),
+        };
+        for name in [pool, origin].into_iter().flatten().filter(|name| *name == from) {
+            *name = to.into();
+        }
+    }
     let lv = vg.lvs.iter_mut().find(|lv| lv.name == from).expect("an LV to rename");
     lv.name = to.into();
     let (uuid, names) = (format!("LVM-{}{}", vg.uuid, lv.uuid), (vg.dm_name(from), vg.dm_name(to)));

@@ -100,6 +100,12 @@ impl Process {
         }
     }
 
+    /// An effect in the middle of a call; `false` if the process died of it.
+    pub(crate) fn did_within(&mut self, effect: &str) -> bool {
+        self.did(effect);
+        !*self.dead.borrow()
+    }
+
     pub(crate) fn effects(&self) -> &[String] {
         &self.effects
     }

@@ -1,12 +1,13 @@
 //! What is in the machine, and how the kernel behind it answers.
 
 use super::{
-    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, target,
+    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, rbd, target,
 };
 use crate::{Command, Error, Output, Result, Tool, Uevent, User};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,6 +27,7 @@ pub(crate) struct World {
     pub(crate) iscsi: iscsi::Iscsi,
     pub(crate) lvm: lvm::Lvm,
     pub(crate) loops: loops::Loops,
+    pub(crate) rbd: rbd::Rbd,
     pub(crate) target: target::Targets,
     pub(crate) multipath: multipath::Multipath,
     /// By the kernel's name of the device. Holders that `/sys/block/*/holders` shows need not stand here.
@@ -73,6 +75,7 @@ impl World {
             iscsi: iscsi::Iscsi::default(),
             lvm: lvm::Lvm::default(),
             loops: loops::Loops::default(),
+            rbd: rbd::Rbd::default(),
             target: target::Targets::default(),
             multipath: multipath::Multipath::default(),
             users: BTreeMap::new(),
@@ -103,6 +106,7 @@ impl World {
         multipath::boot(self);
         iscsi::boot(self);
         lvm::boot(self);
+        rbd::boot(self);
         target::boot(self);
     }
 
@@ -210,7 +214,7 @@ impl World {
             output = Ok(match command.tool {
                 Tool::Iscsiadm => iscsi::run(self, command),
                 Tool::Lvm => lvm::run(self, command),
-                Tool::Rbd => Output { code: 1, stderr: "no cluster".into(), ..Output::default() },
+                Tool::Rbd => rbd::run(self, command, name),
             });
             if command.writes {
                 self.process.did(name);
@@ -226,6 +230,7 @@ impl World {
     pub(crate) fn write(&mut self, path: &Path, value: &str) -> Result<()> {
         let done = iscsi::written(self, path, value)
             .or_else(|| lvm::written(self, path, value))
+            .or_else(|| rbd::written(self, path, value))
             .or_else(|| target::written(self, path, value));
         if let Some(done) = done {
             return done;
@@ -280,6 +285,11 @@ impl World {
             (Some(Node::Device { .. }), Some(name)) => Ok(name.to_string_lossy().into_owned()),
             _ => Err(Error::io(doing, path)(io::Error::other("not a block device"))),
         }
+    }
+
+    /// What a connection attempt meets.
+    pub(crate) fn reach(&self, address: SocketAddr) -> Reach {
+        rbd::reach(self, address).unwrap_or_else(|| iscsi::reach(self, address))
     }
 
     pub(crate) fn inquiry(&self, path: &Path, page: u8) -> Result<Vec<u8>> {
@@ -340,6 +350,7 @@ impl World {
         lines.extend(self.loops.snapshot());
         lines.extend(iscsi::snapshot(self));
         lines.extend(lvm::snapshot(self));
+        lines.extend(rbd::snapshot(self));
         lines.sort();
         lines.push(String::new());
         lines.join("\n")

@@ -4,7 +4,7 @@
 //! line where. All of them are in Ceph 14 (2019) and every later one; both libraries keep their ABI (`.so.2`, `.so.1`).
 
 use host::rbd_job::{Failure, Step};
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use std::{
     error::Error,
     ffi::{c_char, c_int, c_uint, c_void},
@@ -228,10 +228,11 @@ impl Ceph {
     }
 }
 
+/// Lazily: most of what such a library refers to is never called, and binding it takes longer than the job.
 fn open(library: &str) -> Result<Library, Failure> {
     #[expect(unsafe_code, reason = "a library runs its own code when it is loaded")]
     // SAFETY: these two are made to be loaded by any program, and no other thread of ours runs yet.
-    unsafe { Library::open(Some(library), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+    unsafe { Library::open(Some(library), RTLD_LAZY | RTLD_LOCAL) }.map_err(|error| {
         let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         let why = format!("{why}; install the package librbd1 (Debian, Ubuntu, Red Hat and Fedora name it so)");
         Failure::new(Step::Library, format!("load {library}"), why)

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How many images are read at a time. Each takes a few answers of the cluster, one after the other, and little else.
-const AT_A_TIME: usize = 16;
+const AT_A_TIME: usize = 32;
 
 /// Every image of the pool.
 pub(crate) fn all(pool: &Pool<'_>) -> Result<Vec<rbd_job::Image>, Failure> {

@@ -1,0 +1,258 @@
+//! RBD on a real cluster: which image a device is, whatever it is called; whose a mapping is; and a cluster that hangs.
+
+use crate::{
+    cli::{attach, detach, mortar, names, read, start, text, until},
+    machine::{GuestStage, sh, try_sh},
+};
+use driver::Backend;
+use serde_json::Value;
+use std::{collections::BTreeMap, time::Duration};
+use tests::stage::Stage;
+
+const MIB: u64 = 1 << 20;
+
+/// The kernel's numbers of what is mapped.
+fn mapped() -> Vec<String> {
+    names("/sys/bus/rbd/devices")
+}
+
+/// Writes a word at a device's beginning, past all caches.
+fn write(device: &str, word: &str) {
+    sh(&format!("printf %-4096s {word} | dd of={device} bs=4096 count=1 oflag=direct conv=fsync status=none"));
+}
+
+fn word_at(device: &str) -> String {
+    sh(&format!("dd if={device} bs=4096 count=1 iflag=direct status=none | tr -d ' '"))
+}
+
+/// How many programs the agent starts while something is done.
+fn processes(work: impl FnOnce()) -> usize {
+    let trace = "/tmp/processes";
+    sh(&format!(
+        "rm -f {trace} {trace}.said; strace -f -qq -e trace=execve -o {trace} -p $(systemctl show --value -p MainPID mortard) \\
+           2>{trace}.said & echo $! >{trace}.pid
+         sleep 1; grep ^TracerPid:.[1-9] /proc/$(systemctl show --value -p MainPID mortard)/status >/dev/null"
+    ));
+    work();
+    sh(&format!("kill $(cat {trace}.pid); while kill -0 $(cat {trace}.pid) 2>/dev/null; do :; done; cat {trace}"))
+        .lines()
+        .filter(|line| line.contains("execve("))
+        .count()
+}
+
+/// One name in two pools, in a namespace, in another cluster, and as a snapshot: each is itself, and detaching one leaves the
+/// others. No program is started.
+#[tokio::test]
+async fn one_name_in_many_places() {
+    let stage = GuestStage::with_pool();
+    let (pool, other) = (stage.pool(), format!("{}b", stage.pool()));
+    sh(&format!(
+        "ceph_up two 6889 3400; CEPH_CLUSTER=two ceph_pool {pool}; ceph_pool {other}
+         rbd_image {pool}/img 8M; rbd_image {other}/img 8M; rbd namespace create {pool}/ns; rbd_image {pool}/ns/img 8M
+         CEPH_CLUSTER=two rbd_image {pool}/img 8M"
+    ));
+    let before = stage.snapshot().await;
+    let places = [
+        ("one", format!("rbd:{pool}/img")),
+        ("other", format!("rbd:{other}/img")),
+        ("ns", format!("rbd:{pool}/ns/img")),
+        ("two", format!("rbd:{pool}/img?cluster=two")),
+    ];
+    let mut there = BTreeMap::new();
+    let started = processes(|| {
+        for (id, locator) in &places {
+            there.insert(*id, attach(id, locator));
+        }
+    });
+    assert_eq!(started, 0, "to attach");
+    for (id, answer) in &there {
+        write(text(answer, "path"), id);
+    }
+    for (id, answer) in &there {
+        assert_eq!(word_at(text(answer, "path")), *id);
+    }
+    sh(&format!("rbd snap create --no-progress {pool}/img@s1"));
+    write(text(&there["one"], "path"), "later");
+    let snapshot = attach("snapshot", &format!("rbd:{pool}/img@s1"));
+    assert_eq!((&snapshot["read_only"], word_at(text(&snapshot, "path")).as_str()), (&true.into(), "one"));
+    there.insert("snapshot", snapshot);
+
+    let started = processes(|| {
+        for gone in ["one", "two", "ns", "snapshot", "other"] {
+            detach(gone);
+            there.remove(gone);
+            for (id, answer) in &there {
+                assert_eq!(text(&mortar(&["show", id]).ok(), "path"), text(answer, "path"), "{id} without {gone}");
+                assert!(word_at(text(answer, "path")).starts_with(&id[..1]), "{id} without {gone}");
+            }
+        }
+    });
+    assert_eq!(started, 0, "to detach");
+    sh(&format!("rbd snap rm --no-progress {pool}/img@s1; ceph_forget_pool {other}"));
+    assert_eq!(stage.snapshot().await.replace(&other, ""), before.replace(&other, ""), "something was left behind");
+}
+
+/// Each refusal is known at once, says what to do, and leaves nothing. No key shows anywhere.
+#[tokio::test]
+async fn refusals() {
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 8 * MIB).await;
+    let pool = stage.pool();
+    sh(&format!(
+        "rbd_image {pool}/j 8M layering,exclusive-lock,journaling
+         ceph_keyring client.wrong $(ceph_key) >/etc/ceph/ceph.client.wrong.keyring
+         ceph_user weak 'allow r' 'allow r pool=nothing'"
+    ));
+    let before = stage.snapshot().await;
+    let features = mortar(&["attach", &format!("rbd:{pool}/j")]).refused(1, "UNSUPPORTED");
+    assert!(features.contains(&format!("rbd feature disable {pool}/j journaling")), "{features}");
+    for (at, code, reason, words) in [
+        (format!("rbd:{pool}/none"), 3, "NOT_FOUND", "image"),
+        (format!("rbd:{pool}none/a"), 3, "NOT_FOUND", "pool"),
+        (format!("{locator}@none"), 3, "NOT_FOUND", "snapshot"),
+        (format!("rbd:{pool}/none/a"), 3, "NOT_FOUND", "namespace"),
+        (format!("{locator}?user=wrong"), 6, "DENIED", "client.wrong"),
+        (format!("{locator}?user=weak"), 6, "DENIED", "client.weak"),
+        (format!("{locator}?user=nobody"), 2, "INVALID", "/etc/ceph/ceph.client.nobody.keyring"),
+        (format!("{locator}?cluster=none"), 4, "WRONG_STATE", "/etc/ceph/none.conf"),
+        (format!("{locator}?mon=127.0.0.1:7777"), 5, "UNREACHABLE", "127.0.0.1:7777: connection refused"),
+    ] {
+        let ran = mortar(&["attach", &at]);
+        let message = ran.refused(code, reason);
+        assert!(message.contains(words), "{at}: {message}");
+        assert!(ran.took < Duration::from_secs(8), "{at} took {:?}", ran.took);
+    }
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    let there = attach("a", &format!("{locator}?mon=127.0.0.1:3300,127.0.0.1:7777"));
+    let asked = read(format!("/sys/bus/rbd/devices/{}/config_info", mapped()[0]));
+    assert!(asked.contains("ms_mode=prefer-crc") || asked.contains("7777"), "{asked}");
+    let key = sh("sed -n 's/.*key = //p' /etc/ceph/ceph.client.admin.keyring");
+    assert!(!asked.contains(&key), "the key is for all to see");
+    assert!(!sh("journalctl -u mortard --no-pager; cat /proc/keys").contains(&key), "the key is in a log");
+    assert!(text(&there, "path").starts_with("/dev/rbd"));
+    detach("a");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+/// What an operator mapped is used as it is, and stays; a renamed image is still the same.
+#[tokio::test]
+async fn an_operators_mapping_and_a_renamed_image() {
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 8 * MIB).await;
+    let pool = stage.pool();
+    let device = sh(&format!("rbd map {pool}/a; udevadm settle"));
+    let before = stage.snapshot().await;
+    let there = attach("theirs", &locator);
+    assert_eq!(text(&there, "path"), device);
+    mortar(&["attach", &locator, "--read-only"]).refused(4, "WRONG_STATE");
+    let gone = mortar(&["detach", "theirs"]).ok();
+    assert!(gone["changed"] == true && gone["kept"].to_string().contains(&device), "{gone}");
+    assert_eq!(stage.snapshot().await, before, "the operator's mapping is not as it was");
+    sh(&format!("rbd unmap {device}"));
+
+    let there = attach("mine", &locator);
+    let theirs = sh(&format!("rbd map {pool}/a 2>/dev/null"));
+    detach("mine");
+    assert_eq!(mapped(), [theirs.trim_start_matches("/dev/rbd")], "ours went, and theirs stayed");
+    sh(&format!("rbd unmap {theirs}"));
+    assert_ne!(text(&there, "path"), theirs);
+
+    let old = attach("old", &locator);
+    sh(&format!("rbd rename {pool}/a {pool}/b; rbd_image {pool}/a 8M"));
+    let by_its_new_name = attach("new", &format!("rbd:{pool}/b"));
+    assert_eq!(by_its_new_name["path"], old["path"]);
+    let impostor = mortar(&["attach", &locator, "--id", "old"]).ok();
+    assert_eq!(impostor["path"], old["path"], "an id is for one volume");
+    detach("old");
+    assert_eq!(mapped().len(), 1, "another attachment has it");
+    detach("new");
+    assert_eq!(mapped(), Vec::<String>::new());
+}
+
+/// Without its OSD a cluster hangs, and nothing but what is on it. When it is back, everything finishes.
+#[tokio::test]
+async fn a_cluster_that_hangs() {
+    let mut stage = GuestStage::with_pool();
+    let (used, idle, new) = (
+        stage.volume(Backend::Rbd, "used", 8 * MIB).await,
+        stage.volume(Backend::Rbd, "idle", 8 * MIB).await,
+        stage.volume(Backend::Rbd, "new", 8 * MIB).await,
+    );
+    let file = stage.volume(Backend::File, "file", 8 * MIB).await;
+    let before = stage.snapshot().await;
+    let device = text(&attach("used", &used), "path").to_owned();
+    attach("idle", &idle);
+    attach("file", &file);
+    sh(&format!("udevadm settle; ceph_osd_stop; printf dirty >{device}"));
+    let hangs = start(&["--timeout", "6", "detach", "used"]);
+    let maps = start(&["--timeout", "6", "attach", &new, "--id", "new"]);
+    let listed = mortar(&["list"]);
+    assert!(listed.took < Duration::from_secs(5), "{:?}", listed.took);
+    assert_eq!(listed.ok().as_array().unwrap().len(), 3);
+    let ran = mortar(&["detach", "file"]);
+    assert!(ran.took < Duration::from_secs(6), "{:?}", ran.took);
+    ran.ok();
+    hangs.end().refused(5, "TIMED_OUT");
+    maps.end().refused(5, "TIMED_OUT");
+    // What still waits is there to be seen, and nothing was lost of what was written.
+    let operations = mortar(&["operations", "--running"]).ok();
+    assert!(operations.to_string().contains("\"new\""), "{operations}");
+    sh("ceph_osd_start");
+    until("the end of all operations", Duration::from_secs(60), || {
+        (mortar(&["operations", "--running"]).ok() == Value::Array(Vec::new())).then_some(())
+    });
+    assert_eq!(mapped().len(), 2, "what nobody waits for any more was mapped all the same");
+    assert!(sh(&format!("head -c 5 {device}")) == "dirty");
+    detach("used");
+    detach("idle");
+    attach("new", &new);
+    detach("new");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+/// The list of a pool says of each image whether and why not; and `manage` says the same.
+#[tokio::test]
+async fn what_is_not_to_be_managed() {
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "plain", 8 * MIB).await;
+    let pool = stage.pool();
+    let named = "volume-9394b827-4ad0-488e-8df8-26476b3a8670";
+    sh(&format!(
+        "for image in {named} watched trash; do rbd_image {pool}/$image 8M; done
+         rbd snap create --no-progress {pool}/plain@snap; rbd trash mv {pool}/trash; rbd map {pool}/watched >/dev/null"
+    ));
+    let before = stage.snapshot().await;
+    let snapshot = mortar(&["manage", &format!("{locator}@snap")]).ok();
+    let managed = mortar(&["manage", &locator, "--name", "int32bit"]).ok();
+    let mut listed = Value::Null;
+    let started = processes(|| listed = mortar(&["manageable", &stage.scope(Backend::Rbd)]).ok());
+    assert_eq!(started, 1, "for all images together");
+    let entries: BTreeMap<&str, &Value> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (text(entry, "reference").rsplit_once('/').unwrap().1, entry))
+        .collect();
+    let client = read(format!("/sys/bus/rbd/devices/{}/client_addr", mapped()[0]));
+    for (name, code, reason, words) in [
+        (named, 4, "ALREADY_EXISTS", "named as the managed volume"),
+        ("watched", 4, "IN_USE", client.as_str()),
+        ("trash", 4, "WRONG_STATE", "rbd trash restore"),
+    ] {
+        let why = text(entries[name], "reason_not_safe");
+        assert!(why.contains(words), "{name}: {why}");
+        let message = mortar(&["manage", &format!("rbd:{pool}/{name}")]).refused(code, reason);
+        assert!(message.contains(words), "{name}: {message}");
+    }
+    let id = text(&managed, "id");
+    let meta = sh(&format!("rbd image-meta ls {pool}/volume-{id}"));
+    for written in ["mortar.id", "mortar.origin", "plain", "int32bit", "mortar.snapshot."] {
+        assert!(meta.contains(written), "{written}: {meta}");
+    }
+    for (id, origin) in [(text(&snapshot, "id"), format!("rbd:{pool}/volume-{id}@snap")), (id, locator.clone())] {
+        assert_eq!(text(&mortar(&["unmanage", id]).ok(), "locator"), origin);
+    }
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh(&format!("rbd unmap {pool}/watched"));
+    try_sh(&format!("rbd trash purge --no-progress {pool}; rbd snap rm --no-progress {pool}/plain@snap"));
+}
