@@ -132,21 +132,20 @@ impl Parts {
         let mut events = host.uevents();
         let mut refused = None;
         loop {
-            match timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await {
-                Ok(Err(error)) => match errno(&error) {
-                    Some(libc::EBUSY) => {
-                        let by = users(host, &node).await?;
-                        if !by.is_empty() || Instant::now() >= deadline {
-                            return Err(Error::InUse { what: node.display().to_string(), by });
-                        }
-                        let _woken_or_not = timeout(LOOK_AGAIN, events.next()).await;
-                        continue;
+            let written = timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await;
+            let Ok(Err(error)) = written else { break };
+            match errno(&error) {
+                Some(libc::EBUSY) => {
+                    let by = users(host, &node).await?;
+                    if !by.is_empty() || Instant::now() >= deadline {
+                        return Err(Error::InUse { what: node.display().to_string(), by });
                     }
-                    // It is going already.
-                    Some(libc::ENOENT | libc::EINPROGRESS) => {}
-                    _ => refused = Some(error),
-                },
-                Ok(Ok(())) | Err(_) => {}
+                    let _woken_or_not = timeout(LOOK_AGAIN, events.next()).await;
+                    continue;
+                }
+                // It is going already.
+                Some(libc::ENOENT | libc::EINPROGRESS) => {}
+                _ => refused = Some(error),
             }
             break;
         }

@@ -96,7 +96,7 @@ async fn a_detach_that_crashed_takes_nothing_from_a_new_user() {
 
 #[tokio::test]
 async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
-    let mut stage = SimStage::new().await;
+    let stage = SimStage::new().await;
     let (one, other) = ("iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other");
     for (iqn, portal) in [(one, "127.0.0.1:3260"), (other, "127.0.0.2:3260")] {
         stage.machine.add_target(iqn, &[portal]);
