@@ -101,14 +101,14 @@ impl RbdDriver {
         mut answer: oneshot::Receiver<host::Result<()>>,
         deadline: Instant,
     ) -> Result<()> {
-        let late = || Error::TimedOut { waiting_for: format!("the kernel to map {image}: its cluster does not answer") };
+        let late =
+            || Error::TimedOut { waiting_for: format!("the kernel to map {image}: its cluster does not answer") };
         let answer = match timeout_at(deadline, &mut answer).await {
             Ok(answer) => answer,
             Err(_) => {
                 // What is sent from now on is not taken any more, and then its sender unmaps it.
                 answer.close();
-                answer.try_recv().map_err(|_| late())
-                    .map(Ok)?
+                answer.try_recv().map_err(|_| late()).map(Ok)?
             }
         };
         match answer {
@@ -124,7 +124,9 @@ impl RbdDriver {
         let user = format!("client.{}", image.pool.user);
         let cluster = format!("the cluster {}", image.pool.cluster);
         match source.raw_os_error() {
-            Some(libc::ENOENT) => Error::NotFound { what: format!("{image} (the pool, the namespace, the image or its snapshot)") },
+            Some(libc::ENOENT) => {
+                Error::NotFound { what: format!("{image} (the pool, the namespace, the image or its snapshot)") }
+            }
             Some(libc::EACCES) => {
                 Error::Denied { who: cluster, why: format!("there is no {user}, or it has another key") }
             }
@@ -165,12 +167,12 @@ impl RbdDriver {
     async fn settle(&self, spec: &Spec, image: &Image, mark: &Mark, deadline: Instant) -> Result<Device> {
         let shown = || Ok(mapping::read(self.host())?.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)));
         let mapped = wait_for(self.host(), deadline, shown).await.map_err(failed("look for the new mapping"))?;
-        let mut mapping = mapped
-            .ok_or_else(|| Error::WrongState { what: format!("{image} was unmapped by somebody else meanwhile; try again") })?;
+        let mut mapping = mapped.ok_or_else(|| Error::WrongState {
+            what: format!("{image} was unmapped by somebody else meanwhile; try again"),
+        })?;
         let _turn = self.turns.take(&mapping.identity, deadline).await?;
         let was_here = |other: &Mapping| {
-            other.identity == mapping.identity
-                && !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark))
+            other.identity == mapping.identity && !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark))
         };
         // Of several, ours.
         let mut others: Vec<Mapping> = mapping::list(self.host())?.into_iter().filter(was_here).collect();

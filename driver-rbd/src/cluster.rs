@@ -216,11 +216,10 @@ impl Conf {
             return decoded(&key.to_owned().into(), &format!("the key in {}", self.path.display()));
         }
         let user = format!("client.{}", pool.user);
-        let places = self.of_user(pool, "keyring").map_or_else(
-            // `keyring` of Ceph's `global.yaml.in`.
-            || "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin",
-            |said| said,
-        );
+        // `keyring` of Ceph's `global.yaml.in`.
+        let usual =
+            "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin";
+        let places = self.of_user(pool, "keyring").unwrap_or(usual);
         let places = places
             .replace("$cluster", pool.cluster.as_str())
             .replace("$name", &user)
@@ -269,11 +268,18 @@ fn parsed(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut section = "global".to_owned();
     for line in text.replace("\\\n", " ").lines() {
         let line = line.split(['#', ';']).next().unwrap_or_default().trim();
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|_| !line.contains('='))
+        if let Some(name) =
+            line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|_| !line.contains('='))
         {
             section = name.trim().to_owned();
         } else if let Some((key, value)) = line.split_once('=') {
-            let key = key.trim().to_ascii_lowercase().split([' ', '-', '_']).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("_");
+            let key = key
+                .trim()
+                .to_ascii_lowercase()
+                .split([' ', '-', '_'])
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("_");
             sections.entry(section.clone()).or_default().insert(key, value.trim().trim_matches('"').to_owned());
         }
     }
@@ -319,7 +325,10 @@ mod tests {
         );
         assert_eq!(conf["global"]["mon_host"], "[v2:10.0.0.1:3300,v1:10.0.0.1:6789]");
         assert_eq!((conf["global"]["fsid"].as_str(), conf["client"]["rbd_cache"].as_str()), ("1", "true"));
-        assert_eq!((conf["client.cinder"]["keyring"].as_str(), conf["client"]["keyring"].as_str()), ("/etc/ceph/a", "/b"));
+        assert_eq!(
+            (conf["client.cinder"]["keyring"].as_str(), conf["client"]["keyring"].as_str()),
+            ("/etc/ceph/a", "/b")
+        );
     }
 
     #[test]

@@ -10,7 +10,11 @@
 //!            ◀───────────  metadata ◀─────────────  metadata
 //! ```
 
-use crate::{RbdDriver, image_of, listing::only, provenance::{Keys, Told}};
+use crate::{
+    RbdDriver, image_of,
+    listing::only,
+    provenance::{Keys, Told},
+};
 use driver::{Adoption, Error, Identity, Image, Locator, Release, Result, Volume};
 use host::rbd_job::{self, Change, Snapshot, SnapshotChange, Task};
 

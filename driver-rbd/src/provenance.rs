@@ -27,12 +27,8 @@ impl Keys {
 
     /// What is written for an adoption.
     pub(crate) fn written(self, adoption: &Adoption, origin: &str) -> BTreeMap<String, String> {
-        [
-            (self.id, adoption.id.to_string()),
-            (self.origin, origin.to_owned()),
-            (self.name, adoption.name.to_string()),
-        ]
-        .into()
+        [(self.id, adoption.id.to_string()), (self.origin, origin.to_owned()), (self.name, adoption.name.to_string())]
+            .into()
     }
 }
 

@@ -211,7 +211,10 @@ impl Stage for GuestStage {
         for mapping in entries("/sys/bus/rbd/devices") {
             let part = |name| read(&mapping.join(name));
             let name = mapping.file_name().unwrap().to_string_lossy().into_owned();
-            put("mapping", format!("{name} {}/{}/{} {}", part("pool_id"), part("pool_ns"), part("image_id"), part("snap_id")));
+            put(
+                "mapping",
+                format!("{name} {}/{}/{} {}", part("pool_id"), part("pool_ns"), part("image_id"), part("snap_id")),
+            );
         }
         if self.has_pool {
             for line in sh(&format!("{IMAGES} {}", self.pool())).lines() {
@@ -298,7 +301,8 @@ impl GuestStage {
     pub(crate) fn bare() -> Self {
         assert!(Path::new("/mnt/host").exists(), "only tests/guest/suite runs this, in the guest");
         let number = STAGES.fetch_add(1, Ordering::Relaxed) + std::process::id() * 100;
-        let stage = Self { number, next_lun: 0, has_vg: false, has_target: false, has_pool: false, occupied: HashMap::new() };
+        let stage =
+            Self { number, next_lun: 0, has_vg: false, has_target: false, has_pool: false, occupied: HashMap::new() };
         std::fs::create_dir_all(stage.directory()).unwrap();
         if !Path::new(SOCKET).exists() {
             sh("systemctl start mortard");

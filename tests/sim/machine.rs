@@ -144,7 +144,9 @@ impl Stage for SimStage {
 
     async fn snapshot(&self) -> String {
         // The kernel never gives a session's number a second time, and each mapping has a mark of its own.
-        ["session", "connection"].into_iter().fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
+        ["session", "connection"]
+            .into_iter()
+            .fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
     }
 
     async fn kill_and_restart(&mut self) {

@@ -2,7 +2,10 @@
 //!
 //! Clusters are elsewhere and survive a reboot; what is mapped is in the kernel and does not.
 
-use super::{Machine, World, world::{Block, Reach, VIRTUAL}};
+use super::{
+    Machine, World,
+    world::{Block, Reach, VIRTUAL},
+};
 use crate::{
     Command, Error, Output, Result,
     rbd_job::{Change, Failed, Failure, Features, Image, Job, Pool, Snapshot, Step, Task, Trashed, Watcher},
@@ -97,9 +100,8 @@ fn map(world: &mut World, request: &str) -> std::result::Result<(), i32> {
     }
     let namespace = option("_pool_ns=").unwrap_or_default();
     let pool_id = *cluster.pools.get(pool).ok_or(libc::ENOENT)?;
-    let place = |(key, image): &(&(String, String, String), &Image)| {
-        key.0 == pool && key.1 == namespace && image.name == name
-    };
+    let place =
+        |(key, image): &(&(String, String, String), &Image)| key.0 == pool && key.1 == namespace && image.name == name;
     let (key, image) = cluster.images.iter().find(place).ok_or(libc::ENOENT)?;
     let bits = |image: &Image| {
         BITS.iter().filter(|(name, _)| image.features.iter().any(|has| has == name)).map(|(_, bit)| bit).sum::<u64>()
@@ -231,9 +233,10 @@ fn answer(world: &mut World, job: &Job, name: &str) -> std::result::Result<Strin
             let absent = || failure(Step::Image, libc::ENOENT, "find the image");
             let key = (job.pool.clone(), job.namespace.clone(), change.id.clone());
             let taken = |to: &String| {
-                cluster.images.iter().any(|(other, image)| {
-                    other.0 == key.0 && other.1 == key.1 && other.2 != key.2 && image.name == *to
-                })
+                cluster
+                    .images
+                    .iter()
+                    .any(|(other, image)| other.0 == key.0 && other.1 == key.1 && other.2 != key.2 && image.name == *to)
             };
             if change.rename_to.as_ref().is_some_and(taken) {
                 return Err(failure(Step::Rename, libc::EEXIST, "rename the image"));
@@ -244,7 +247,11 @@ fn answer(world: &mut World, job: &Job, name: &str) -> std::result::Result<Strin
             }
             if let Some(wanted) = &change.snapshot {
                 let gone = || failure(Step::Snapshot, libc::ENOENT, "find the snapshot");
-                if image.snapshots.iter().any(|other| other.id != wanted.id && Some(&other.name) == wanted.rename_to.as_ref()) {
+                if image
+                    .snapshots
+                    .iter()
+                    .any(|other| other.id != wanted.id && Some(&other.name) == wanted.rename_to.as_ref())
+                {
                     return Err(failure(Step::Rename, libc::EEXIST, "rename the snapshot"));
                 }
                 let found = image.snapshots.iter().find(|snapshot| snapshot.id == wanted.id).ok_or_else(gone)?;
@@ -325,8 +332,7 @@ impl Machine {
             let keyring = format!("[client.admin]\n\tkey = {KEY}\n");
             world.files.put(format!("/etc/ceph/{name}.client.admin.keyring"), keyring);
             let monitor = monitor.parse().expect("a test knows an address");
-            let cluster =
-                Cluster { fsid, monitor, pools: BTreeMap::new(), images: BTreeMap::new(), trash: Vec::new() };
+            let cluster = Cluster { fsid, monitor, pools: BTreeMap::new(), images: BTreeMap::new(), trash: Vec::new() };
             world.rbd.clusters.insert(name.into(), cluster);
         });
     }
@@ -376,8 +382,7 @@ impl Machine {
             world.rbd.ids += 1;
             world.rbd.ids
         });
-        let snapshot =
-            |size| Snapshot { id: number, name: name.into(), size, protected: false, children: None };
+        let snapshot = |size| Snapshot { id: number, name: name.into(), size, protected: false, children: None };
         self.change_image(cluster, id, |image| image.snapshots.push(snapshot(image.size)));
         number
     }

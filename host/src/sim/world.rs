@@ -1,8 +1,7 @@
 //! What is in the machine, and how the kernel behind it answers.
 
 use super::{
-    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, rbd,
-    target,
+    Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, rbd, target,
 };
 use crate::{Command, Error, Output, Result, Tool, Uevent, User};
 use std::{
