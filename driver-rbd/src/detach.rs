@@ -132,20 +132,24 @@ impl Parts {
         let mut events = host.uevents();
         let mut refused = None;
         loop {
-            let written = timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await;
-            let Ok(Err(error)) = written else { break };
-            match errno(&error) {
-                Some(libc::EBUSY) => {
-                    let by = users(host, &node).await?;
-                    if !by.is_empty() || Instant::now() >= deadline {
-                        return Err(Error::InUse { what: node.display().to_string(), by });
+            let done = timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await;
+            if let Ok(Err(error)) = done {
+                match errno(&error) {
+                    Some(libc::EBUSY) => {
+                        let mut by = users(host, &node).await?;
+                        if by.is_empty() && Instant::now() >= deadline {
+                            by.push("somebody that this host does not show".into());
+                        }
+                        if !by.is_empty() {
+                            return Err(Error::InUse { what: node.display().to_string(), by });
+                        }
+                        let _woken_or_not = timeout(LOOK_AGAIN, events.next()).await;
+                        continue;
                     }
-                    let _woken_or_not = timeout(LOOK_AGAIN, events.next()).await;
-                    continue;
+                    // It is going already.
+                    Some(libc::ENOENT | libc::EINPROGRESS) => {}
+                    _ => refused = Some(error),
                 }
-                // It is going already.
-                Some(libc::ENOENT | libc::EINPROGRESS) => {}
-                _ => refused = Some(error),
             }
             break;
         }
