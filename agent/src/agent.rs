@@ -16,6 +16,8 @@ pub(crate) struct Agent {
     pub(crate) locks: Locks,
     pub(crate) watch: Watch,
     pub(crate) config: Config,
+    /// Of this boot of the host: what was noted in another means nothing now.
+    pub(crate) boot_id: String,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the agent is to stop: no operation begins any more, watchers are let go, retries end.

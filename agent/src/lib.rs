@@ -90,7 +90,9 @@ impl Mortard {
             configfs: "/sys/kernel/config".into(),
             key: config.agent.state_directory.join("export.key"),
         };
+        let facts = host.facts().map_err(|error| StartError::Recover(error.to_string()))?;
         let agent = Arc::new(Agent {
+            boot_id: facts.boot_id,
             exporter: Exporter::new(Arc::clone(&host), exports),
             host,
             drivers,

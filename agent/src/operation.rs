@@ -237,7 +237,7 @@ impl Agent {
             id: OperationId(Uuid::now_v7()),
             plan,
             started_ms: now_ms(),
-            boot_id: self.boot_id()?,
+            boot_id: self.boot_id.clone(),
             outcome: None,
             ended: false,
         };

@@ -12,7 +12,7 @@ use crate::{
 };
 use driver::{Device, Error, Footprint, Identity, Result, Spec, Wwn};
 use host::{BlockDevice, Output, wait_for};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// How long the daemon tries one login, at least and at most. A target that is well answers in a tenth of a second.
@@ -201,7 +201,9 @@ impl Initiator {
             }
             self.login_by_record(place, credentials, left).await?
         };
-        self.database.tidy(self.host()).await;
+        // Nobody has to wait for it.
+        let (database, host) = (Arc::clone(&self.database), Arc::clone(&self.host));
+        tokio::spawn(async move { database.tidy(host.as_ref()).await });
         // A scan that nobody waits for would go on as well.
         let in_time = || match Instant::now() < deadline {
             true => Ok(()),

@@ -95,7 +95,7 @@ pub struct IscsiDriver {
 pub(crate) struct Initiator {
     host: Arc<dyn Host>,
     config: IscsiConfig,
-    database: Database,
+    database: Arc<Database>,
     turns: Turns,
     /// What `iscsiadm` says of itself, asked once: each attach wants to know whether we are ready.
     version: OnceCell<String>,
@@ -113,7 +113,7 @@ pub(crate) fn machine(doing: impl Into<String>) -> impl FnOnce(host::Error) -> E
 impl IscsiDriver {
     /// A driver on this machine.
     pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
-        let database = Database::new(&config.nodes, &config.interfaces);
+        let database = Arc::new(Database::new(&config.nodes, &config.interfaces));
         let initiator = Initiator { host, config, database, turns: Turns::default(), version: OnceCell::new() };
         Self { initiator: Arc::new(initiator), walks: Walks::default() }
     }

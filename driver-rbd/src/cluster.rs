@@ -216,11 +216,10 @@ impl Conf {
             return decoded(&key.to_owned().into(), &format!("the key in {}", self.path.display()));
         }
         let user = format!("client.{}", pool.user);
-        let places = self.of_user(pool, "keyring").map_or_else(
-            // `keyring` of Ceph's `global.yaml.in`.
-            || "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin",
-            |said| said,
-        );
+        // `keyring` of Ceph's `global.yaml.in`.
+        let usual =
+            "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,/etc/ceph/keyring,/etc/ceph/keyring.bin";
+        let places = self.of_user(pool, "keyring").unwrap_or(usual);
         let places = places
             .replace("$cluster", pool.cluster.as_str())
             .replace("$name", &user)

@@ -132,11 +132,15 @@ impl Parts {
         let mut events = host.uevents();
         let mut refused = None;
         loop {
-            match timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await {
-                Ok(Err(error)) => match errno(&error) {
+            let done = timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await;
+            if let Ok(Err(error)) = done {
+                match errno(&error) {
                     Some(libc::EBUSY) => {
-                        let by = users(host, &node).await?;
-                        if !by.is_empty() || Instant::now() >= deadline {
+                        let mut by = users(host, &node).await?;
+                        if by.is_empty() && Instant::now() >= deadline {
+                            by.push("somebody that this host does not show".into());
+                        }
+                        if !by.is_empty() {
                             return Err(Error::InUse { what: node.display().to_string(), by });
                         }
                         let _woken_or_not = timeout(LOOK_AGAIN, events.next()).await;
@@ -145,8 +149,7 @@ impl Parts {
                     // It is going already.
                     Some(libc::ENOENT | libc::EINPROGRESS) => {}
                     _ => refused = Some(error),
-                },
-                Ok(Ok(())) | Err(_) => {}
+                }
             }
             break;
         }

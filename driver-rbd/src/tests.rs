@@ -80,7 +80,13 @@ async fn one_name_in_many_places_is_many_images() {
         driver.detach(&there[gone].0, soon()).await.unwrap();
         for (number, (at, device)) in there.iter().enumerate() {
             let expected = (number > gone).then_some(device);
-            assert_eq!(driver.find(at).await.unwrap().as_ref(), expected, "{} without {}", places[number], places[gone]);
+            assert_eq!(
+                driver.find(at).await.unwrap().as_ref(),
+                expected,
+                "{} without {}",
+                places[number],
+                places[gone]
+            );
         }
     }
 }
@@ -155,7 +161,8 @@ async fn refusals_say_what_to_do_and_leave_nothing() {
     let before = machine.snapshot();
     let driver = driver(&machine);
     let mut errors = Vec::new();
-    for text in ["none/a", "p/none", "p/a@none", "p/a?user=nobody", "p/a?cluster=none", "p/a?mon=10.0.0.9:6789", "p/j"] {
+    for text in ["none/a", "p/none", "p/a@none", "p/a?user=nobody", "p/a?cluster=none", "p/a?mon=10.0.0.9:6789", "p/j"]
+    {
         errors.push(try_attach(&driver, &spec(text)).await.unwrap_err());
     }
     let [pool, image, snapshot, user, cluster, monitor, features] = errors.try_into().unwrap();
@@ -234,7 +241,10 @@ async fn an_image_and_its_snapshot_are_managed_and_let_go() {
     for (from, to) in [("p/b", format!("p/{MANAGED}")), ("p/b@s", snapshot)] {
         let adoption = adoption(&driver, from, &to).await;
         let volume = driver.manage(&adoption).await.unwrap();
-        assert_eq!((&volume.locator, &volume.origin, &volume.identity), (&adoption.to, &adoption.from, &adoption.identity));
+        assert_eq!(
+            (&volume.locator, &volume.origin, &volume.identity),
+            (&adoption.to, &adoption.from, &adoption.identity)
+        );
         assert_eq!(driver.manage(&adoption).await.unwrap(), volume);
         let processes = machine.processes();
         assert_eq!(driver.volumes(Some(&"rbd:p".parse().unwrap())).await.unwrap(), [volume]);

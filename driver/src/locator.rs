@@ -1,6 +1,6 @@
 //! Where a volume is, as text and as a type: what parses here can be handed to a tool without another look.
 
-use crate::{Error, Image, Iqn, Lun, LvName, Pool, Portal, Result, VgName};
+use crate::{CephUser, Error, Image, Iqn, Lun, LvName, Pool, Portal, Result, VgName};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -247,11 +247,36 @@ impl Locator {
 
     /// The name by which the attachments of one volume are found. Portals are no part of it: two ways to the same unit are
     /// the same volume. So is case: iSCSI names that differ in nothing else are one (RFC 7143 section 4.2.7.1). Of several
-    /// targets the first in order counts.
+    /// targets the first in order counts. Nor is the user that an image is reached as, nor the order of monitors.
     pub fn key(&self) -> String {
         match self {
             Self::Iscsi(_) => self.keys().swap_remove(0),
+            Self::Rbd(image) => {
+                let mut image = image.clone();
+                image.pool.user = CephUser::default();
+                image.pool.monitors.sort_unstable();
+                image.to_string()
+            }
             other => other.to_string(),
+        }
+    }
+
+    /// Whether both may well mean the same volume, though their keys differ: an RBD image can be told by some monitors of its
+    /// cluster or by others, a unit of several targets by some of them. Not enough to act upon.
+    pub fn resembles(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Rbd(one), Self::Rbd(other)) => {
+                let bare = |image: &Image| {
+                    let (user, monitors) = (CephUser::default(), Vec::new());
+                    Image { pool: Pool { user, monitors, ..image.pool.clone() }, ..image.clone() }
+                };
+                bare(one) == bare(other)
+            }
+            (Self::Iscsi(_), Self::Iscsi(_)) => {
+                let keys = self.keys();
+                other.keys().iter().any(|key| keys.contains(key))
+            }
+            _ => self.key() == other.key(),
         }
     }
 
@@ -449,6 +474,20 @@ mod tests {
             "iscsi://10.0.0.5/iqn.2026-11.org.example:t2/3,10.0.0.6/iqn.2026-11.org.example:t1/0".parse().unwrap();
         assert_eq!(several.key(), a.key());
         assert_eq!(several.keys(), ["iscsi:iqn.2026-11.org.example:t1/0", "iscsi:iqn.2026-11.org.example:t2/3"]);
+    }
+
+    #[test]
+    fn an_image_is_the_same_for_every_user_and_may_be_so_for_other_monitors() {
+        let locator = |text: &str| text.parse::<Locator>().unwrap();
+        let (a, b) = (locator("rbd:p/a?user=x&mon=10.0.0.1,10.0.0.2"), locator("rbd:p/a?mon=10.0.0.2,10.0.0.1"));
+        assert_eq!(a.key(), b.key());
+        let other = locator("rbd:p/a?mon=10.0.0.3");
+        assert_ne!(a.key(), other.key());
+        assert!(a.resembles(&other));
+        assert!(!a.resembles(&locator("rbd:p/a?cluster=two")));
+        let two = locator("iscsi://10.0.0.5/iqn.2026-11.org.example:a/0,10.0.0.6/iqn.2026-11.org.example:b/0");
+        assert!(two.resembles(&locator("iscsi://10.0.0.6/iqn.2026-11.org.example:B/0")));
+        assert!(!two.resembles(&locator("iscsi://10.0.0.6/iqn.2026-11.org.example:b/1")));
     }
 
     proptest! {

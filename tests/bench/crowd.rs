@@ -96,8 +96,9 @@ fn by_peer(targets: &Targets, count: usize) -> Duration {
     println!("   the peer: {} of {count} in {took:.1} s", came.len());
     drop(peer);
     // What it has not done, and what it has, goes by hand: a hundred detaches of its own would take minutes.
-    sh(
-        "iscsiadm -m node --logoutall=all >/dev/null 2>&1 || true; rm -rf /etc/iscsi/nodes/*; [[ -z $(iscsiadm -m session 2>/dev/null) ]]",
-    );
+    sh("gone() { ! pgrep -x iscsiadm >/dev/null; }; guest_wait 60 gone
+        iscsiadm -m node --logoutall=all >/dev/null 2>&1 || true
+        rm -rf /etc/iscsi/nodes/*
+        [[ -z $(iscsiadm -m session 2>/dev/null) ]]");
     Duration::from_secs_f64(took / came.len() as f64)
 }

@@ -67,11 +67,12 @@ pub(crate) struct Report {
     began: String,
     rows: Vec<Row>,
     notes: Vec<String>,
+    failed: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn begin() -> Self {
-        Self { began: sh("date --utc +%Y-%m-%d"), rows: Vec::new(), notes: Vec::new() }
+        Self { began: sh("date --utc +%Y-%m-%d"), rows: Vec::new(), notes: Vec::new(), failed: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, row: Row) {
@@ -82,6 +83,21 @@ impl Report {
     /// How the works that were just added were measured.
     pub(crate) fn note(&mut self, text: &str) {
         self.notes.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+
+    /// Adds what another one has.
+    pub(crate) fn take(&mut self, part: Self) {
+        self.rows.extend(part.rows);
+        self.notes.extend(part.notes);
+    }
+
+    /// A work that could not be measured to its end.
+    pub(crate) fn failed(&mut self, work: &str) {
+        self.failed.push(work.to_owned());
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.failed.is_empty()
     }
 
     pub(crate) fn render(&self) -> String {
@@ -108,6 +124,9 @@ impl Report {
         let missed = self.rows.iter().filter(|row| row.verdicts().contains("missed")).count();
         let wanting = self.rows.iter().filter(|row| !row.wanted.is_empty()).count();
         write!(text, "\nOf {wanting} works of which something was wanted, {missed} missed some of it.\n").unwrap();
+        if !self.is_whole() {
+            write!(text, "\n**Not measured, because it failed: {}.**\n", self.failed.join(", ")).unwrap();
+        }
         text.push_str("\n## How it is measured\n\n");
         text.push_str(METHOD);
         for note in &self.notes {

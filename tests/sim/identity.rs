@@ -93,3 +93,22 @@ async fn a_detach_that_crashed_takes_nothing_from_a_new_user() {
         assert!(stage.client().detach("a").await.unwrap().changed, "{backend}");
     }
 }
+
+#[tokio::test]
+async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
+    let stage = SimStage::new().await;
+    let (one, other) = ("iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other");
+    for (iqn, portal) in [(one, "127.0.0.1:3260"), (other, "127.0.0.2:3260")] {
+        stage.machine.add_target(iqn, &[portal]);
+        stage.machine.map_lun(iqn, 0, LogicalUnit::disk(OTHER, SIZE));
+    }
+    stage.machine.run_multipathd(true);
+    let both = format!("iscsi://127.0.0.1/{one}/0,127.0.0.2/{other}/0");
+    stage.client().attach(attach("a", &both)).await.unwrap();
+    let target = Some(v1::detach_request::Target::Locator(format!("iscsi://127.0.0.2/{other}/0")));
+    let request = v1::DetachRequest { target, ..v1::DetachRequest::default() };
+    let refused = stage.client().attachments.detach(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("name it by its id"), "{}", refused.message());
+    assert!(stage.client().detach("a").await.unwrap().changed);
+}

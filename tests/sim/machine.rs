@@ -4,7 +4,10 @@ use agent::{Mortard, config::Config};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
 use tokio::{net::UnixListener, task::JoinHandle};
@@ -41,6 +44,11 @@ impl SimStage {
 
     fn socket(&self) -> PathBuf {
         self.directory.path().join(format!("agent-{}.sock", self.generation))
+    }
+
+    /// Where the agent keeps its own.
+    pub(crate) fn state_directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Starts an agent on the machine as it is; ends when it has recovered and serves.
@@ -143,14 +151,24 @@ impl Stage for SimStage {
     }
 
     async fn snapshot(&self) -> String {
-        // The kernel never gives a session's number a second time.
-        ["session", "connection"].into_iter().fold(self.machine.snapshot(), |text, word| without_numbers(&text, word))
+        // The kernel never gives a session's number a second time, and each mapping has a mark of its own.
+        ["session", "connection"]
+            .into_iter()
+            .fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
     }
 
     async fn kill_and_restart(&mut self) {
         self.kill();
         self.start().await;
     }
+}
+
+/// Cuts the marks of mappings off.
+fn without_marks(text: &str) -> String {
+    let mut parts = text.split("key=mortar-");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let is_mark = |c: char| c.is_ascii_hexdigit() || c == '-';
+    parts.fold(first, |plain, part| format!("{plain}key=mortar{}", part.trim_start_matches(is_mark)))
 }
 
 /// Cuts the digits off that follow `word`.

@@ -100,7 +100,7 @@ impl Agent {
                     ),
                 });
             }
-            if sibling.boot_id == self.boot_id()?
+            if sibling.boot_id == self.boot_id
                 && let Some(device) = driver.prove(&sibling.attached).await?
             {
                 request.spec.check(&device)?;
@@ -160,7 +160,7 @@ impl Agent {
                 what: format!("a detach of {} left {} ({}); detach it again first", record.id, left.name, left.reason),
             });
         }
-        if record.boot_id != self.boot_id()? {
+        if record.boot_id != self.boot_id {
             return Ok(None);
         }
         let Some(device) = driver.prove(&record.attached).await? else { return Ok(None) };
@@ -270,7 +270,7 @@ impl Agent {
             Ok(None) => (None, State::Broken, Some("its device is not there".to_owned())),
             Err(error) => (None, State::Broken, Some(error.chain())),
         };
-        if self.boot_id().is_ok_and(|boot_id| boot_id != record.boot_id) {
+        if self.boot_id != record.boot_id {
             (state, problem) = (State::Broken, Some("not attached again since the reboot".to_owned()));
         }
         if !record.residuals.is_empty() {

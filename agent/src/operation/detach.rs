@@ -35,12 +35,16 @@ impl Agent {
         let id = match target {
             Target::Id(id) => id,
             Target::Locator(locator) => {
-                let volume = self.canonical(locator)?.key();
+                let locator = self.canonical(locator)?;
+                let volume = locator.key();
                 // An attach of it may be under way: then nobody can say yet that it is gone.
                 drop(self.locks.take(&format!("detach of {volume}"), [volume.clone()])?);
                 match only(self.journal.attachments_of(&volume).await?, &volume)? {
                     Some(record) => record.id,
-                    None => return Ok(DetachReply::default()),
+                    None => {
+                        self.refuse_guess(&locator).await?;
+                        return Ok(DetachReply::default());
+                    }
                 }
             }
             Target::Device(path) => match self.attachment_at(&path).await? {
@@ -69,6 +73,20 @@ impl Agent {
                 self.link_again(&record).await;
                 self.failed(work, error, Change::None).await
             }
+        }
+    }
+
+    /// It is not said of a volume that it is not attached, if it may be by another locator.
+    async fn refuse_guess(&self, locator: &Locator) -> Result<()> {
+        let records = self.journal.attachments().await?;
+        match records.iter().find(|record| record.attached.spec.locator.resembles(locator)) {
+            None => Ok(()),
+            Some(like) => Err(Error::WrongState {
+                what: format!(
+                    "{locator} is not attached, but {} is, as {}, and may be the same volume; name it by its id",
+                    like.attached.spec.locator, like.id
+                ),
+            }),
         }
     }
 

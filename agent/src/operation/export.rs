@@ -103,7 +103,7 @@ impl Agent {
         };
         held.extend(export_key(&id))?;
         let before = self.journal.export(&id).await?;
-        let this_boot = self.boot_id()?;
+        let this_boot = self.boot_id.clone();
         // In the boot in which it was noted, a footprint tells what was here before us, and an LV of ours is none of that.
         let (export, noted) = match before {
             Some(record) => {
@@ -250,7 +250,7 @@ impl Agent {
             export: export.clone(),
             attached,
             size_bytes: device.size_bytes,
-            boot_id: self.boot_id()?,
+            boot_id: self.boot_id.clone(),
             created_ms,
             residuals: Vec::new(),
         })
@@ -259,7 +259,7 @@ impl Agent {
     /// Takes away what an export brought, however far it came. One that was there in this boot already is left as it is.
     pub(super) async fn undo_export(&self, operation: &Operation) -> Result<()> {
         let Plan::Export { export, attached } = &operation.plan else { return Ok(()) };
-        let boot_id = self.boot_id()?;
+        let boot_id = self.boot_id.clone();
         if self.journal.export(&export.id).await?.is_some_and(|record| record.boot_id == boot_id) {
             return Ok(());
         }
@@ -274,7 +274,7 @@ impl Agent {
     /// is left to the start if there was a reboot; any other is undone. The records that change, if it went forward.
     pub(super) async fn recover_export(&self, operation: &Operation) -> Result<Option<Change>> {
         let Plan::Export { export, attached } = &operation.plan else { return Ok(None) };
-        if operation.boot_id == self.boot_id()? && self.journal.export(&export.id).await?.is_some() {
+        if operation.boot_id == self.boot_id && self.journal.export(&export.id).await?.is_some() {
             let driver = self.drivers.get(Backend::Lvm)?;
             match self.bring(driver.as_ref(), export, attached.clone(), Instant::now() + UNDO_TIMEOUT).await {
                 Ok(record) => return Ok(Some(Change::PutExports(vec![record]))),
@@ -393,17 +393,17 @@ impl Agent {
     /// An export as the kernel shows it.
     pub(crate) fn look_at_export(&self, record: ExportRecord) -> Exported {
         let state = self.exporter.state(&record.export);
-        let problem = match (state, self.boot_id()) {
+        let problem = match state {
             _ if !record.residuals.is_empty() => {
                 let left: Vec<String> =
                     record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();
                 Some(format!("an unexport left {}", left.join("; ")))
             }
-            (_, Ok(boot_id)) if boot_id != record.boot_id => Some("not served again since the reboot".to_owned()),
-            (Ok(export::State::Served), _) => None,
-            (Ok(export::State::Absent), _) => Some("its target is not there".to_owned()),
-            (Ok(export::State::Broken), _) => Some("a part of its target is not there; export it again".to_owned()),
-            (Err(error), _) => Some(error.chain()),
+            _ if self.boot_id != record.boot_id => Some("not served again since the reboot".to_owned()),
+            Ok(export::State::Served) => None,
+            Ok(export::State::Absent) => Some("its target is not there".to_owned()),
+            Ok(export::State::Broken) => Some("a part of its target is not there; export it again".to_owned()),
+            Err(error) => Some(error.chain()),
         };
         let sessions = self.exporter.sessions(&record.export).unwrap_or_default();
         Exported { record, problem, sessions: sessions.iter().map(ToString::to_string).collect() }

@@ -170,14 +170,10 @@ impl Agent {
         });
     }
 
-    pub(super) fn boot_id(&self) -> Result<String> {
-        Ok(self.host.facts().map_err(Error::host("read the boot id"))?.boot_id)
-    }
-
     /// An attachment with a footprint of this boot. What was noted in another is looked at anew, so that nothing is taken
     /// away that this boot brought by itself; `None` if there is no such volume any more.
     pub(super) async fn in_this_boot(&self, attached: &Attached, boot_id: &str) -> Result<Option<Attached>> {
-        if self.boot_id()? == boot_id {
+        if self.boot_id == boot_id {
             return Ok(Some(attached.clone()));
         }
         let driver = self.drivers.get(attached.spec.locator.backend())?;
@@ -191,7 +187,7 @@ impl Agent {
     /// Brings the records in line with this boot. After a reboot, what is persistent comes back, and the rest is
     /// forgotten: a reboot leaves nothing of it. Without one, a stable path that went missing is made again.
     async fn settle(self: &Arc<Self>) -> Result<()> {
-        let boot_id = self.boot_id()?;
+        let boot_id = self.boot_id.clone();
         let (here, before): (Vec<_>, Vec<_>) =
             self.journal.attachments().await?.into_iter().partition(|record| record.boot_id == boot_id);
         let (persistent, forgotten): (Vec<_>, Vec<_>) = before.into_iter().partition(|record| record.persistent);
