@@ -94,7 +94,8 @@ pub(crate) async fn measure(report: &mut Report) {
     drop(floor);
     sh("systemctl stop multipathd.socket multipathd");
     report.note(
-        "**iSCSI, four paths.** One target with four portals on loopback addresses of their own, and multipathd (`find_multipaths no`). The floor is that of *one* path, \
+        "**iSCSI, four paths.** One target with four portals on loopback addresses of their own, and multipathd (`find_multipaths no`, `retrigger_tries 0`: \
+         it asks the disk itself for its WWID, and does not wait until udev has looked at it, which takes seconds in this guest). The floor is that of *one* path, \
          while multipathd runs; there is none for four. os-brick returns when all paths are there or failed; ours, unless it is asked for all paths, \
          with the first that has proved itself, in its map, and the others join.",
     );

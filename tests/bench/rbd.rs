@@ -26,10 +26,18 @@ const RBD: &str = "/usr/bin/rbd";
 
 pub(crate) async fn measure(report: &mut Report) {
     sh(
-        "ceph_up; ceph_pool bench many; rbd create --size 64M bench/data; rbd create --size 64M bench/floor; rbd create --size 64M bench/peer",
+        "ceph_up; ceph_pool bench many; rbd create --size 64M bench/data; rbd create --size 64M bench/floor; rbd create --size 64M bench/peer; rbd create --size 64M bench/mapped-by-floor",
     );
     let mut peer = Peer::start("/run/peer.log");
-    map(report, &mut peer).await;
+    for warm in [false, true] {
+        map(report, &mut peer, warm).await;
+    }
+    report.note(
+        "**RBD attach, detach.** A cluster of one monitor and one OSD (in memory) in the guest itself. The floor is the write to \
+         `/sys/bus/rbd/add_single_major` or `remove_single_major`, with the monitor's address and the key at hand, and a busy loop until the node is there or gone. \
+         The first image of a cluster makes the kernel connect to it; for a further one, another image stays mapped all the time. \
+         The peers are the command `rbd`, and os-brick, which starts it.",
+    );
     rename(report).await;
     list(report, &mut peer).await;
 }
@@ -69,12 +77,12 @@ impl Floor {
     }
 }
 
-async fn map(report: &mut Report, peer: &mut Peer) {
+/// `warm`: the kernel is connected to the cluster already.
+async fn map(report: &mut Report, peer: &mut Peer, warm: bool) {
     let (mut client, floor) = (client(), Floor::new());
     let request = attach("bench", "rbd:bench/data");
-    // With a mapping that stays, no round has to connect to the cluster anew, and nobody's turn is dearer than another's.
-    let kept = floor.map("bench", "floor");
-    run(RBD, &["create", "--size", "64M", "bench/mapped-by-floor"]);
+    let kept = warm.then(|| floor.map("bench", "floor"));
+    let which = if warm { "a further image" } else { "the first image" };
     let properties = json!({ "name": "bench/peer", "hosts": ["127.0.0.1"], "ports": ["6789"], "cluster_name": "ceph", "auth_enabled": true,
         "auth_username": "admin", "keyring": read("/etc/ceph/ceph.client.admin.keyring"), "volume_id": "x" });
     let by_brick = |job: &str, device: Option<&Value>| {
@@ -86,10 +94,10 @@ async fn map(report: &mut Report, peer: &mut Peer) {
     };
 
     let wanted = [Wanted::OfFloor(1.2), Wanted::Processes(0)];
-    let mut up = Row::new("RBD attach (peer: `rbd map`)", wanted);
-    let mut down = Row::new("RBD detach (peer: `rbd unmap`)", []);
-    let mut brick_up = Row::new("RBD attach (peer: os-brick, `do_local_attach`)", []);
-    let mut brick_down = Row::new("RBD detach (peer: os-brick, `do_local_attach`)", []);
+    let mut up = Row::new(format!("RBD attach, {which} (peer: `rbd map`)"), wanted);
+    let mut down = Row::new(format!("RBD detach, {which} (peer: `rbd unmap`)"), []);
+    let mut brick_up = Row::new(format!("RBD attach, {which} (peer: os-brick, `do_local_attach`)"), []);
+    let mut brick_down = Row::new(format!("RBD detach, {which} (peer: os-brick, `do_local_attach`)"), []);
     for round in 0..=ROUNDS {
         let (floor_up, number) = clocked(|| floor.map("bench", "mapped-by-floor"));
         let (floor_down, _) = clocked(|| Floor::unmap(&number));
@@ -134,17 +142,14 @@ async fn map(report: &mut Report, peer: &mut Peer) {
         peer.ask(&by_brick("detach", Some(&there["device"])));
         (brick_up.peer_processes, brick_down.peer_processes) = (Some(came), Some(watch.count() - came));
     }
-    Floor::unmap(&kept);
+    if let Some(kept) = kept {
+        Floor::unmap(&kept);
+    }
     let times = up.peer.median() / up.ours.median();
     up.wanted.push(Wanted::Else(format!("`rbd map` ≥ 4 × ours (is {times:.1})"), times >= 4.0));
     for row in [up, down, brick_up, brick_down] {
         report.add(row);
     }
-    report.note(
-        "**RBD attach, detach.** A cluster of one monitor and one OSD (in memory) in the guest itself. The floor is the write to \
-         `/sys/bus/rbd/add_single_major` or `remove_single_major`, with the monitor's address and the key at hand, and a busy loop until the node is there or gone. \
-         One image stays mapped all the time, so that nobody connects to the cluster anew. The peers are the command `rbd`, and os-brick, which starts it.",
-    );
 }
 
 async fn rename(report: &mut Report) {

@@ -73,7 +73,11 @@ impl Verb {
     /// The call, and whether it changed anything.
     async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
-            Self::Attach => client.attach(attach("a", locator)).await.unwrap().changed,
+            // All paths, or else a snapshot would depend on how far the later ones came.
+            Self::Attach => {
+                let request = v1::AttachRequest { all_paths: true, ..attach("a", locator) };
+                client.attach(request).await.unwrap().changed
+            }
             Self::Detach => client.detach("a").await.unwrap().changed,
             Self::Manage => {
                 let request = v1::ManageRequest { id: ID.into(), ..manage(locator) };
