@@ -15,7 +15,7 @@ const ROUNDS: usize = 5;
 const PORTALS: [&str; 4] = [PORTAL, "127.0.0.2:3260", "127.0.0.3:3260", "127.0.0.4:3260"];
 
 pub(crate) async fn measure(report: &mut Report) {
-    sh("printf 'defaults {\\n  find_multipaths no\\n  user_friendly_names no\\n}\\n' >/etc/multipath.conf
+    sh("printf 'defaults {\\n  find_multipaths no\\n  user_friendly_names no\\n  retrigger_tries 0\\n}\\n' >/etc/multipath.conf
         guest_modules dm-multipath dm-round-robin || guest_modules dm-multipath
         systemctl start multipathd");
     let targets = Targets::new("paths", 1, &PORTALS);
