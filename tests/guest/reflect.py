@@ -1,6 +1,6 @@
 """A client that knows nothing of mortar but its address: it learns every service by reflection, and calls every method.
 
-Usage: reflect.py SOCKET LOCATOR    (LOCATOR: a volume that nobody has attached; it is attached and detached)
+Usage: reflect.py SOCKET LOCATOR LV    (volumes that nobody has attached: the first is attached and detached, the second exported)
 
 Prints one JSON object: the services, and for each method what came of it. Exits with 1 and a sentence when something is
 not as the contract says.
@@ -95,7 +95,7 @@ def listed_by(channel, version):
     return sorted(service.name for service in next(iter(answers)).list_services_response.service)
 
 
-def main(socket, locator):
+def main(socket, locator, lv):
     # gRPC's C core would send the socket's path as the authority, which is none.
     channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
     client = Client(channel)
@@ -107,9 +107,9 @@ def main(socket, locator):
         without = [[name for name in names if ".reflection." not in name] for names in (listed, services)]
         assert without[0] == without[1], without
     ours = [service for service in services if service.startswith("mortar.agent.v1.")]
-    attachments, host, operations, volumes = (f"mortar.agent.v1.{name}" for name in
-                                              ("Attachments", "Host", "Operations", "Volumes"))
-    assert ours == [attachments, host, operations, volumes], services
+    attachments, exports, host, operations, volumes = (f"mortar.agent.v1.{name}" for name in
+                                                       ("Attachments", "Exports", "Host", "Operations", "Volumes"))
+    assert ours == [attachments, exports, host, operations, volumes], services
 
     # An empty request to every method: an answer, or a refusal that says why.
     attached = client.call(attachments, "Attach", id="python", locator=locator)
@@ -133,6 +133,12 @@ def main(socket, locator):
     assert client.call(volumes, "Get", id=managed.volume.id) == managed.volume
     assert managed.volume in client.call(volumes, "List", scope=scope).volumes
     assert client.call(volumes, "Unmanage", id=managed.volume.id).locator == locator
+    initiator = "iqn.2026-11.org.example:python"
+    exported = client.call(exports, "Export", id="python", locator=lv, initiator=initiator, portals=["127.0.0.1"])
+    assert exported.changed and json.loads(exported.connection_info)["data"]["auth_password"], exported.export
+    assert client.call(exports, "Get", id="python").target == exported.export.target
+    assert [there.id for there in client.call(exports, "List").exports] == ["python"]
+    assert client.call(exports, "Unexport", id="python").changed is True
 
     health = client.call("grpc.health.v1.Health", "Check")
     assert health.status == 1, health
