@@ -36,7 +36,7 @@ use async_trait::async_trait;
 use detach::Theirs;
 use driver::{
     Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Image, Locator, Pool,
-    Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume,
+    Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume, VolumeId,
 };
 use host::Host;
 use std::{path::Path, sync::Arc};
@@ -187,6 +187,13 @@ impl Driver for RbdDriver {
             Some(scope) => self.managed(pool_of(scope)?).await,
             // A cluster is not searched: its pools may hold anything, and there may be many.
             None => Ok(Vec::new()),
+        }
+    }
+
+    async fn named(&self, scope: Option<&Scope>, id: VolumeId) -> Result<Option<Volume>> {
+        match scope {
+            Some(scope) => self.of_id(pool_of(scope)?, id).await,
+            None => Ok(None),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     provenance::Told,
     refuse,
 };
-use driver::{Candidate, Error, Image, Locator, Pool, Refusal, Result, Volume, VolumeKind};
+use driver::{Candidate, Error, Image, Locator, Pool, Refusal, Result, Volume, VolumeId, VolumeKind};
 use host::rbd_job::{self, Snapshot, Task};
 
 impl RbdDriver {
@@ -71,6 +71,15 @@ impl RbdDriver {
             }
         }
         Ok(volumes)
+    }
+
+    /// See [`driver::Driver::named`].
+    pub(crate) async fn of_id(&self, pool: &Pool, id: VolumeId) -> Result<Option<Volume>> {
+        let image = Some(self.templates.volume.name(id));
+        let reply = self.ask(pool, Task::Inspect { image, id: None }).await?;
+        let told = Told { pool, reply: &reply };
+        let volume = reply.images.first().map(|image| told.volume(image, None)).transpose()?.flatten();
+        Ok(volume.filter(|volume| volume.id == id))
     }
 
     /// `None` if its name is none that can stand in a locator.

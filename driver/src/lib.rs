@@ -82,6 +82,12 @@ pub trait Driver: Send + Sync {
 
     /// The managed volumes as the storage tells them; everywhere this driver knows of if `scope` is `None`.
     async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>>;
+
+    /// The volume that is managed under an id, if it still has its managed name. Where to look at every volume is dear,
+    /// only that name is looked at; so one that somebody renamed by hand may be missed.
+    async fn named(&self, scope: Option<&Scope>, id: VolumeId) -> Result<Option<Volume>> {
+        Ok(self.volumes(scope).await?.into_iter().find(|volume| volume.id == id))
+    }
 }
 
 /// What is to be attached, and how.

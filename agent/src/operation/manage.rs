@@ -78,7 +78,7 @@ impl Agent {
                 volume.id
             }
             (None, Some(id)) => {
-                self.check_id_is_free(id, from.backend()).await?;
+                self.check_id_is_free(id, &scope).await?;
                 id
             }
             (None, None) => VolumeId::make_up(),
@@ -120,11 +120,22 @@ impl Agent {
         }
     }
 
-    async fn check_id_is_free(&self, id: VolumeId, backend: Backend) -> Result<()> {
-        match self.volumes_of(backend).await?.into_iter().find(|volume| volume.id == id) {
-            None => Ok(()),
-            Some(volume) => Err(Error::AlreadyExists { what: format!("volume {id} is {}", volume.locator) }),
+    async fn check_id_is_free(&self, id: VolumeId, scope: &Scope) -> Result<()> {
+        let driver = self.drivers.ready(scope.backend()).await?;
+        for place in self.places_of(scope.backend()).await? {
+            // A pool says by itself whether the name is taken, when the image is given it.
+            if scope.backend() == Backend::Rbd && place.as_ref() == Some(scope) {
+                continue;
+            }
+            match driver.named(place.as_ref(), id).await {
+                Ok(Some(volume)) => {
+                    return Err(Error::AlreadyExists { what: format!("volume {id} is {}", volume.locator) });
+                }
+                Ok(None) | Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// Lets a volume go. What is not managed is let go already.
@@ -204,27 +215,56 @@ impl Agent {
         let mut keep = |volumes: Vec<Volume>| {
             found.extend(volumes.into_iter().map(|volume| (volume.locator.to_string(), volume)));
         };
-        keep(driver.volumes(None).await?);
-        if matches!(backend, Backend::File | Backend::Rbd) {
-            for place in self.journal.places().await? {
-                let scope: Scope = place.parse()?;
-                if scope.backend() != backend {
-                    continue;
-                }
-                match driver.volumes(Some(&scope)).await {
-                    Ok(volumes) => keep(volumes),
-                    // The directory or the pool is gone, and the volumes with it.
-                    Err(Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                }
+        for place in self.places_of(backend).await? {
+            match driver.volumes(place.as_ref()).await {
+                Ok(volumes) => keep(volumes),
+                // The directory or the pool is gone, and the volumes with it.
+                Err(Error::NotFound { .. }) if place.is_some() => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(found.into_values().collect())
     }
 
+    /// Where volumes of a backend are looked for: where its driver looks by itself (`None`), and where some were managed.
+    async fn places_of(&self, backend: Backend) -> Result<Vec<Option<Scope>>> {
+        let mut places = vec![None];
+        if matches!(backend, Backend::File | Backend::Rbd) {
+            for place in self.journal.places().await? {
+                let scope: Scope = place.parse()?;
+                if scope.backend() == backend {
+                    places.push(Some(scope));
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    /// The volume of an id by its managed name, wherever it is.
+    async fn named(&self, id: VolumeId) -> Result<Option<Volume>> {
+        for backend in self.listed_backends().await {
+            let driver = self.drivers.ready(backend).await?;
+            for place in self.places_of(backend).await? {
+                match driver.named(place.as_ref(), id).await {
+                    Ok(Some(volume)) => return Ok(Some(volume)),
+                    Ok(None) | Err(Error::NotFound { .. }) => {}
+                    // What cannot be looked at now may not hold it either; if nothing is found, the listing says so.
+                    Err(error) => tracing::debug!(%backend, error = error.chain(), "cannot look for {id}"),
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// One managed volume. A copy made by other tools carries the id, too: the one with the managed name counts.
     pub(crate) async fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
         let templates = self.config.templates().map_err(Error::host("read the name templates"))?;
+        let is_named = |volume: &Volume| {
+            volume.origin.beside(&templates.name(volume.kind, id)).is_ok_and(|named| named == volume.locator)
+        };
+        if let Some(volume) = self.named(id).await?.filter(is_named) {
+            return Ok(Some(volume));
+        }
         let (mut found, mut failed) = (Vec::new(), None);
         for backend in self.listed_backends().await {
             match self.volumes_of(backend).await {
@@ -235,9 +275,6 @@ impl Agent {
         if let (true, Some(error)) = (found.is_empty(), failed) {
             return Err(error);
         }
-        let is_named = |volume: &Volume| {
-            volume.origin.beside(&templates.name(volume.kind, id)).is_ok_and(|named| named == volume.locator)
-        };
         if found.iter().any(is_named) {
             found.retain(is_named);
         }
