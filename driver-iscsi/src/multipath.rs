@@ -23,6 +23,9 @@ use std::{
 
 const BLOCK: &str = "/sys/block";
 
+/// A line for each, between slashes.
+const REMEMBERED: &str = "/etc/multipath/wwids";
+
 /// The daemon gives up on its own lock after 4 s (`uxsock_timeout`).
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,25 +104,40 @@ impl Map {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Said {
     Ok,
-    /// `fail`, `blacklisted`, `timeout`, …
+    /// The operator's configuration keeps the disk out of maps. It says so once udev has looked at the disk.
+    Blacklisted,
+    /// `fail`, `timeout`, …
     No(String),
 }
 
 /// Sees that there is a daemon.
 pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
+    if is_running(host).await? { Ok(()) } else { Err(absent()) }
+}
+
+pub(crate) async fn is_running(host: &dyn Host) -> Result<bool> {
     match host.multipathd("show daemon", PATIENCE).await {
-        Ok(_) => Ok(()),
-        Err(host::Error::Unreachable { .. }) => Err(absent()),
+        Ok(_) => Ok(true),
+        Err(host::Error::Unreachable { .. }) => Ok(false),
         Err(error) => Err(machine("ask multipathd")(error)),
     }
 }
 
 fn absent() -> Error {
     Error::WrongState {
-        what: "several portals need multipathd, which does not run; install multipath-tools (Debian, Ubuntu, SUSE) or \
-               device-mapper-multipath (Fedora, Red Hat) and run `systemctl start multipathd`, or give one portal"
+        what: "several portals, and a multipath map, need multipathd, which does not run; install multipath-tools (Debian, \
+               Ubuntu, SUSE) or device-mapper-multipath (Fedora, Red Hat) and run `systemctl start multipathd`, or give \
+               one portal"
             .into(),
     }
+}
+
+/// Whether multipathd makes a map of this volume whenever a disk of it comes, be it the only one. It writes there down what it
+/// once made a map of (`multipath(8)`, options -a and -w).
+pub(crate) fn remembers(host: &dyn Host, wwid: &str) -> Result<bool> {
+    let text = host.read(Path::new(REMEMBERED)).map_err(machine("read which volumes multipathd remembers"))?;
+    let of = |line: &str| line.trim().strip_prefix('/').and_then(|line| line.strip_suffix('/')) == Some(wwid);
+    Ok(text.is_some_and(|text| text.lines().any(of)))
 }
 
 /// Lets the daemon take a disk for a path.
@@ -164,6 +182,7 @@ pub(crate) async fn resize_map(host: &dyn Host, map: &Map) -> Result<Said> {
 async fn ask(host: &dyn Host, request: String) -> Result<Said> {
     match host.multipathd(&request, PATIENCE).await {
         Ok(answer) if answer.trim() == "ok" => Ok(Said::Ok),
+        Ok(answer) if answer.trim() == "blacklisted" => Ok(Said::Blacklisted),
         Ok(answer) => Ok(Said::No(answer.trim().to_owned())),
         Err(host::Error::Unreachable { .. }) => Err(absent()),
         Err(error) => Err(machine(format!("ask multipathd `{request}`"))(error)),

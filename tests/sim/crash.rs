@@ -20,6 +20,8 @@ enum Subject {
     Volume(Backend),
     /// A unit with two ways, each on a portal of its own.
     Multipath,
+    /// A unit with one way, of a volume that multipathd remembers.
+    Remembered,
     /// Of an origin that is active, and so it is itself.
     ThickSnapshot,
     ThinSnapshot,
@@ -44,6 +46,14 @@ impl Subject {
                 machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
                 machine.run_multipathd(true);
                 return format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0");
+            }
+            Self::Remembered => {
+                let iqn = "iqn.2026-11.org.example:remembered";
+                machine.add_target(iqn, &["127.0.0.1:3260"]);
+                machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
+                machine.put_file("/etc/multipath/wwids", "/3600140500000000000000000000000a1/\n");
+                machine.run_multipathd(true);
+                return format!("iscsi://127.0.0.1/{iqn}/0");
             }
             Self::ThickSnapshot | Self::Origin => {
                 machine.add_lv(VG, "origin", SIZE);
@@ -73,7 +83,11 @@ impl Verb {
     /// The call, and whether it changed anything.
     async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
-            Self::Attach => client.attach(attach("a", locator)).await.unwrap().changed,
+            // Of several ways all, so that what stands afterwards is no matter of time.
+            Self::Attach => {
+                let request = v1::AttachRequest { all_paths: true, ..attach("a", locator) };
+                client.attach(request).await.unwrap().changed
+            }
             Self::Detach => client.detach("a").await.unwrap().changed,
             Self::Manage => {
                 let request = v1::ManageRequest { id: ID.into(), ..manage(locator) };
@@ -221,6 +235,8 @@ sweeps! {
     origin_unmanage: Subject::Origin, Unmanage;
     multipath_attach: Subject::Multipath, Attach;
     multipath_detach: Subject::Multipath, Detach;
+    remembered_attach: Subject::Remembered, Attach;
+    remembered_detach: Subject::Remembered, Detach;
     rbd_attach: RBD, Attach;
     rbd_detach: RBD, Detach;
     rbd_manage: RBD, Manage;
