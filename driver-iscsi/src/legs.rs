@@ -93,14 +93,14 @@ impl Initiator {
         }))
     }
 
-    /// Whether multipathd has a unit that came by one way alone, or is about to take it: it does so with every volume that it
-    /// remembers, and then the disk itself is of no use to anybody.
+    /// Whether multipathd has a unit that came by one way alone, or is about to take it. Then the disk itself is of no use to
+    /// anybody.
     pub(crate) async fn goes_into_a_map(&self, unit: &Proved) -> Result<bool> {
         let (host, disk) = (self.host(), &unit.disk.name);
         if Map::over(host, disk).map_err(machine("look for a multipath map"))?.is_some() {
             return Ok(true);
         }
-        Ok(multipath::remembers(host, &unit.wwn.to_string())? && multipath::is_running(host).await?)
+        multipath::takes(host, &unit.wwn.to_string()).await
     }
 
     /// Makes a map refuse writes if that was asked for. It goes on to do so when paths come and go.

@@ -112,13 +112,9 @@ pub(crate) enum Said {
 
 /// Sees that there is a daemon.
 pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
-    if is_running(host).await? { Ok(()) } else { Err(absent()) }
-}
-
-pub(crate) async fn is_running(host: &dyn Host) -> Result<bool> {
     match host.multipathd("show daemon", PATIENCE).await {
-        Ok(_) => Ok(true),
-        Err(host::Error::Unreachable { .. }) => Ok(false),
+        Ok(_) => Ok(()),
+        Err(host::Error::Unreachable { .. }) => Err(absent()),
         Err(error) => Err(machine("ask multipathd")(error)),
     }
 }
@@ -132,9 +128,21 @@ fn absent() -> Error {
     }
 }
 
-/// Whether multipathd makes a map of this volume whenever a disk of it comes, be it the only one. It writes there down what it
-/// once made a map of (`multipath(8)`, options -a and -w).
-pub(crate) fn remembers(host: &dyn Host, wwid: &str) -> Result<bool> {
+/// Whether multipathd makes a map of a volume as soon as one disk of it comes: it does so with what it remembers, and with
+/// every volume where `find_multipaths` is `off` or `greedy` (`multipath.conf(5)`).
+pub(crate) async fn takes(host: &dyn Host, wwid: &str) -> Result<bool> {
+    let config = match host.multipathd("show config local", PATIENCE).await {
+        Ok(config) => config,
+        Err(host::Error::Unreachable { .. }) => return Ok(false),
+        Err(error) => return Err(machine("ask multipathd for its configuration")(error)),
+    };
+    let mut settings = config.lines().filter_map(|line| line.trim().strip_prefix("find_multipaths "));
+    let takes_every_disk = settings.any(|value| matches!(value.trim().trim_matches('"'), "off" | "no" | "greedy"));
+    Ok(takes_every_disk || remembers(host, wwid)?)
+}
+
+/// What it once made a map of, it writes down (`multipath(8)`, options -a and -w).
+fn remembers(host: &dyn Host, wwid: &str) -> Result<bool> {
     let text = host.read(Path::new(REMEMBERED)).map_err(machine("read which volumes multipathd remembers"))?;
     let of = |line: &str| line.trim().strip_prefix('/').and_then(|line| line.strip_suffix('/')) == Some(wwid);
     Ok(text.is_some_and(|text| text.lines().any(of)))

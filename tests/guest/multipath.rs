@@ -207,6 +207,22 @@ async fn one_portal_to_what_was_a_map() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// With `find_multipaths greedy` multipathd takes every disk.
+#[tokio::test]
+async fn one_portal_where_every_disk_is_taken() {
+    let _multipathd = Multipathd::up();
+    sh("multipathd_up greedy");
+    let mut stage = GuestStage::with_target();
+    let locator = stage.volume(Backend::Iscsi, "", 64 * MIB).await;
+    let before = stage.snapshot().await;
+    let there = attach("greedy", &locator);
+    let device = text(&there, "path");
+    assert!(device.starts_with("/dev/dm-"), "{there}");
+    sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/greedy; mount {device} /mnt/greedy; umount /mnt/greedy"));
+    detach("greedy");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
 /// The ways may be of two targets, by two LUNs and two families of addresses.
 #[tokio::test]
 async fn ways_that_have_nothing_but_the_volume_in_common() {

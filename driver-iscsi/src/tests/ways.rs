@@ -347,6 +347,19 @@ async fn one_way_to_a_volume_that_multipathd_remembers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_way_where_multipathd_takes_every_disk() {
+    let machine = machine();
+    machine.take_every_disk();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, &one()).await.unwrap();
+    assert_eq!(device.path.to_str(), Some("/dev/dm-0"));
+    assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
+    assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals, vec![]);
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn several_ways_to_what_is_kept_out_of_maps() {
     let machine = machine();
     machine.blacklist(&format!("3{A}"));

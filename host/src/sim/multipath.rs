@@ -20,6 +20,7 @@ const NOTICE: Duration = Duration::from_millis(60);
 pub(crate) struct Multipath {
     running: bool,
     stubborn: bool,
+    greedy: bool,
     /// What the operator keeps out of maps.
     blacklist: BTreeSet<String>,
     /// The disks that udev has looked at.
@@ -40,6 +41,11 @@ impl Machine {
     /// Lets multipathd refuse to remove any map, though nobody uses it; or not any more.
     pub fn refuse_to_remove_maps(&self, refuse: bool) {
         self.with(|world| world.multipath.stubborn = refuse);
+    }
+
+    /// Lets multipathd make a map of every disk (`find_multipaths greedy`).
+    pub fn take_every_disk(&self) {
+        self.with(|world| world.multipath.greedy = true);
     }
 
     /// Keeps a volume out of maps: `blacklist("36001405…")`.
@@ -77,6 +83,10 @@ pub(crate) fn answer(world: &mut World, request: &str) -> String {
     let words: Vec<&str> = request.split(' ').collect();
     let done = match words.as_slice() {
         ["show", "daemon"] => return "pid 1 idle".into(),
+        ["show", "config", "local"] => {
+            let find = if world.multipath.greedy { "greedy" } else { "strict" };
+            return format!("defaults {{\n\tfind_multipaths \"{find}\"\n}}");
+        }
         ["show", "paths", ..] => return world.multipath.paths.iter().cloned().collect::<Vec<_>>().join("\n"),
         ["add", "path", disk] => {
             let listed = wwid(world, disk).is_some_and(|wwid| world.multipath.blacklist.contains(&wwid));
@@ -165,7 +175,7 @@ fn add_path(world: &mut World, disk: &str) -> bool {
     world.multipath.paths.insert(disk.to_owned());
     match map_of(world, &wwid) {
         Some(dm) => join(world, &dm, disk),
-        None if remembered(world).contains(&format!("/{wwid}/\n")) => add_map(world, &wwid),
+        None if world.multipath.greedy || remembered(world).contains(&format!("/{wwid}/\n")) => add_map(world, &wwid),
         None => true,
     }
 }
