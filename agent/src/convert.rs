@@ -189,9 +189,11 @@ pub(crate) fn export_request(wire: v1::ExportRequest, patience: Patience) -> Res
     Ok(ExportRequest {
         id: given(&wire.id)?,
         locator: wire.locator.parse()?,
-        initiator: wire.initiator.parse()?,
+        // The kernel's target lower-cases the name that it is sent (RFC 7143 section 4.2.7.1), but not the one it knows.
+        initiator: wire.initiator.to_ascii_lowercase().parse()?,
         portals,
         read_only: wire.read_only,
+        again: false,
         deadline: patience.deadline(wire.timeout_ms)?,
     })
 }
