@@ -139,6 +139,7 @@ pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Res
         id: given(&wire.id)?,
         spec: Spec { locator, read_only, exclusive, expected_wwn, expected_size },
         persistent: wire.persistent,
+        again: false,
         attempt: Attempt { access, all_paths: wire.all_paths, deadline: patience.deadline(wire.timeout_ms)? },
     })
 }

@@ -20,6 +20,8 @@ pub(crate) struct AttachRequest {
     pub(crate) id: Option<AttachmentId>,
     pub(crate) spec: Spec,
     pub(crate) persistent: bool,
+    /// Only what has a record: what was detached meanwhile is not brought back.
+    pub(crate) again: bool,
     pub(crate) attempt: Attempt,
 }
 
@@ -71,6 +73,8 @@ impl Agent {
                 return Ok(AttachReply { attachment, changed: false, operation: None });
             }
             before = record.attached.identity;
+        } else if request.again {
+            return Err(Error::NotFound { what: attachment_key(&id) });
         } else if let Some(sibling) = siblings.first() {
             if sibling.attached.spec.locator != request.spec.locator {
                 return Err(Error::WrongState {

@@ -39,6 +39,8 @@ pub(crate) struct ExportRequest {
     /// Empty: those of the export that is there, or every address of this host.
     pub(crate) portals: Vec<Portal>,
     pub(crate) read_only: bool,
+    /// Only what has a record: what was unexported meanwhile is not served again.
+    pub(crate) again: bool,
     pub(crate) deadline: Instant,
 }
 
@@ -123,6 +125,7 @@ impl Agent {
                 }
                 (Some(record.export), Some((record.attached, record.boot_id)))
             }
+            None if request.again => return Err(Error::NotFound { what: export_key(&id) }),
             None => (None, None),
         };
         if let Some(other) = siblings.iter().find(|record| record.export.id != id) {
@@ -454,6 +457,7 @@ impl Agent {
             initiator: record.export.initiator.clone(),
             portals: Vec::new(),
             read_only: record.export.read_only,
+            again: true,
             deadline: Instant::now() + self.config.limits.operation_timeout(),
         };
         match self.in_own_task(Arc::clone(self).export(request)).await {
