@@ -115,6 +115,7 @@ impl Agent {
         }
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
+        self.refuse_served(driver.as_ref(), &attached).await?;
         let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
         match driver.attach(&request.spec, &attached.footprint, &request.attempt).await {
             Ok(device) => {

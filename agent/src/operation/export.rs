@@ -21,8 +21,8 @@ use crate::{
     journal::{Change, ExportRecord},
 };
 use driver::{
-    Attached, Attempt, Backend, Chap, Device, Driver, Error, Footprint, Iqn, Locator, Portal, Residual, ResidualKind,
-    Result, Spec,
+    Attached, Attempt, Backend, Chap, Device, Driver, Error, Footprint, Identity, Iqn, Locator, Portal, Residual,
+    ResidualKind, Result, Spec,
 };
 use export::{Export, ExportId, Serial, target_name};
 use std::{net::IpAddr, sync::Arc};
@@ -150,6 +150,7 @@ impl Agent {
             }
             None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
         };
+        self.refuse_renamed(&attached, &id).await?;
         self.refuse_users(driver.as_ref(), &attached, &id).await?;
         let export = match export {
             Some(export) => export,
@@ -421,6 +422,39 @@ impl Agent {
         }
     }
 
+    /// As [`Self::refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
+    /// UUIDs.
+    pub(super) async fn refuse_served(&self, driver: &dyn Driver, attached: &Attached) -> Result<()> {
+        let Footprint::Lvm { identity, was_active, .. } = &attached.footprint else { return Ok(()) };
+        let exports = self.journal.exports().await?;
+        let mut by: Vec<String> =
+            exports.iter().filter(|record| is_of(&record.attached, identity)).map(exported_as).collect();
+        if let (true, true, Some(device)) = (by.is_empty(), *was_active, driver.find(attached).await?) {
+            let doing = format!("look who uses {}", device.path.display());
+            let users = self.host.users(&device.path).await.map_err(Error::host(doing))?;
+            let exports = users.iter().filter(|user| matches!(user, host::User::Export { .. }));
+            by.extend(exports.map(ToString::to_string));
+        }
+        match by.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+        }
+    }
+
+    /// Refuses an LV that is attached or exported under a name that it had before.
+    async fn refuse_renamed(&self, attached: &Attached, id: &ExportId) -> Result<()> {
+        let Footprint::Lvm { identity, .. } = &attached.footprint else { return Ok(()) };
+        let (exports, attachments) = (self.journal.exports().await?, self.journal.attachments().await?);
+        let exports = exports.iter().filter(|record| record.export.id != *id && is_of(&record.attached, identity));
+        let attachments = attachments.iter().filter(|record| is_of(&record.attached, identity));
+        let by: Vec<String> =
+            exports.map(exported_as).chain(attachments.map(|record| format!("attached as {}", record.id))).collect();
+        match by.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+        }
+    }
+
     /// Serves again what a reboot, or somebody at the shell, took away: in the background, until it is there or unexported.
     pub(super) async fn settle_exports(self: &Arc<Self>, boot_id: &str) -> Result<()> {
         for record in self.journal.exports().await? {
@@ -493,6 +527,11 @@ fn is_what_is_asked(record: &ExportRecord, request: &ExportRequest) -> Result<()
             portals.join(", ")
         ),
     })
+}
+
+/// Whether this is an LV's, whatever its name.
+fn is_of(attached: &Attached, lv: &Identity) -> bool {
+    matches!(&attached.footprint, Footprint::Lvm { identity, .. } if identity == lv)
 }
 
 pub(super) fn exported_as(record: &ExportRecord) -> String {
