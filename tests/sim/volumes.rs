@@ -93,3 +93,16 @@ async fn a_place_that_cannot_be_looked_at_hides_no_other() {
     stage.machine.rename_lv(VG, volume.locator.rsplit('/').next().unwrap(), "renamed-by-hand");
     assert_eq!(stage.client().unmanage(&volume.id, false).await.unwrap().locator, lv);
 }
+
+#[tokio::test]
+async fn a_rename_leaves_it_to_each_attachment_how_it_reaches_the_cluster() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Rbd, "a", SIZE).await;
+    stage.client().attach(attach("x", &locator)).await.unwrap();
+    let other = v1::ManageRequest { allow_in_use: true, ..manage(&format!("{locator}?user=cinder")) };
+    let volume = stage.client().manage(other).await.unwrap().volume.unwrap();
+    let name = volume.locator.strip_suffix("?user=cinder").unwrap();
+    assert_eq!(stage.client().get("x").await.unwrap().locator, name);
+    stage.client().unmanage(&volume.id, false).await.unwrap();
+    assert_eq!(stage.client().get("x").await.unwrap().locator, locator);
+}

@@ -184,13 +184,15 @@ impl Standing {
         attached.chain(self.exports.iter().map(exported_as)).collect()
     }
 
-    /// The new locator in all of them.
+    /// The new name in all of them. How each reaches its cluster stays as it is.
     fn moved(mut self, to: &Locator) -> Change {
+        let name = last_part(to);
+        let moved = |from: &Locator| from.beside(&name).unwrap_or_else(|_| to.clone());
         for record in &mut self.attachments {
-            record.attached.spec.locator = to.clone();
+            record.attached.spec.locator = moved(&record.attached.spec.locator);
         }
         for record in &mut self.exports {
-            record.attached.spec.locator = to.clone();
+            record.attached.spec.locator = moved(&record.attached.spec.locator);
         }
         Change::Both(Box::new(Change::Put(self.attachments)), Box::new(Change::PutExports(self.exports)))
     }
@@ -221,7 +223,7 @@ fn refuse(candidate: &Candidate, users: &Standing, allow_in_use: bool) -> Result
     }
 }
 
-/// The name without VG or directory, and without the suffix of a raw file.
+/// The name without VG, directory or pool.
 fn last_part(locator: &Locator) -> String {
     match locator {
         Locator::Lvm(volume) => volume.lv.to_string(),
