@@ -125,10 +125,21 @@ pub(crate) fn attach_request(wire: v1::AttachRequest, patience: Patience) -> Res
         (asked, told) => asked.or(told),
     };
     let (read_only, exclusive) = (wire.read_only || read_only, wire.exclusive);
+    if exclusive && read_only {
+        let what = "the lock is for one who writes, and a read-only mapping takes none; leave out one of the two";
+        return Err(Error::invalid("exclusive", what));
+    }
+    if exclusive && matches!(&locator, Locator::Rbd(image) if image.snapshot.is_some()) {
+        return Err(Error::invalid(
+            "exclusive",
+            "a snapshot has no lock, because nobody writes to it; leave out exclusive",
+        ));
+    }
     Ok(AttachRequest {
         id: given(&wire.id)?,
         spec: Spec { locator, read_only, exclusive, expected_wwn, expected_size },
         persistent: wire.persistent,
+        again: false,
         attempt: Attempt { access, all_paths: wire.all_paths, deadline: patience.deadline(wire.timeout_ms)? },
     })
 }
@@ -189,9 +200,11 @@ pub(crate) fn export_request(wire: v1::ExportRequest, patience: Patience) -> Res
     Ok(ExportRequest {
         id: given(&wire.id)?,
         locator: wire.locator.parse()?,
-        initiator: wire.initiator.parse()?,
+        // The kernel's target lower-cases the name that it is sent (RFC 7143 section 4.2.7.1), but not the one it knows.
+        initiator: wire.initiator.to_ascii_lowercase().parse()?,
         portals,
         read_only: wire.read_only,
+        again: false,
         deadline: patience.deadline(wire.timeout_ms)?,
     })
 }
@@ -464,6 +477,21 @@ mod tests {
         assert!(twice.starts_with("credentials: ") && !twice.contains("hush"), "{twice}");
         assert!(said(|wire| wire.persistent = true).contains("CHAP"));
         assert!(said(|wire| wire.exclusive = true).starts_with("exclusive: "));
+    }
+
+    #[tokio::test]
+    async fn the_exclusive_lock_is_for_those_who_write() {
+        let rbd = |locator: &str, read_only| {
+            asked(|wire| {
+                wire.volume = Some(v1::attach_request::Volume::Locator(locator.into()));
+                (wire.exclusive, wire.read_only) = (true, read_only);
+            })
+        };
+        assert!(rbd("rbd:p/a", false).unwrap().spec.exclusive);
+        let said = rbd("rbd:p/a", true).unwrap_err().to_string();
+        assert!(said.starts_with("exclusive: ") && said.contains("leave out"), "{said}");
+        let said = rbd("rbd:p/a@s", false).unwrap_err().to_string();
+        assert!(said.starts_with("exclusive: ") && said.contains("leave out"), "{said}");
     }
 
     #[test]

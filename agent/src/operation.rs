@@ -25,6 +25,7 @@ mod attach;
 mod detach;
 mod export;
 mod extend;
+mod lookup;
 mod manage;
 mod recover;
 

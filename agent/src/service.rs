@@ -224,8 +224,11 @@ impl v1::volumes_server::Volumes for Service {
     ) -> Result<Response<v1::ListVolumesResponse>, Status> {
         let work = async {
             let scope = convert::scope(&request.into_inner().scope)?;
-            let volumes = self.agent.volumes(scope.as_ref()).await?;
-            Ok(v1::ListVolumesResponse { volumes: volumes.into_iter().map(convert::volume).collect() })
+            let listing = self.agent.volumes(scope.as_ref()).await?;
+            Ok(v1::ListVolumesResponse {
+                volumes: listing.volumes.into_iter().map(convert::volume).collect(),
+                problems: listing.unseen.iter().map(ToString::to_string).collect(),
+            })
         };
         answer(work.await)
     }

@@ -27,6 +27,16 @@ pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Prints what an answer lacks, in one sentence or one JSON object a line.
+pub(crate) fn warning(sentence: &str, format: Format) {
+    let text = match format {
+        Format::Table => format!("mortar: {}", table::visible(sentence)),
+        Format::Json => serde_json::json!({ "warning": sentence }).to_string(),
+    };
+    // The answer itself is still worth printing when stderr is closed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Prints why a command failed, in one sentence or one JSON object a line.
 pub(crate) fn failure(failure: &Failure, format: Format) {
     #[derive(Serialize)]

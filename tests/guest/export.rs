@@ -18,7 +18,8 @@ fn own_name() -> String {
 
 /// What LIO holds that is ours.
 fn served() -> String {
-    sh(&format!("find {TARGETS}/core {TARGETS}/iscsi -mindepth 1 -maxdepth 2 2>/dev/null | grep mortar || true"))
+    let ours = "export-|iblock_3260|mortar";
+    sh(&format!("find {TARGETS}/core {TARGETS}/iscsi -mindepth 1 -maxdepth 2 2>/dev/null | grep -E '{ours}' || true"))
 }
 
 /// The locator and the credentials of a connection_info.

@@ -38,7 +38,8 @@ fn login(stage: &SimStage, connection_info: &str) -> Result<String, &'static str
     let text = |key: &str| info["data"][key].as_str().unwrap().to_owned();
     let (target, user, password) = (text("target_iqn"), text("auth_username"), text("auth_password"));
     let given = (user.as_str(), password.as_str());
-    stage.machine.initiator_login(&target, &text("target_portal"), INITIATOR, given, "10.0.0.2")?;
+    let initiator = "iqn.2026-11.org.example:Other";
+    stage.machine.initiator_login(&target, &text("target_portal"), initiator, given, "10.0.0.2")?;
     Ok(target)
 }
 
@@ -132,6 +133,44 @@ async fn no_volume_has_two_writers() {
     client.export(request("b", &open)).await.unwrap();
     client.unexport("b").await.unwrap();
     client.attach(attach("c", &open)).await.unwrap();
+}
+
+#[tokio::test]
+async fn nor_by_another_name() {
+    let (mut stage, locator) = stage().await;
+    let mut client = stage.client();
+    client.export(request("a", &locator)).await.unwrap();
+    stage.machine.rename_lv(VG, "v", "renamed");
+    let renamed = format!("lvm:{VG}/renamed");
+    refused(client.attach(attach("here", &renamed)).await, Code::FailedPrecondition, "exported as a to");
+    refused(client.export(request("b", &renamed)).await, Code::FailedPrecondition, "exported as a to");
+
+    let other = stage.volume(Backend::Lvm, "w", SIZE).await;
+    client.attach(attach("there", &other)).await.unwrap();
+    stage.machine.rename_lv(VG, "w", "renamed-too");
+    let renamed = format!("lvm:{VG}/renamed-too");
+    refused(client.export(request("c", &renamed)).await, Code::FailedPrecondition, "attached as there");
+
+    // By somebody at the shell.
+    let open = stage.volume(Backend::Lvm, "open", SIZE).await;
+    stage.machine.activate_lv(VG, "open", false);
+    let device = stage.machine.lv_device(VG, "open").unwrap();
+    stage.machine.engage(&device, User::Export { by: "LIO", name: "iblock_0/theirs".into() });
+    refused(client.attach(attach("e", &open)).await, Code::FailedPrecondition, "exported by LIO as iblock_0/theirs");
+    stage.machine.release(&device);
+    stage.machine.engage(&device, User::Opener { pid: 7, command: "qemu".into() });
+    client.attach(attach("e", &open)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_initiators_name_has_no_case() {
+    let (stage, locator) = stage().await;
+    let shouting = v1::ExportRequest { initiator: "iqn.2026-11.org.example:Other".into(), ..request("a", &locator) };
+    let first = stage.client().export(shouting.clone()).await.unwrap();
+    assert_eq!(first.export.unwrap().initiator, INITIATOR);
+    login(&stage, &first.connection_info).unwrap();
+    assert!(!stage.client().export(shouting).await.unwrap().changed);
+    assert!(!stage.client().export(request("a", &locator)).await.unwrap().changed);
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ pub(crate) struct AttachRequest {
     pub(crate) id: Option<AttachmentId>,
     pub(crate) spec: Spec,
     pub(crate) persistent: bool,
+    /// Only what has a record: what was detached meanwhile is not brought back.
+    pub(crate) again: bool,
     pub(crate) attempt: Attempt,
 }
 
@@ -77,6 +79,8 @@ impl Agent {
                 return Ok(AttachReply { attachment, changed: false, operation: None });
             }
             before = record.attached.identity;
+        } else if request.again {
+            return Err(Error::NotFound { what: attachment_key(&id) });
         } else if let Some(sibling) = siblings.first() {
             if sibling.attached.spec.locator != request.spec.locator {
                 return Err(another_locator(sibling));
@@ -113,6 +117,7 @@ impl Agent {
         }
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
+        self.refuse_served(driver.as_ref(), &attached).await?;
         let mut work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
         match driver.attach(&request.spec, &attached.footprint, &request.attempt).await {
             Ok(device) => {

@@ -21,8 +21,8 @@ use crate::{
     journal::{Change, ExportRecord},
 };
 use driver::{
-    Attached, Attempt, Backend, Chap, Device, Driver, Error, Footprint, Iqn, Locator, Portal, Residual, ResidualKind,
-    Result, Spec,
+    Attached, Attempt, Backend, Chap, Device, Driver, Error, Footprint, Identity, Iqn, Locator, Portal, Residual,
+    ResidualKind, Result, Spec,
 };
 use export::{Export, ExportId, Serial, target_name};
 use std::{net::IpAddr, sync::Arc};
@@ -39,6 +39,8 @@ pub(crate) struct ExportRequest {
     /// Empty: those of the export that is there, or every address of this host.
     pub(crate) portals: Vec<Portal>,
     pub(crate) read_only: bool,
+    /// Only what has a record: what was unexported meanwhile is not served again.
+    pub(crate) again: bool,
     pub(crate) deadline: Instant,
 }
 
@@ -123,6 +125,7 @@ impl Agent {
                 }
                 (Some(record.export), Some((record.attached, record.boot_id)))
             }
+            None if request.again => return Err(Error::NotFound { what: export_key(&id) }),
             None => (None, None),
         };
         if let Some(other) = siblings.iter().find(|record| record.export.id != id) {
@@ -147,6 +150,7 @@ impl Agent {
             }
             None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
         };
+        self.refuse_renamed(&attached, &id).await?;
         self.refuse_users(driver.as_ref(), &attached, &id).await?;
         let export = match export {
             Some(export) => export,
@@ -418,6 +422,39 @@ impl Agent {
         }
     }
 
+    /// As [`Self::refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
+    /// UUIDs.
+    pub(super) async fn refuse_served(&self, driver: &dyn Driver, attached: &Attached) -> Result<()> {
+        let Footprint::Lvm { identity, was_active, .. } = &attached.footprint else { return Ok(()) };
+        let exports = self.journal.exports().await?;
+        let mut by: Vec<String> =
+            exports.iter().filter(|record| is_of(&record.attached, identity)).map(exported_as).collect();
+        if let (true, true, Some(device)) = (by.is_empty(), *was_active, driver.find(attached).await?) {
+            let doing = format!("look who uses {}", device.path.display());
+            let users = self.host.users(&device.path).await.map_err(Error::host(doing))?;
+            let exports = users.iter().filter(|user| matches!(user, host::User::Export { .. }));
+            by.extend(exports.map(ToString::to_string));
+        }
+        match by.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+        }
+    }
+
+    /// Refuses an LV that is attached or exported under a name that it had before.
+    async fn refuse_renamed(&self, attached: &Attached, id: &ExportId) -> Result<()> {
+        let Footprint::Lvm { identity, .. } = &attached.footprint else { return Ok(()) };
+        let (exports, attachments) = (self.journal.exports().await?, self.journal.attachments().await?);
+        let exports = exports.iter().filter(|record| record.export.id != *id && is_of(&record.attached, identity));
+        let attachments = attachments.iter().filter(|record| is_of(&record.attached, identity));
+        let by: Vec<String> =
+            exports.map(exported_as).chain(attachments.map(|record| format!("attached as {}", record.id))).collect();
+        match by.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+        }
+    }
+
     /// Serves again what a reboot, or somebody at the shell, took away: in the background, until it is there or unexported.
     pub(super) async fn settle_exports(self: &Arc<Self>, boot_id: &str) -> Result<()> {
         for record in self.journal.exports().await? {
@@ -454,6 +491,7 @@ impl Agent {
             initiator: record.export.initiator.clone(),
             portals: Vec::new(),
             read_only: record.export.read_only,
+            again: true,
             deadline: Instant::now() + self.config.limits.operation_timeout(),
         };
         match self.in_own_task(Arc::clone(self).export(request)).await {
@@ -489,6 +527,11 @@ fn is_what_is_asked(record: &ExportRecord, request: &ExportRequest) -> Result<()
             portals.join(", ")
         ),
     })
+}
+
+/// Whether this is an LV's, whatever its name.
+fn is_of(attached: &Attached, lv: &Identity) -> bool {
+    matches!(&attached.footprint, Footprint::Lvm { identity, .. } if identity == lv)
 }
 
 pub(super) fn exported_as(record: &ExportRecord) -> String {

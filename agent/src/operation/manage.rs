@@ -6,10 +6,8 @@ use crate::{
     agent::Agent,
     journal::{Change, ExportRecord, Record},
 };
-use driver::{
-    Adoption, Backend, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName,
-};
-use std::{collections::BTreeMap, sync::Arc};
+use driver::{Adoption, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName};
+use std::sync::Arc;
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -120,24 +118,6 @@ impl Agent {
         }
     }
 
-    async fn check_id_is_free(&self, id: VolumeId, scope: &Scope) -> Result<()> {
-        let driver = self.drivers.ready(scope.backend()).await?;
-        for place in self.places_of(scope.backend()).await? {
-            // A pool says by itself whether the name is taken, when the image is given it.
-            if scope.backend() == Backend::Rbd && place.as_ref() == Some(scope) {
-                continue;
-            }
-            match driver.named(place.as_ref(), id).await {
-                Ok(Some(volume)) => {
-                    return Err(Error::AlreadyExists { what: format!("volume {id} is {}", volume.locator) });
-                }
-                Ok(None) | Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     /// Lets a volume go. What is not managed is let go already.
     pub(crate) async fn unmanage(self: Arc<Self>, id: VolumeId, keep_name: bool) -> Result<UnmanageReply> {
         let mut held = self.locks.take(&format!("unmanage of {id}"), [volume_key(id)])?;
@@ -181,110 +161,6 @@ impl Agent {
         }
         Ok(candidates)
     }
-
-    /// The managed volumes of one place, or of all.
-    pub(crate) async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
-        let mut volumes = Vec::new();
-        match scope {
-            Some(scope) => volumes = self.drivers.ready(scope.backend()).await?.volumes(Some(scope)).await?,
-            None => {
-                for backend in self.listed_backends().await {
-                    volumes.extend(self.volumes_of(backend).await?);
-                }
-            }
-        }
-        volumes.sort_by_key(|volume| volume.id);
-        Ok(volumes)
-    }
-
-    /// The backends that can list volumes here.
-    async fn listed_backends(&self) -> Vec<Backend> {
-        let mut backends = Vec::new();
-        for backend in self.drivers.wanted().iter().copied().filter(|backend| *backend != Backend::Iscsi) {
-            if self.drivers.readiness(backend).await.problem.is_none() {
-                backends.push(backend);
-            }
-        }
-        backends
-    }
-
-    /// The managed volumes of a backend: where its driver looks by itself, and where the journal knows of some.
-    async fn volumes_of(&self, backend: Backend) -> Result<Vec<Volume>> {
-        let driver = self.drivers.ready(backend).await?;
-        let mut found: BTreeMap<String, Volume> = BTreeMap::new();
-        let mut keep = |volumes: Vec<Volume>| {
-            found.extend(volumes.into_iter().map(|volume| (volume.locator.to_string(), volume)));
-        };
-        for place in self.places_of(backend).await? {
-            match driver.volumes(place.as_ref()).await {
-                Ok(volumes) => keep(volumes),
-                // The directory or the pool is gone, and the volumes with it.
-                Err(Error::NotFound { .. }) if place.is_some() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found.into_values().collect())
-    }
-
-    /// Where volumes of a backend are looked for: where its driver looks by itself (`None`), and where some were managed.
-    async fn places_of(&self, backend: Backend) -> Result<Vec<Option<Scope>>> {
-        let mut places = vec![None];
-        if matches!(backend, Backend::File | Backend::Rbd) {
-            for place in self.journal.places().await? {
-                let scope: Scope = place.parse()?;
-                if scope.backend() == backend {
-                    places.push(Some(scope));
-                }
-            }
-        }
-        Ok(places)
-    }
-
-    /// The volume of an id by its managed name, wherever it is.
-    async fn named(&self, id: VolumeId) -> Result<Option<Volume>> {
-        for backend in self.listed_backends().await {
-            let driver = self.drivers.ready(backend).await?;
-            for place in self.places_of(backend).await? {
-                match driver.named(place.as_ref(), id).await {
-                    Ok(Some(volume)) => return Ok(Some(volume)),
-                    Ok(None) | Err(Error::NotFound { .. }) => {}
-                    // What cannot be looked at now may not hold it either; if nothing is found, the listing says so.
-                    Err(error) => tracing::debug!(%backend, error = error.chain(), "cannot look for {id}"),
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// One managed volume. A copy made by other tools carries the id, too: the one with the managed name counts.
-    pub(crate) async fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
-        let templates = self.config.templates().map_err(Error::host("read the name templates"))?;
-        let is_named = |volume: &Volume| {
-            volume.origin.beside(&templates.name(volume.kind, id)).is_ok_and(|named| named == volume.locator)
-        };
-        if let Some(volume) = self.named(id).await?.filter(is_named) {
-            return Ok(Some(volume));
-        }
-        let (mut found, mut failed) = (Vec::new(), None);
-        for backend in self.listed_backends().await {
-            match self.volumes_of(backend).await {
-                Ok(volumes) => found.extend(volumes.into_iter().filter(|volume| volume.id == id)),
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let (true, Some(error)) = (found.is_empty(), failed) {
-            return Err(error);
-        }
-        if found.iter().any(is_named) {
-            found.retain(is_named);
-        }
-        if let [one, other, ..] = found.as_slice() {
-            return Err(Error::WrongState {
-                what: format!("{} and {} both say that they are volume {id}; rename one", one.locator, other.locator),
-            });
-        }
-        Ok(found.pop())
-    }
 }
 
 fn volume_key(id: VolumeId) -> String {
@@ -308,13 +184,15 @@ impl Standing {
         attached.chain(self.exports.iter().map(exported_as)).collect()
     }
 
-    /// The new locator in all of them.
+    /// The new name in all of them. How each reaches its cluster stays as it is.
     fn moved(mut self, to: &Locator) -> Change {
+        let name = last_part(to);
+        let moved = |from: &Locator| from.beside(&name).unwrap_or_else(|_| to.clone());
         for record in &mut self.attachments {
-            record.attached.spec.locator = to.clone();
+            record.attached.spec.locator = moved(&record.attached.spec.locator);
         }
         for record in &mut self.exports {
-            record.attached.spec.locator = to.clone();
+            record.attached.spec.locator = moved(&record.attached.spec.locator);
         }
         Change::Both(Box::new(Change::Put(self.attachments)), Box::new(Change::PutExports(self.exports)))
     }
@@ -345,7 +223,7 @@ fn refuse(candidate: &Candidate, users: &Standing, allow_in_use: bool) -> Result
     }
 }
 
-/// The name without VG or directory, and without the suffix of a raw file.
+/// The name without VG, directory or pool.
 fn last_part(locator: &Locator) -> String {
     match locator {
         Locator::Lvm(volume) => volume.lv.to_string(),

@@ -245,14 +245,15 @@ impl Agent {
         tokio::spawn(async move {
             let mut pause = FIRST_PAUSE;
             loop {
-                match agent.journal.attachment(&record.id).await {
-                    Ok(Some(now)) if now.boot_id != boot_id => {}
+                let now = match agent.journal.attachment(&record.id).await {
+                    Ok(Some(now)) if now.boot_id != boot_id => now,
                     _ => return,
-                }
+                };
                 let request = super::AttachRequest {
                     id: Some(record.id.clone()),
-                    spec: record.attached.spec.clone(),
+                    spec: now.attached.spec,
                     persistent: true,
+                    again: true,
                     attempt: Attempt::until(Instant::now() + agent.config.limits.operation_timeout()),
                 };
                 match agent.in_own_task(Arc::clone(&agent).attach(request)).await {
@@ -288,5 +289,50 @@ impl Agent {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Mortard,
+        config::Config,
+        operation::{AttachRequest, ExportRequest},
+    };
+    use driver::{Attempt, Error, Spec};
+    use host::sim::Machine;
+    use std::{sync::Arc, time::Duration};
+    use tokio::time::Instant;
+
+    #[tokio::test]
+    async fn what_ended_while_it_was_to_be_brought_back_stays_away() {
+        let machine = Machine::new();
+        machine.add_vg("vg0", &["vda"]);
+        machine.add_lv("vg0", "v", 16 << 20);
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.agent.state_directory = directory.path().to_owned();
+        let agent = Mortard::start(config, Arc::new(machine.clone())).await.unwrap().agent;
+        let before = machine.snapshot();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let attach = AttachRequest {
+            id: Some("a".parse().unwrap()),
+            spec: Spec::of("lvm:vg0/v".parse().unwrap()),
+            persistent: true,
+            again: true,
+            attempt: Attempt::until(deadline),
+        };
+        let export = ExportRequest {
+            id: Some("a".parse().unwrap()),
+            locator: "lvm:vg0/v".parse().unwrap(),
+            initiator: "iqn.2026-11.org.example:other".parse().unwrap(),
+            portals: Vec::new(),
+            read_only: false,
+            again: true,
+            deadline,
+        };
+        assert!(matches!(Arc::clone(&agent).attach(attach).await, Err(Error::NotFound { .. })));
+        assert!(matches!(agent.export(export).await, Err(Error::NotFound { .. })));
+        assert_eq!(machine.snapshot(), before);
     }
 }

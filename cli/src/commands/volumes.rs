@@ -41,6 +41,9 @@ pub(super) async fn list(agent: &Agent, scope: Option<String>, format: Format) -
     let mut client = agent.volumes();
     let message = |_| v1::ListVolumesRequest { scope: scope.clone().unwrap_or_default() };
     let reply = agent.call(message, async |request| client.list(request).await).await?;
+    for problem in &reply.problems {
+        output::warning(problem, format);
+    }
     let volumes: Vec<Volume> = reply.volumes.into_iter().map(Volume::from).collect();
     Ok(output::answer(&volumes, format)?)
 }

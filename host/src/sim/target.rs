@@ -23,7 +23,8 @@ pub(crate) struct Targets {
 
 /// Others on the network, who use what this machine exports.
 impl Machine {
-    /// An initiator at an address comes to a target. What it is told if it may not.
+    /// An initiator at an address comes to a target. What it is told if it may not. The kernel lower-cases the name that it is
+    /// sent, and takes the access lists' names as they are.
     pub fn initiator_login(
         &self,
         target: &str,
@@ -32,6 +33,7 @@ impl Machine {
         chap: (&str, &str),
         address: &str,
     ) -> std::result::Result<(), &'static str> {
+        let initiator = &initiator.to_ascii_lowercase();
         self.with(|world| {
             let group = format!("{ROOT}/iscsi/{target}/tpgt_1");
             let acl = format!("{group}/acls/{initiator}");
@@ -53,6 +55,7 @@ impl Machine {
 
     /// An initiator logs out, or is gone.
     pub fn initiator_logout(&self, target: &str, initiator: &str) {
+        let initiator = &initiator.to_ascii_lowercase();
         self.with(|world| {
             world.files.put(format!("{ROOT}/iscsi/{target}/tpgt_1/acls/{initiator}/info"), no_session(initiator));
         });
