@@ -266,7 +266,7 @@ impl v1::volumes_server::Volumes for Canned {
 
     async fn list(&self, request: Request<v1::ListVolumesRequest>) -> Reply<v1::ListVolumesResponse> {
         self.asked().scopes.push(request.into_inner().scope);
-        Ok(Response::new(v1::ListVolumesResponse { volumes: vec![volume()] }))
+        Ok(Response::new(v1::ListVolumesResponse { volumes: vec![volume()], ..Default::default() }))
     }
 
     async fn get(&self, _: Request<v1::GetVolumeRequest>) -> Reply<v1::Volume> {
