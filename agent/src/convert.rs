@@ -278,10 +278,15 @@ pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
         Some(Identity::Scsi { wwn }) => wwn.to_string(),
         _ => String::new(),
     };
-    let is_multipath = matches!(&spec.locator, Locator::Iscsi(unit) if unit.is_multipath());
+    // A disk is its own only path; a map is over its paths, and may be over a single one.
+    let is_map = match (&device, &spec.locator) {
+        (Some(device), Locator::Iscsi(_)) => device.paths.iter().all(|path| path.device != device.path),
+        (None, Locator::Iscsi(unit)) => unit.is_multipath(),
+        _ => false,
+    };
     let mut wire = v1::Attachment {
         id: id.to_string(),
-        multipath_id: if is_multipath { scsi_wwn.clone() } else { String::new() },
+        multipath_id: if is_map { scsi_wwn.clone() } else { String::new() },
         stable_path: stable_path.display().to_string(),
         scsi_wwn,
         r#type: "block".into(),

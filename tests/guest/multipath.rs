@@ -182,7 +182,7 @@ async fn one_portal_to_what_was_a_map() {
     figure("attach of one path that multipathd takes, ms", came.took.as_millis());
     let there = came.ok();
     let device = text(&there, "path").to_owned();
-    assert!(device.starts_with("/dev/dm-"), "{there}");
+    assert!(device.starts_with("/dev/dm-") && text(&there, "multipath_id") == stage.wwn(0), "{there}");
     sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/one; mount {device} /mnt/one; echo kept >/mnt/one/file"));
     let message = mortar(&["detach", "one"]).refused(4, "IN_USE");
     assert!(message.contains("/mnt/one"), "{message}");
