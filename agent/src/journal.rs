@@ -11,7 +11,7 @@
 //! ```
 
 use crate::operation::{Operation, OperationId, Outcome, Plan};
-use driver::{Attached, AttachmentId, Error, Residual, Result};
+use driver::{Attached, AttachmentId, Error, Locator, Residual, Result};
 use export::{Export, ExportId};
 use host::Host;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -348,11 +348,33 @@ fn prepare(connection: &mut Connection, path: &Path) -> std::result::Result<(), 
                 all.execute_batch(SCHEMA).map_err(failed)?;
             }
             all.execute_batch(SCHEMA_OF_EXPORTS).map_err(failed)?;
+            name_ways(&all).map_err(failed)?;
             all.pragma_update(None, "user_version", LAYOUT).map_err(failed)?;
             all.commit().map_err(failed)
         }
         found => Err(JournalError::Later { path: path.into(), found }),
     }
+}
+
+/// Layout 1 noted of an iSCSI device whether it was here before; layout 2 notes which ways of it were.
+fn name_ways(db: &Connection) -> rusqlite::Result<()> {
+    for (table, column, root) in [("attachment", "record", "$.attached"), ("operation", "plan", "$.attached")] {
+        let mut old = db.prepare(&format!(
+            "SELECT id, json_extract({column}, '{root}.spec.locator') FROM {table} \
+             WHERE json_extract({column}, '{root}.footprint.device_was_here')"
+        ))?;
+        let rows = old.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
+            let Ok(Locator::Iscsi(unit)) = row.1.parse::<Locator>() else { continue };
+            let ways = serde_json::to_string(&unit.ways)
+                .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+            db.execute(
+                &format!("UPDATE {table} SET {column} = json_set({column}, '{root}.footprint.were_here', json(?)) WHERE id = ?"),
+                params![ways, row.0],
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// A change of one row, ready for the journal's thread.
@@ -441,4 +463,44 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
 
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(Error::host("read a record of the journal"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use driver::Footprint;
+
+    #[test]
+    fn a_device_that_was_here_in_layout_1_still_was_in_layout_2() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(SCHEMA).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        let record = |was_here: bool| {
+            serde_json::json!({
+                "id": "a", "persistent": false, "boot_id": "x", "created_ms": 0, "residuals": [],
+                "attached": {
+                    "spec": {
+                        "locator": "iscsi://10.0.0.5:3260/iqn.2026-11.org.example:t1/7", "read_only": false,
+                        "expected_wwn": null, "expected_size": null,
+                    },
+                    "footprint": { "backend": "iscsi", "device_was_here": was_here },
+                    "identity": null,
+                },
+            })
+        };
+        for (id, was_here) in [("a", true), ("b", false)] {
+            let row = params![id, "v", record(was_here).to_string()];
+            db.execute("INSERT INTO attachment (id, volume, record) VALUES (?, ?, ?)", row).unwrap();
+        }
+        prepare(&mut db, Path::new("journal")).unwrap();
+        let ways = |id: &str| {
+            let query = "SELECT record FROM attachment WHERE id = ?";
+            let text: String = db.query_row(query, [id], |row| row.get(0)).unwrap();
+            match parse::<Record>(&text).unwrap().attached.footprint {
+                Footprint::Iscsi { were_here, .. } => were_here.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((ways("a"), ways("b")), (1, 0));
+    }
 }

@@ -42,7 +42,7 @@ use crate::{
     watch::Event,
 };
 use ::export::{Export, ExportId};
-use driver::{Adoption, Attached, AttachmentId, Error, Locator, Release, Result};
+use driver::{Adoption, Attached, AttachmentId, Error, Identity, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -135,6 +135,11 @@ fn attachment_key(id: &AttachmentId) -> String {
     format!("attachment {id}")
 }
 
+/// What a locator turned out to be, once that is known: two locators may lead to one volume.
+fn identity_key(identity: &Identity) -> String {
+    format!("volume that is {identity}")
+}
+
 /// An operation, with its outcome once it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Operation {
@@ -219,7 +224,8 @@ impl Agent {
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
         let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
         let volume = record.attached.spec.locator.key();
-        for key in record.attached.spec.locator.keys() {
+        let identity = record.attached.identity.as_ref().map(identity_key);
+        for key in record.attached.spec.locator.keys().into_iter().chain(identity) {
             held.extend(key)?;
         }
         // Read once more under all locks: a manage may have given it another locator meanwhile.

@@ -15,7 +15,7 @@ const ROUNDS: usize = 5;
 const PORTALS: [&str; 4] = [PORTAL, "127.0.0.2:3260", "127.0.0.3:3260", "127.0.0.4:3260"];
 
 pub(crate) async fn measure(report: &mut Report) {
-    sh("printf 'defaults {\\n  find_multipaths no\\n  user_friendly_names no\\n  retrigger_tries 0\\n}\\n' >/etc/multipath.conf
+    sh("printf 'defaults {\\n  find_multipaths strict\\n  user_friendly_names no\\n  retrigger_tries 0\\n}\\n' >/etc/multipath.conf
         guest_modules dm-multipath dm-round-robin || guest_modules dm-multipath
         systemctl start multipathd");
     let targets = Targets::new("paths", 1, &PORTALS);
@@ -40,8 +40,6 @@ pub(crate) async fn measure(report: &mut Report) {
     let mut down = Row::new("iSCSI detach, four paths", []);
     for round in 0..=ROUNDS {
         let (floor_up, disk) = clocked(|| floor.attach());
-        // multipathd makes a map of any disk; the floor is without.
-        sh(&format!("multipath -f $(multipath -l -v1 {}) || true", disk.display()));
         let (floor_down, _) = clocked(|| floor.detach(&disk));
 
         let (our_up, there) = timed(client.attach(first.clone())).await;
@@ -94,7 +92,7 @@ pub(crate) async fn measure(report: &mut Report) {
     drop(floor);
     sh("systemctl stop multipathd.socket multipathd");
     report.note(
-        "**iSCSI, four paths.** One target with four portals on loopback addresses of their own, and multipathd (`find_multipaths no`, `retrigger_tries 0`: \
+        "**iSCSI, four paths.** One target with four portals on loopback addresses of their own, and multipathd (`find_multipaths strict`, `retrigger_tries 0`: \
          it asks the disk itself for its WWID, and does not wait until udev has looked at it, which takes seconds in this guest). The floor is that of *one* path, \
          while multipathd runs; there is none for four. os-brick returns when all paths are there or failed; ours, unless it is asked for all paths, \
          with the first that has proved itself, in its map, and the others join.",

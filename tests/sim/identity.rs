@@ -112,3 +112,28 @@ async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
     assert!(refused.message().contains("name it by its id"), "{}", refused.message());
     assert!(stage.client().detach("a").await.unwrap().changed);
 }
+
+#[tokio::test]
+async fn one_volume_is_attached_by_one_locator() {
+    let mut stage = SimStage::new().await;
+    let (one, other) = ("iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other");
+    for (iqn, portal) in [(one, "127.0.0.1:3260"), (other, "127.0.0.2:3260")] {
+        stage.machine.add_target(iqn, &[portal]);
+        stage.machine.map_lun(iqn, 0, LogicalUnit::disk(OTHER, SIZE));
+    }
+    stage.machine.run_multipathd(true);
+    let (single, by_other) = (format!("iscsi://127.0.0.1/{one}/0"), format!("iscsi://127.0.0.2/{other}/0"));
+    let both = format!("iscsi://127.0.0.1/{one}/0,127.0.0.2/{other}/0");
+    let bare = stage.snapshot().await;
+    stage.client().attach(attach("a", &single)).await.unwrap();
+    let before = stage.snapshot().await;
+    // The first is known to overlap; of the second only the device tells.
+    for locator in [&both, &by_other] {
+        let refused = stage.client().attach(attach("b", locator)).await.unwrap_err();
+        assert_eq!(refused.reason, "WRONG_STATE", "{}", refused.message);
+        assert!(refused.message.contains(&single), "{}", refused.message);
+        assert_eq!(stage.snapshot().await, before, "{locator}");
+    }
+    assert!(stage.client().detach("a").await.unwrap().changed);
+    assert_eq!(stage.snapshot().await, bare);
+}

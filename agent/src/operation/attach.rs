@@ -1,12 +1,14 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, now_ms};
+use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key, now_ms};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Attached, AttachmentId, Attempt, Device, Driver, Error, Locator, RawFile, Residual, Result, Spec};
+use driver::{
+    Attached, AttachmentId, Attempt, Device, Driver, Error, Footprint, Locator, RawFile, Residual, Result, Spec,
+};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -61,6 +63,7 @@ impl Agent {
         let volume = request.spec.locator.key();
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
         self.refuse_exported(&request.spec.locator).await?;
+        self.refuse_another_way(&request.spec.locator).await?;
         let siblings = self.journal.attachments_of(&volume).await?;
         let id = match &request.id {
             Some(id) => id.clone(),
@@ -69,6 +72,9 @@ impl Agent {
         held.extend(attachment_key(&id))?;
         let mut before = None;
         if let Some(record) = self.journal.attachment(&id).await? {
+            if request.id.is_none() {
+                self.still_named(driver.as_ref(), &record, &request).await?;
+            }
             if let Some(attachment) = self.again(driver.as_ref(), &record, &request).await? {
                 return Ok(AttachReply { attachment, changed: false, operation: None });
             }
@@ -77,12 +83,7 @@ impl Agent {
             return Err(Error::NotFound { what: attachment_key(&id) });
         } else if let Some(sibling) = siblings.first() {
             if sibling.attached.spec.locator != request.spec.locator {
-                return Err(Error::WrongState {
-                    what: format!(
-                        "the volume is attached as {}, by {}; attach it by the same locator",
-                        sibling.id, sibling.attached.spec.locator
-                    ),
-                });
+                return Err(another_locator(sibling));
             }
             if sibling.attached.spec.exclusive != request.spec.exclusive {
                 return Err(Error::WrongState {
@@ -104,6 +105,7 @@ impl Agent {
                     ),
                 });
             }
+            self.still_named(driver.as_ref(), sibling, &request).await?;
             if sibling.boot_id == self.boot_id
                 && let Some(device) = driver.prove(&sibling.attached).await?
             {
@@ -116,9 +118,12 @@ impl Agent {
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
-        let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
+        let mut work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
         match driver.attach(&request.spec, &attached.footprint, &request.attempt).await {
             Ok(device) => {
+                if let Err(error) = self.only_by_this_locator(&mut work, driver.as_ref(), &attached, &device).await {
+                    return self.undo(work, error).await;
+                }
                 if let Some(before) = before.filter(|before| !device.identity.is_still(before)) {
                     // The id stands for the volume that it was first attached for, not for what took its place.
                     let mismatch = Error::Mismatch {
@@ -133,6 +138,71 @@ impl Agent {
             }
             Err(error) => self.undo(work, error).await,
         }
+    }
+
+    /// Refuses a way to a volume that is attached by others: two devices of one volume would not know of each other's
+    /// writes. Only what can be known from the locators; see [`Agent::only_by_this_locator`].
+    async fn refuse_another_way(&self, locator: &Locator) -> Result<()> {
+        let Locator::Iscsi(_) = locator else { return Ok(()) };
+        let records = self.journal.attachments().await?;
+        let overlaps = |record: &&Record| {
+            let attached = &record.attached.spec.locator;
+            attached != locator && attached.resembles(locator)
+        };
+        records.iter().find(overlaps).map_or(Ok(()), |record| Err(another_locator(record)))
+    }
+
+    /// Once it is known what a locator led to: nobody else may attach or detach the same volume meanwhile, no attachment
+    /// may have it by another locator, and it has to be there still.
+    async fn only_by_this_locator(
+        &self,
+        work: &mut Work,
+        driver: &dyn Driver,
+        attached: &Attached,
+        device: &Device,
+    ) -> Result<()> {
+        work.held.extend(identity_key(&device.identity))?;
+        let records = self.journal.attachments().await?;
+        let same = |record: &&Record| {
+            record.boot_id == self.boot_id
+                && record.attached.identity.as_ref() == Some(&device.identity)
+                && record.attached.spec.locator != attached.spec.locator
+        };
+        if let Some(record) = records.iter().find(same) {
+            return Err(another_locator(record));
+        }
+        let at = Attached { identity: Some(device.identity.clone()), ..attached.clone() };
+        match driver.find(&at).await? {
+            Some(now) if now.path == device.path => Ok(()),
+            _ => Err(Error::Busy {
+                what: attached.spec.locator.to_string(),
+                holder: "a detach that has just ended".into(),
+                age: Duration::ZERO,
+            }),
+        }
+    }
+
+    /// A locator names a place, and another volume may have been put there since it was attached. So before a caller who
+    /// does not say which attachment he means is given one, the name is looked at again. (By iSCSI and file it is the
+    /// device that is asked, and that each time.)
+    async fn still_named(&self, driver: &dyn Driver, sibling: &Record, request: &AttachRequest) -> Result<()> {
+        let Some(before) = &sibling.attached.identity else { return Ok(()) };
+        let now = match &request.spec.locator {
+            Locator::Lvm(_) => match driver.prepare(&request.spec).await? {
+                Footprint::Lvm { identity, .. } => identity,
+                _ => return Ok(()),
+            },
+            Locator::Rbd(_) => driver.inspect(&request.spec.locator).await?.identity,
+            Locator::Iscsi(_) | Locator::File(_) => return Ok(()),
+        };
+        if now.is_still(before) {
+            return Ok(());
+        }
+        Err(Error::Mismatch {
+            what: format!("{}, which is attached as {} and is another volume now,", request.spec.locator, sibling.id),
+            expected: before.to_string(),
+            found: now.to_string(),
+        })
     }
 
     /// The same call once more: the same device, or `None` if it has to be brought back.
@@ -222,6 +292,18 @@ impl Agent {
         }
         let Some(attached) = self.in_this_boot(attached, &operation.boot_id).await? else { return Ok(()) };
         let driver = self.drivers.get(attached.spec.locator.backend())?;
+        if let Locator::Rbd(_) = attached.spec.locator
+            && let Some(device) = driver.find(&attached).await?
+            && self
+                .journal
+                .attachments()
+                .await?
+                .iter()
+                .any(|record| record.attached.identity == Some(device.identity.clone()))
+        {
+            // Another attachment, by another name of the image, has found our mapping and uses it.
+            return Ok(());
+        }
         let detached = driver.detach(&attached, Instant::now() + UNDO_TIMEOUT).await?;
         match detached.residuals.first() {
             None => Ok(()),
@@ -284,6 +366,15 @@ impl Agent {
             (state, problem) = (State::Residual, Some(format!("a detach left {}", left.join("; "))));
         }
         Attachment { record, stable_path, device, state, problem }
+    }
+}
+
+fn another_locator(record: &Record) -> Error {
+    Error::WrongState {
+        what: format!(
+            "the volume is attached as {}, by {}; attach it by the same locator",
+            record.id, record.attached.spec.locator
+        ),
     }
 }
 

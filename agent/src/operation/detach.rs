@@ -90,13 +90,10 @@ impl Agent {
         }
     }
 
-    /// Whether another attachment has the same device, whatever way it names the volume.
+    /// Whether another attachment has the same device. Attachments of one volume go by one locator.
     pub(super) async fn shares_device(&self, record: &Record) -> Result<bool> {
-        let (key, identity) = (record.attached.spec.locator.key(), &record.attached.identity);
-        let same = |other: &Record| {
-            other.attached.spec.locator.key() == key || identity.is_some() && other.attached.identity == *identity
-        };
-        Ok(self.journal.attachments().await?.iter().any(|other| other.id != record.id && same(other)))
+        let same = self.journal.attachments_of(&record.attached.spec.locator.key()).await?;
+        Ok(same.iter().any(|other| other.id != record.id))
     }
 
     /// The device, unless another attachment has it; then the stable path. Refused, with nothing touched, if somebody uses

@@ -11,7 +11,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Attached, Attempt, Error, Result};
+use driver::{Attached, Attempt, Error, Locator, Result};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
@@ -28,7 +28,10 @@ impl Agent {
     /// Recovers everything, as far as it goes within [`START_PATIENCE`]. Fails only if the journal cannot be read.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let unfinished = self.journal.unfinished().await?;
-        if !unfinished.is_empty() {
+        // The ways of a multipath attachment log in without an operation of their own.
+        let has_ways =
+            |record: &Record| matches!(&record.attached.spec.locator, Locator::Iscsi(unit) if unit.is_multipath());
+        if !unfinished.is_empty() || self.journal.attachments().await?.iter().any(has_ways) {
             // A login or a rename that the last agent started may still be at it: only then is there something to see.
             match self.host.outlived(Instant::now() + START_PATIENCE).await {
                 Ok(still) => still.iter().for_each(|line| tracing::warn!(line, "still runs since before the restart")),
@@ -197,13 +200,24 @@ impl Agent {
             self.unlink(&record.id).await?;
             self.journal.change(Change::Remove(record.id)).await?;
         }
+        let mut looks = JoinSet::new();
         for record in here {
-            if let Ok(_held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
-                self.link_again(&record).await;
-                if let Ok(driver) = self.drivers.get(record.attached.spec.locator.backend()) {
-                    driver.tend(&record.attached).await;
-                }
+            if let Ok(held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
+                let agent = Arc::clone(self);
+                looks.spawn(async move {
+                    let _until_linked = held;
+                    agent.link_again(&record).await;
+                    if let Ok(driver) = agent.drivers.get(record.attached.spec.locator.backend()) {
+                        driver.tend(&record.attached).await;
+                    }
+                });
             }
+        }
+        // One that does not answer holds up nobody else.
+        let all = async { while looks.join_next().await.is_some() {} };
+        if timeout(START_PATIENCE, all).await.is_err() {
+            tracing::warn!("some attachments do not answer; they are looked at while others are served");
+            looks.detach_all();
         }
         for record in persistent {
             self.bring_back(record, boot_id.clone());
