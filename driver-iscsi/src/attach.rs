@@ -54,7 +54,7 @@ pub(crate) struct Proved {
 impl Initiator {
     /// A unit by its only way: all of it; or nothing, with the reason.
     pub(crate) async fn bring(
-        &self,
+        self: &Arc<Self>,
         place: &Place,
         spec: &Spec,
         footprint: &Footprint,
@@ -64,7 +64,7 @@ impl Initiator {
         let mut came = Came::Nowhere;
         let device = self.try_to_bring(place, spec, footprint, credentials, deadline, &mut came).await;
         if device.is_err() {
-            self.undo(place, came).await;
+            self.undo_ways(vec![(place.clone(), came)], footprint).await;
         }
         device
     }
@@ -79,11 +79,17 @@ impl Initiator {
         came: &mut Came,
     ) -> Result<Device> {
         self.approach(place, footprint, deadline).await?;
-        let Proved { session, unit, disk, wwn } =
-            self.bring_unit(place, footprint, credentials, deadline, came).await?;
-        let device = self.device(place, &unit, disk, Identity::Scsi { wwn })?;
+        let unit = self.bring_unit(place, footprint, credentials, deadline, came).await?;
+        let device = self.device(place, &unit.unit, unit.disk.clone(), Identity::Scsi { wwn: unit.wwn.clone() })?;
         spec.check(&device)?;
-        self.protect(place, spec, &session, device).await
+        if self.goes_into_a_map(&unit).await?
+            && let Some(map) = self.join(place, &unit, deadline).await?
+        {
+            let places = std::slice::from_ref(place);
+            self.protect_map(places, spec, footprint, &map).await?;
+            return self.map_now(places, &map, footprint);
+        }
+        self.protect(place, spec, &unit.session, device).await
     }
 
     /// Sees that a login is worth a process. Has no effect, and may be left at any time.

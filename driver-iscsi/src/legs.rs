@@ -1,13 +1,15 @@
-//! A unit with several ways, as one: its legs, the map over them, who uses it, what it proves, how it grows.
+//! A unit under a map, as one: its legs, the map over them, who uses it, what it proves, how it grows.
 
 use crate::{
-    Initiator, machine,
+    Initiator,
+    attach::Proved,
+    machine,
     multipath::{self, Map, Said},
     place::Place,
     proof,
     session::{Session, Unit},
 };
-use driver::{Attached, Device, DevicePath, Error, Footprint, Identity, Result, Wwn};
+use driver::{Attached, Device, DevicePath, Error, Footprint, Identity, Result, Spec, Wwn};
 use host::{BlockDevice, User, wait_for};
 use std::{collections::BTreeSet, path::PathBuf};
 use tokio::time::Instant;
@@ -54,7 +56,7 @@ impl Initiator {
     }
 
     /// The attachment's map with its legs; `None` if it has no map, or the map of another volume only.
-    fn map_of(&self, places: &[Place], at: &Attached) -> Result<Option<(Map, Vec<Leg>)>> {
+    pub(crate) fn map_of(&self, places: &[Place], at: &Attached) -> Result<Option<(Map, Vec<Leg>)>> {
         let legs = self.legs(places, &at.footprint)?;
         let right = |map: &Map| match &at.identity {
             Some(Identity::Scsi { wwn }) => map.wwid == wwn.to_string(),
@@ -89,6 +91,44 @@ impl Initiator {
             read_only: block.read_only,
             paths,
         }))
+    }
+
+    /// Whether multipathd has a unit that came by one way alone, or is about to take it. Then the disk itself is of no use to
+    /// anybody.
+    pub(crate) async fn goes_into_a_map(&self, unit: &Proved) -> Result<bool> {
+        let (host, disk) = (self.host(), &unit.disk.name);
+        if Map::over(host, disk).map_err(machine("look for a multipath map"))?.is_some() {
+            return Ok(true);
+        }
+        multipath::takes(host, &unit.wwn.to_string()).await
+    }
+
+    /// Makes a map refuse writes if that was asked for. It goes on to do so when paths come and go.
+    pub(crate) async fn protect_map(
+        &self,
+        places: &[Place],
+        spec: &Spec,
+        footprint: &Footprint,
+        map: &Map,
+    ) -> Result<()> {
+        let block = map.block(self.host()).map_err(machine("read the map's device"))?;
+        if !spec.read_only || block.is_none_or(|block| block.read_only) {
+            return Ok(());
+        }
+        let node = map.node();
+        // First its paths, then ours: one that comes in between is no stranger.
+        let slaves = map.slaves(self.host()).map_err(machine("list the map's paths"))?;
+        let legs = self.legs(places, footprint)?;
+        let ours = |slave: &String| legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave);
+        if matches!(footprint, Footprint::Iscsi { map_was_here: true, .. }) || !slaves.iter().all(ours) {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{} has paths from elsewhere and is writable; detach it there to have it read-only",
+                    node.display()
+                ),
+            });
+        }
+        self.host().set_read_only(&node, true).await.map_err(machine(format!("make {} read-only", node.display())))
     }
 
     /// As the kernel lists it.

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! A volume with several portals is attached by all of them at once ([`ways`]), by multipathd made one device ([`multipath`]),
-//! handled as one ([`legs`]), and taken apart again ([`unmap`]).
+//! handled as one ([`legs`]), and taken apart again ([`unmap`]). So is one with a single portal, if multipathd remembers it
+//! from before and takes its disk.
 //!
 //! Whatever is ours says so itself: the session's interface is called `mortar` ([`database`]). A unit that we bring is
 //! always on such a session, so no state, and no loss of it, can make us take away what is an operator's.
@@ -49,11 +50,13 @@ use driver::{
 };
 use host::{BlockDevice, Command, Host, Tool};
 use legs::Leg;
+use multipath::Map;
 use place::Place;
 use record::Credentials;
 use session::{Session, Unit};
 use std::{
     path::{Path, PathBuf},
+    slice,
     sync::Arc,
 };
 use tokio::{
@@ -189,7 +192,7 @@ impl Initiator {
     fn footprint(&self, places: &[Place]) -> Result<Footprint> {
         let any = Footprint::Iscsi { were_here: places.iter().map(Place::way).collect(), map_was_here: false };
         let legs: Vec<Leg> = self.legs(places, &any)?.into_iter().filter(|leg| !leg.session.ours).collect();
-        let map_was_here = places.len() > 1 && !self.maps(&legs)?.is_empty();
+        let map_was_here = !self.maps(&legs)?.is_empty();
         Ok(Footprint::Iscsi { were_here: legs.iter().map(|leg| leg.place.way()).collect(), map_was_here })
     }
 
@@ -234,11 +237,20 @@ impl Initiator {
         tools
     }
 
-    // ---- a unit with one way ----
+    // ---- a unit with one way: a disk, or a map if multipathd has taken it ----
+
+    /// Whether the attachment is the map over its disk.
+    fn is_a_map(&self, place: &Place, at: &Attached, disk: &BlockDevice) -> Result<bool> {
+        let over = Map::over(self.host(), &disk.name).map_err(machine("look for a multipath map"))?;
+        Ok(over.is_some() && self.map_of(slice::from_ref(place), at)?.is_some())
+    }
 
     /// As the kernel lists it.
     fn find_disk(&self, place: &Place, at: &Attached) -> Result<Option<Device>> {
         let Some((unit, disk)) = self.locate_disk(place, &at.footprint)? else { return Ok(None) };
+        if self.is_a_map(place, at, &disk)? {
+            return self.find_map(slice::from_ref(place), at);
+        }
         let identity = match &at.identity {
             Some(identity) => identity.clone(),
             // The attach did not come so far as to prove it; the kernel's memory is all there is.
@@ -254,6 +266,7 @@ impl Initiator {
 
     async fn prove_disk(&self, place: &Place, at: &Attached) -> Result<Option<Device>> {
         match self.locate_disk(place, &at.footprint)? {
+            Some((_, disk)) if self.is_a_map(place, at, &disk)? => self.prove_map(slice::from_ref(place), at).await,
             Some((unit, disk)) => self.proved(place, at, &unit, disk).await,
             None => Ok(None),
         }
@@ -263,6 +276,12 @@ impl Initiator {
         let Some((session, unit)) = self.locate(place, &at.footprint)? else {
             return Err(Error::NotFound { what: format!("a device of {place}") });
         };
+        let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
+        if let Some(disk) = disk
+            && self.is_a_map(place, at, &disk)?
+        {
+            return self.extend_map(slice::from_ref(place), at, deadline).await;
+        }
         if !session.is_up() {
             let why = format!("its session is {}", session.state());
             return Err(Error::Unreachable { what: place.to_string(), why });

@@ -23,6 +23,9 @@ use std::{
 
 const BLOCK: &str = "/sys/block";
 
+/// A line for each, between slashes.
+const REMEMBERED: &str = "/etc/multipath/wwids";
+
 /// The daemon gives up on its own lock after 4 s (`uxsock_timeout`).
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,7 +104,9 @@ impl Map {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Said {
     Ok,
-    /// `fail`, `blacklisted`, `timeout`, …
+    /// The operator's configuration keeps the disk out of maps. It says so once udev has looked at the disk.
+    Blacklisted,
+    /// `fail`, `timeout`, …
     No(String),
 }
 
@@ -116,10 +121,31 @@ pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
 
 fn absent() -> Error {
     Error::WrongState {
-        what: "several portals need multipathd, which does not run; install multipath-tools (Debian, Ubuntu, SUSE) or \
-               device-mapper-multipath (Fedora, Red Hat) and run `systemctl start multipathd`, or give one portal"
+        what: "several portals, and a multipath map, need multipathd, which does not run; install multipath-tools (Debian, \
+               Ubuntu, SUSE) or device-mapper-multipath (Fedora, Red Hat) and run `systemctl start multipathd`, or give \
+               one portal"
             .into(),
     }
+}
+
+/// Whether multipathd makes a map of a volume as soon as one disk of it comes: it does so with what it remembers, and with
+/// every volume where `find_multipaths` is `off` or `greedy` (`multipath.conf(5)`).
+pub(crate) async fn takes(host: &dyn Host, wwid: &str) -> Result<bool> {
+    let config = match host.multipathd("show config local", PATIENCE).await {
+        Ok(config) => config,
+        Err(host::Error::Unreachable { .. }) => return Ok(false),
+        Err(error) => return Err(machine("ask multipathd for its configuration")(error)),
+    };
+    let mut settings = config.lines().filter_map(|line| line.trim().strip_prefix("find_multipaths "));
+    let takes_every_disk = settings.any(|value| matches!(value.trim().trim_matches('"'), "off" | "no" | "greedy"));
+    Ok(takes_every_disk || remembers(host, wwid)?)
+}
+
+/// What it once made a map of, it writes down (`multipath(8)`, options -a and -w).
+fn remembers(host: &dyn Host, wwid: &str) -> Result<bool> {
+    let text = host.read(Path::new(REMEMBERED)).map_err(machine("read which volumes multipathd remembers"))?;
+    let of = |line: &str| line.trim().strip_prefix('/').and_then(|line| line.strip_suffix('/')) == Some(wwid);
+    Ok(text.is_some_and(|text| text.lines().any(of)))
 }
 
 /// Lets the daemon take a disk for a path.
@@ -164,6 +190,7 @@ pub(crate) async fn resize_map(host: &dyn Host, map: &Map) -> Result<Said> {
 async fn ask(host: &dyn Host, request: String) -> Result<Said> {
     match host.multipathd(&request, PATIENCE).await {
         Ok(answer) if answer.trim() == "ok" => Ok(Said::Ok),
+        Ok(answer) if answer.trim() == "blacklisted" => Ok(Said::Blacklisted),
         Ok(answer) => Ok(Said::No(answer.trim().to_owned())),
         Err(host::Error::Unreachable { .. }) => Err(absent()),
         Err(error) => Err(machine(format!("ask multipathd `{request}`"))(error)),

@@ -161,6 +161,20 @@ async fn a_target_that_is_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_login_that_succeeds_and_brings_no_session() {
+    let machine = machine();
+    machine.hide_sessions(T1);
+    let before = machine.snapshot();
+    let started = Instant::now();
+    let error = attach(&driver(&machine), &lun(0)).await.unwrap_err();
+    assert!(matches!(&error, Error::Unreachable { .. } | Error::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains(T1) && error.to_string().contains(PORTAL), "{error}");
+    assert_eq!(started.elapsed().as_secs(), 20);
+    assert_eq!(machine.processes(), 1, "{:?}", machine.commands());
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_password_is_seen_nowhere() {
     let machine = machine();
     machine.require_chap(T1, "host-a", "right-secret-1");

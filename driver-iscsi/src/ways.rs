@@ -31,7 +31,6 @@ use host::Uevents;
 use std::{
     collections::HashMap,
     future::Future,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -140,7 +139,7 @@ impl Initiator {
         outcome
     }
 
-    fn map_now(&self, places: &[Place], map: &Map, footprint: &Footprint) -> Result<Device> {
+    pub(crate) fn map_now(&self, places: &[Place], map: &Map, footprint: &Footprint) -> Result<Device> {
         let legs = self.legs(places, footprint)?;
         self.map_device(places, map, &legs)?
             .ok_or_else(|| Error::NotFound { what: format!("{}, which was there a moment ago,", map.node().display()) })
@@ -182,7 +181,7 @@ impl Initiator {
     }
 
     /// Takes back what walkers brought. What stays is said in the log; the agent detaches once more.
-    async fn undo_ways(self: &Arc<Self>, came: Vec<(Place, Came)>, footprint: &Footprint) {
+    pub(crate) async fn undo_ways(self: &Arc<Self>, came: Vec<(Place, Came)>, footprint: &Footprint) {
         let deadline = Instant::now() + UNDO;
         let ours: Vec<Place> =
             came.iter().filter(|(_, came)| *came == Came::ToTheUnit).map(|(place, _)| place.clone()).collect();
@@ -215,8 +214,8 @@ impl Initiator {
         Ok(())
     }
 
-    /// Sees that the map of the volume has this unit as a path.
-    async fn join(&self, place: &Place, unit: &Proved, deadline: Instant) -> Result<Map> {
+    /// Sees that the map of the volume has this unit as a path. `None` if the operator keeps it out of maps.
+    pub(crate) async fn join(&self, place: &Place, unit: &Proved, deadline: Instant) -> Result<Option<Map>> {
         let (disk, wwid) = (&unit.disk.name, unit.wwn.to_string());
         let mut events = self.host().uevents();
         let (mut pause, mut ask_next) = (ASK_AGAIN.0, Instant::now());
@@ -231,7 +230,7 @@ impl Initiator {
                     });
                 }
                 if self.host().stat(&map.node()).map_err(machine("look for the map's node"))?.is_some() {
-                    return Ok(map);
+                    return Ok(Some(map));
                 }
             }
             let now = Instant::now();
@@ -239,13 +238,16 @@ impl Initiator {
                 let node = unit.disk.node();
                 let waiting_for = format!(
                     "multipathd to take {} ({place}) into the map of {wwid}; it said {said:?}: see \
-                     `journalctl -u multipathd`, and whether `multipathd show blacklist` names it",
+                     `journalctl -u multipathd`",
                     node.display()
                 );
                 return Err(Error::TimedOut { waiting_for });
             }
             if now >= ask_next {
                 said = self.ask_to_join(disk, &wwid).await?;
+                if said == Said::Blacklisted {
+                    return Ok(None);
+                }
                 ask_next = Instant::now() + pause;
                 pause = (pause * 2).min(ASK_AGAIN.1);
                 continue;
@@ -390,8 +392,15 @@ impl Walkers {
         let device = initiator.device(place, &unit.unit, unit.disk.clone(), identity)?;
         self.spec.check(&device)?;
         self.agree(place, &unit)?;
-        let map = unless(stop, initiator.join(place, &unit, deadline)).await?;
-        self.protect(&map).await?;
+        let map = unless(stop, initiator.join(place, &unit, deadline)).await?.ok_or_else(|| Error::WrongState {
+            what: format!(
+                "multipathd's blacklist keeps {} ({place}) out of maps, see `multipathd show blacklist`; take it off \
+                 there, or give one portal",
+                unit.disk.node().display()
+            ),
+        })?;
+        let places = Place::all(&self.spec.locator)?;
+        initiator.protect_map(&places, &self.spec, &self.footprint, &map).await?;
         Ok(map)
     }
 
@@ -424,25 +433,6 @@ impl Walkers {
             });
         }
         Ok(())
-    }
-
-    /// Makes the map refuse writes if that was asked for. It goes on to do so when paths come and go.
-    async fn protect(&self, map: &Map) -> Result<()> {
-        let host = self.initiator.host();
-        let block = map.block(host).map_err(machine("read the map's device"))?;
-        if !self.spec.read_only || block.is_none_or(|block| block.read_only) {
-            return Ok(());
-        }
-        if matches!(&self.footprint, Footprint::Iscsi { map_was_here: true, .. }) {
-            return Err(Error::WrongState {
-                what: format!(
-                    "{} was here before, writable; detach it there to have it read-only",
-                    map.node().display()
-                ),
-            });
-        }
-        let node: PathBuf = map.node();
-        host.set_read_only(&node, true).await.map_err(machine(format!("make {} read-only", node.display())))
     }
 }
 

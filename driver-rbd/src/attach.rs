@@ -14,6 +14,7 @@ use crate::{
     cluster::{Cluster, Messenger},
     failed, image_of,
     mapping::{self, Mapping, Mark},
+    underway::Noted,
 };
 use driver::{Attempt, Device, Error, Image, Result, Spec};
 use host::wait_for;
@@ -40,15 +41,15 @@ impl RbdDriver {
         let noted = Arc::new(self.underway.note(&mark));
         let request = cluster.request(messenger, image, spec, &mark);
         let (sender, receiver) = oneshot::channel();
-        let (driver, written) = (self.parts(), noted.clone());
+        let (driver, written) = (self.parts(), Arc::clone(&noted));
         let (key, mark_of_write) = (cluster.lend(&mark), mark.clone());
         tokio::spawn(async move {
             let done = driver.host.write_with_key(driver.add(), &request, &key).await;
-            if let Err(Ok(())) = sender.send(done) {
+            // Whoever takes the answer takes the note, too: once he has settled, nothing holds the mapping back.
+            if let Err((Ok(()), _noted)) = sender.send((done, written)) {
                 tracing::warn!(mark = %mark_of_write, "mapped after nobody waited for it any more: unmapping it");
                 driver.unmap_marked(&mark_of_write).await;
             }
-            drop(written);
         });
         self.written(image, receiver, attempt.deadline).await?;
         let device = self.settle(spec, image, &mark, attempt.deadline).await;
@@ -98,7 +99,7 @@ impl RbdDriver {
     async fn written(
         &self,
         image: &Image,
-        mut answer: oneshot::Receiver<host::Result<()>>,
+        mut answer: oneshot::Receiver<(host::Result<()>, Arc<Noted>)>,
         deadline: Instant,
     ) -> Result<()> {
         let late =
@@ -112,8 +113,8 @@ impl RbdDriver {
             }
         };
         match answer {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.refused(image, error).await),
+            Ok((Ok(()), _)) => Ok(()),
+            Ok((Err(error), _)) => Err(self.refused(image, error).await),
             Err(_) => Err(late()),
         }
     }
@@ -165,12 +166,13 @@ impl RbdDriver {
 
     /// From a mapping to a device that can be handed out.
     async fn settle(&self, spec: &Spec, image: &Image, mark: &Mark, deadline: Instant) -> Result<Device> {
-        let shown = || Ok(mapping::read(self.host())?.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)));
-        let mapped = wait_for(self.host(), deadline, shown).await.map_err(failed("look for the new mapping"))?;
-        let mut mapping = mapped.ok_or_else(|| Error::WrongState {
-            what: format!("{image} was unmapped by somebody else meanwhile; try again"),
-        })?;
+        let gone = || Error::WrongState { what: format!("{image} was unmapped by somebody else meanwhile; try again") };
+        // The kernel shows it before it answers the write, so what is not there is gone.
+        let mut mapping = mapping::marked(self.host(), mark)?.ok_or_else(gone)?;
         let _turn = self.turns.take(&mapping.identity, deadline).await?;
+        if !mapping.is_there(self.host()).map_err(failed("look for the new mapping"))? {
+            return Err(gone());
+        }
         let was_here = |other: &Mapping| {
             other.identity == mapping.identity && !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark))
         };
@@ -182,7 +184,7 @@ impl RbdDriver {
             self.parts().unmap(&mapping, deadline).await?;
             mapping = other;
         }
-        let device = self.shown(&mapping, deadline).await?;
+        let device = self.shown(&mapping, deadline).await?.ok_or_else(gone)?;
         let wants_read_only = spec.read_only || image.snapshot.is_some();
         if device.read_only != wants_read_only {
             let mode = |read_only| if read_only { "read-only" } else { "for writing" };
@@ -209,13 +211,23 @@ impl RbdDriver {
         Ok(device)
     }
 
-    /// The device of a mapping, with its node.
-    async fn shown(&self, mapping: &Mapping, deadline: Instant) -> Result<Device> {
+    /// The device of a mapping, once it has its node; `None` if the mapping has gone, whoever has its number then.
+    async fn shown(&self, mapping: &Mapping, deadline: Instant) -> Result<Option<Device>> {
         let node = mapping.node();
-        let there = wait_for(self.host(), deadline, || Ok(self.host().stat(&node)?.map(drop))).await;
-        there.map_err(failed(format!("wait for {}", node.display())))?;
-        let gone = || Error::TimedOut { waiting_for: format!("the device {}", node.display()) };
-        mapping.device(self.host())?.ok_or_else(gone)
+        let waiting = || format!("wait for {}", node.display());
+        let probe = || match mapping.is_there(self.host())? {
+            true => Ok(self.host().stat(&node)?.map(|_| true)),
+            false => Ok(Some(false)),
+        };
+        let there = wait_for(self.host(), deadline, probe).await.map_err(failed(waiting()))?;
+        let device = match there {
+            Some(true) => mapping.device(self.host())?,
+            Some(false) => return Ok(None),
+            None => return Err(Error::TimedOut { waiting_for: format!("the device {}", node.display()) }),
+        };
+        // What was read was this mapping's only if it is still there.
+        let still = mapping.is_there(self.host()).map_err(failed(waiting()))?;
+        Ok(device.filter(|_| still))
     }
 }
 
@@ -228,9 +240,7 @@ impl crate::Parts {
     /// Takes a mapping away that nobody was given. What stays is said in the log.
     async fn unmap_marked(&self, mark: &Mark) {
         let deadline = Instant::now() + UNDO;
-        let found = mapping::list(self.host.as_ref());
-        let found = found.map(|all| all.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)));
-        let done = match found {
+        let done = match mapping::marked(self.host.as_ref(), mark) {
             Ok(Some(mapping)) => self.unmap(&mapping, deadline).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),

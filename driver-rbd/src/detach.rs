@@ -5,6 +5,7 @@ use crate::{
     attach::errno,
     failed, image_of,
     mapping::{self, Mapping},
+    underway::Underway,
 };
 use driver::{Attached, Detached, Error, Footprint, Image, Residual, ResidualKind, Result};
 use host::{Claim, Host, wait_for};
@@ -27,8 +28,8 @@ pub(crate) struct Theirs {
 }
 
 /// What stands for an attachment on this host. Without an identity (its attach did not end) only what was mapped for this very
-/// locator, and was not here before it.
-pub(crate) fn of(host: &dyn Host, image: &Image, at: &Attached) -> Result<Theirs> {
+/// locator, and was not here before it. What another attach has mapped and not settled upon is nobody's yet.
+pub(crate) fn of(host: &dyn Host, underway: &Underway, image: &Image, at: &Attached) -> Result<Theirs> {
     let Footprint::Rbd { were_here } = &at.footprint else {
         return Err(Error::invalid("footprint", "it is none of an RBD image"));
     };
@@ -36,8 +37,11 @@ pub(crate) fn of(host: &dyn Host, image: &Image, at: &Attached) -> Result<Theirs
         Some(identity) => mapping.identity == *identity,
         None => mapping.mark.as_ref().is_some_and(|mark| mark.is_for(image)) && !were_here.contains(&mapping.id),
     };
-    let (ours, others) =
-        mapping::list(host)?.into_iter().filter(is_it).partition(|mapping: &Mapping| mapping.mark.is_some());
+    let is_settled = |mapping: &Mapping| !mapping.mark.as_ref().is_some_and(|mark| underway.holds(mark));
+    let (ours, others) = mapping::list(host)?
+        .into_iter()
+        .filter(|mapping| is_it(mapping) && is_settled(mapping))
+        .partition(|mapping: &Mapping| mapping.mark.is_some());
     Ok(Theirs { ours, others })
 }
 
@@ -54,7 +58,7 @@ impl RbdDriver {
             Some(identity) => Some(self.turns.take(identity, deadline).await?),
             None => None,
         };
-        let Theirs { ours, others } = of(self.host(), image, at)?;
+        let Theirs { ours, others } = of(self.host(), &self.underway, image, at)?;
         let kept = match ours.is_empty() {
             true => others
                 .iter()
@@ -72,10 +76,20 @@ impl RbdDriver {
     /// Takes a mapping away once nobody uses it and its data is safe.
     async fn remove(&self, mapping: &Mapping, at: &Attached, deadline: Instant) -> Result<Option<Residual>> {
         let node = mapping.node();
-        let claim = self.claim(&node).await?;
+        let claim = match self.claim(&node).await {
+            Err(_) if !self.is_there(mapping)? => return Ok(None),
+            claimed => claimed?,
+        };
+        // What has the number by now may be another's: neither it nor its users are any concern of ours.
+        if !self.is_there(mapping)? {
+            return Ok(None);
+        }
         // Without an identity it was never handed out, so nobody has written to it.
         if at.identity.is_some() {
-            self.flush(&node, deadline).await?;
+            match self.flush(&node, deadline).await {
+                Err(_) if !self.is_there(mapping)? => return Ok(None),
+                flushed => flushed?,
+            }
         }
         // The kernel unmaps nothing that is open, and sees to it that nobody opens it then.
         drop(claim);
@@ -88,6 +102,12 @@ impl RbdDriver {
                 reason: error.chain(),
             })),
         }
+    }
+
+    fn is_there(&self, mapping: &Mapping) -> Result<bool> {
+        mapping
+            .is_there(self.host())
+            .map_err(failed(format!("look whether {} is still ours", mapping.node().display())))
     }
 
     /// Looks for users, then keeps new ones out as long as the claim lives.
@@ -132,6 +152,11 @@ impl Parts {
         let mut events = host.uevents();
         let mut refused = None;
         loop {
+            // Its number may have gone to somebody else's since it was read; whoever has it keeps it.
+            let still = mapping.is_there(host);
+            if !still.map_err(failed(format!("look whether {} is still ours", node.display())))? {
+                return Ok(());
+            }
             let done = timeout_at(deadline, host.write(&self.remove(), &mapping.id.to_string())).await;
             if let Ok(Err(error)) = done {
                 match errno(&error) {
@@ -157,7 +182,7 @@ impl Parts {
             let now = mapping::read(host)?.into_iter().find(|other| other.id == mapping.id);
             Ok(match now {
                 // Its number has gone to another already.
-                Some(other) => other != *mapping,
+                Some(other) => !other.is_still(mapping),
                 None => host.stat(&node)?.is_none(),
             }
             .then_some(()))

@@ -90,7 +90,7 @@ impl RbdDriver {
 
     /// The device of an attachment: on a mapping of ours, or else on the one that was here before.
     fn device(&self, at: &Attached) -> Result<Option<Device>> {
-        let Theirs { ours, others } = detach::of(self.host(), image_of(&at.spec.locator)?, at)?;
+        let Theirs { ours, others } = detach::of(self.host(), &self.underway, image_of(&at.spec.locator)?, at)?;
         match ours.first().or(others.first()) {
             Some(mapping) => mapping.device(self.host()),
             None => Ok(None),
@@ -136,7 +136,7 @@ impl Driver for RbdDriver {
     }
 
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
-        let Theirs { ours, .. } = detach::of(self.host(), image_of(&at.spec.locator)?, at)?;
+        let Theirs { ours, .. } = detach::of(self.host(), &self.underway, image_of(&at.spec.locator)?, at)?;
         let mut users = Vec::new();
         // Those who used what others have mapped go on to.
         for mapping in ours {
@@ -152,7 +152,7 @@ impl Driver for RbdDriver {
     async fn extend(&self, at: &Attached, deadline: Instant) -> Result<Device> {
         let image = image_of(&at.spec.locator)?;
         let absent = || Error::NotFound { what: format!("the device of {image}") };
-        let Theirs { ours, others } = detach::of(self.host(), image, at)?;
+        let Theirs { ours, others } = detach::of(self.host(), &self.underway, image, at)?;
         let mapping = ours.into_iter().chain(others).next().ok_or_else(absent)?;
         // The kernel is told of a new size by itself; this waits until it has heard.
         match timeout_at(deadline, self.host().write(&mapping.attribute("refresh"), "1")).await {

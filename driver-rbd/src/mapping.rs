@@ -84,6 +84,16 @@ impl Mapping {
         Path::new(DEVICES).join(self.id.to_string()).join(name)
     }
 
+    /// Whether this is that mapping, and not another one that has its number by now.
+    pub(crate) fn is_still(&self, before: &Self) -> bool {
+        (self.id, &self.identity, &self.mark) == (before.id, &before.identity, &before.mark)
+    }
+
+    /// Whether it is there now.
+    pub(crate) fn is_there(&self, host: &dyn Host) -> host::Result<bool> {
+        Ok(one(host, self.id)?.is_some_and(|now| now.is_still(self)))
+    }
+
     fn block(&self) -> String {
         format!("rbd{}", self.id)
     }
@@ -106,6 +116,11 @@ impl Mapping {
 /// Every mapping, ours or not.
 pub(crate) fn list(host: &dyn Host) -> Result<Vec<Mapping>> {
     read(host).map_err(failed("list what is mapped"))
+}
+
+/// The mapping of a mark.
+pub(crate) fn marked(host: &dyn Host, mark: &Mark) -> Result<Option<Mapping>> {
+    Ok(list(host)?.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)))
 }
 
 /// As [`list`], in the host's own words: for `wait_for`.

@@ -7,6 +7,7 @@ use host::{
     sim::{Machine, rbd::KEY},
 };
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 const GIB: u64 = 1 << 30;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
@@ -135,6 +136,121 @@ async fn two_attaches_of_one_image_at_once_have_one_device() {
     let driver = driver(&machine);
     let (one, other) = tokio::join!(attach(&driver, "p/a"), attach(&driver, "p/a?cluster=other"));
     assert_eq!((one.1.path, machine.mapped_images().len()), (other.1.path, 1));
+}
+
+/// Lets everything go as far as it can.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+fn attach_later(driver: &Arc<RbdDriver>, text: &'static str) -> JoinHandle<Result<(Attached, Device)>> {
+    let driver = Arc::clone(driver);
+    tokio::spawn(async move { try_attach(&driver, &spec(text)).await })
+}
+
+fn late(what: &str) -> host::Error {
+    host::Error::TimedOut { what: what.into(), after: Duration::ZERO }
+}
+
+const BY_MONITOR: &str = "p/a?mon=10.0.0.1:6789";
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_settled_is_nobodys_device() {
+    let machine = machine();
+    let driver = Arc::new(driver(&machine));
+    let (at, device) = attach(&driver, "p/a").await;
+    // A detach has the turn, and hangs; another waits; behind them the new mapping waits to be settled.
+    machine.fail_next("flush /dev/rbd0", late("flush"));
+    let detach = |driver: &Arc<RbdDriver>, seconds| {
+        let (driver, at) = (Arc::clone(driver), at.clone());
+        tokio::spawn(async move { driver.detach(&at, Instant::now() + Duration::from_secs(seconds)).await })
+    };
+    let hangs = detach(&driver, 10);
+    settle().await;
+    let second = detach(&driver, 30);
+    settle().await;
+    let other = attach_later(&driver, BY_MONITOR);
+    settle().await;
+    assert_eq!(machine.mapped_images().len(), 2, "the temporary one is there");
+    assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
+    hangs.await.unwrap().unwrap_err();
+    assert_eq!(second.await.unwrap().unwrap(), Detached::default());
+    let (other, device) = other.await.unwrap().unwrap();
+    assert_eq!(device.path, Path::new("/dev/rbd1"), "it was not taken away with the other");
+    assert_eq!(driver.find(&other).await.unwrap(), Some(device));
+    driver.detach(&other, soon()).await.unwrap();
+    assert!(machine.mapped_images().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_went_to_another_image_is_not_handed_out() {
+    let machine = machine();
+    machine.add_image("ceph", "p", "", "b", GIB);
+    let driver = Arc::new(driver(&machine));
+    let (at, _) = attach(&driver, "p/a").await;
+    machine.fail_next("flush /dev/rbd0", late("flush"));
+    let hangs = {
+        let (driver, at) = (Arc::clone(&driver), at.clone());
+        tokio::spawn(async move { driver.detach(&at, Instant::now() + Duration::from_secs(10)).await })
+    };
+    settle().await;
+    let other = attach_later(&driver, BY_MONITOR);
+    settle().await;
+    machine.unmap_image(1);
+    machine.map_image("10.0.0.1:6789 name=admin,secret=x p b -");
+    hangs.await.unwrap().unwrap_err();
+    let begun = Instant::now();
+    let error = other.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Error::WrongState { what } if what.contains("unmapped")), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(machine.mapped_images().len(), 2, "what an operator mapped stays, and what was not detached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_went_to_another_image_is_not_unmapped() {
+    for call in ["users /dev/rbd0", "claim /dev/rbd0", "flush /dev/rbd0", "write /sys/bus/rbd/remove_single_major 0"] {
+        let machine = machine();
+        machine.add_image("ceph", "p", "", "b", GIB);
+        let driver = driver(&machine);
+        let (at, _) = attach(&driver, "p/a").await;
+        let busy = call.starts_with("write");
+        if busy {
+            // The first write is refused; the number goes to another one before the second.
+            machine.fail_next(call, errno(libc::EBUSY));
+        }
+        let call = if busy { "users /dev/rbd0".to_owned() } else { call.to_owned() };
+        let swap = |machine: &Machine| {
+            machine.unmap_image(0);
+            machine.map_image("10.0.0.1:6789 name=admin,secret=x p b -");
+        };
+        if busy {
+            let again = call.clone();
+            machine.before_next(call.clone(), move |machine| machine.before_next(again, swap));
+        } else {
+            machine.before_next(call.clone(), swap);
+        }
+        driver.detach(&at, soon()).await.unwrap();
+        let [left] = machine.mapped_images().try_into().unwrap();
+        assert!(left.ends_with(" p b -"), "{call}: {left}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_map_that_comes_late_is_taken_back_and_kept_from_the_undo_until_then() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = Arc::new(driver(&machine));
+    let go = machine.hold_next_map();
+    let error = try_attach(&driver, &spec("p/a")).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    let footprint = driver.prepare(&spec("p/a")).await.unwrap();
+    let lost = Attached { spec: spec("p/a"), footprint, identity: None };
+    let error = driver.detach(&lost, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "what is still to come is not gone: {error}");
+    go.send(()).unwrap();
+    settle().await;
+    assert_eq!(machine.snapshot(), before);
+    assert_eq!(driver.detach(&lost, soon()).await.unwrap(), Detached::default());
 }
 
 #[tokio::test(start_paused = true)]

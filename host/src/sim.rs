@@ -325,6 +325,9 @@ impl Host for Machine {
     }
 
     async fn write_with_key(&self, attribute: &Path, value: &str, _key: &KernelKey) -> Result<()> {
+        if let Some(held) = self.with(|world| rbd::held(world, attribute)) {
+            let _told_or_dropped = held.await;
+        }
         self.write(attribute, value).await
     }
 

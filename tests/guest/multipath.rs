@@ -166,6 +166,82 @@ async fn a_dead_portal_delays_nothing() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// multipathd remembers what once was a map, and takes its disk though the next attach is by one portal: so the map is what
+/// is handed out, and it goes with the attachment.
+#[tokio::test]
+async fn one_portal_to_what_was_a_map() {
+    let _multipathd = Multipathd::up();
+    let (mut stage, _) = four_portals().await;
+    let iqn = stage.iqn();
+    let before = stage.snapshot().await;
+    attach_all(&stage, "two", &format!("iscsi://{}/{iqn}/0", PORTALS[..2].join(","))).await;
+    detach("two");
+    assert_eq!(read("/etc/multipath/wwids").matches(&stage.wwn(0)).count(), 1);
+    let one = format!("iscsi://{}/{iqn}/0", PORTALS[0]);
+    let came = mortar(&["attach", &one, "--id", "one"]);
+    figure("attach of one path that multipathd takes, ms", came.took.as_millis());
+    let there = came.ok();
+    let device = text(&there, "path").to_owned();
+    assert!(device.starts_with("/dev/dm-"), "{there}");
+    sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/one; mount {device} /mnt/one; echo kept >/mnt/one/file"));
+    let message = mortar(&["detach", "one"]).refused(4, "IN_USE");
+    assert!(message.contains("/mnt/one"), "{message}");
+    stage.kill_and_restart().await;
+    let shown = mortar(&["show", "one"]).ok();
+    assert_eq!((text(&shown, "state"), text(&shown, "path"), states(&shown)), ("ready", &*device, vec!["running"]));
+    assert_eq!(attach("one", &one)["path"], device);
+    sh("grep -q kept /mnt/one/file; umount /mnt/one");
+    detach("one");
+    assert_eq!(Multipathd::paths(), "");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+
+    // A disk that multipathd is told to leave alone stays one.
+    sh(&format!(
+        "printf 'blacklist {{\\n wwid {}\\n}}\\n' >/etc/multipath/conf.d/leave.conf; multipathd reconfigure >/dev/null",
+        stage.wwn(0)
+    ));
+    let there = attach("one", &one);
+    assert!(text(&there, "path").starts_with("/dev/sd"), "{there}");
+    write_and_read_back(text(&there, "path"));
+    detach("one");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+/// With `find_multipaths greedy` multipathd takes every disk.
+#[tokio::test]
+async fn one_portal_where_every_disk_is_taken() {
+    let _multipathd = Multipathd::up();
+    sh("multipathd_up greedy");
+    let mut stage = GuestStage::with_target();
+    let locator = stage.volume(Backend::Iscsi, "", 64 * MIB).await;
+    let before = stage.snapshot().await;
+    let there = attach("greedy", &locator);
+    let device = text(&there, "path");
+    assert!(device.starts_with("/dev/dm-"), "{there}");
+    sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/greedy; mount {device} /mnt/greedy; umount /mnt/greedy"));
+    detach("greedy");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+/// The ways may be of two targets, by two LUNs and two families of addresses.
+#[tokio::test]
+async fn ways_that_have_nothing_but_the_volume_in_common() {
+    let _multipathd = Multipathd::up();
+    let (stage, _) = four_portals().await;
+    let (iqn, other) = (stage.iqn(), stage.iqn().replace(":t", ":v"));
+    sh(&format!("lio_target {other} 7={}; lio_portal {other} '[::1]:3260'", stage.store(0)));
+    let before = stage.snapshot().await;
+    let there = attach_all(&stage, "mixed", &format!("iscsi://{}/{iqn}/0,[::1]/{other}/7", PORTALS[0])).await;
+    let portals: Vec<&str> = there.paths.iter().map(|path| path.portal.as_str()).collect();
+    assert_eq!((portals, running("mixed")), (vec![PORTALS[0], "[::1]:3260"], 2), "{there:?}");
+    write_and_read_back(&there.path);
+    let slaves = names(&format!("/sys/block/{}/slaves", &there.path[5..]));
+    assert_eq!(slaves.len(), 2, "{slaves:?}");
+    detach("mixed");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh(&format!("lio_remove_target {other}"));
+}
+
 /// What a request with several portals needs is said before anything is begun.
 #[tokio::test]
 async fn without_multipathd_it_is_refused() {

@@ -20,6 +20,8 @@ enum Subject {
     Volume(Backend),
     /// A unit with two ways, each on a portal of its own.
     Multipath,
+    /// A unit with one way, of a volume that multipathd remembers.
+    Remembered,
     /// Of an origin that is active, and so it is itself.
     ThickSnapshot,
     ThinSnapshot,
@@ -44,6 +46,14 @@ impl Subject {
                 machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
                 machine.run_multipathd(true);
                 return format!("iscsi://127.0.0.1,127.0.0.2/{iqn}/0");
+            }
+            Self::Remembered => {
+                let iqn = "iqn.2026-11.org.example:remembered";
+                machine.add_target(iqn, &["127.0.0.1:3260"]);
+                machine.map_lun(iqn, 0, LogicalUnit::disk("600140500000000000000000000000a1", SIZE));
+                machine.put_file("/etc/multipath/wwids", "/3600140500000000000000000000000a1/\n");
+                machine.run_multipathd(true);
+                return format!("iscsi://127.0.0.1/{iqn}/0");
             }
             Self::ThickSnapshot | Self::Origin => {
                 machine.add_lv(VG, "origin", SIZE);
@@ -225,6 +235,8 @@ sweeps! {
     origin_unmanage: Subject::Origin, Unmanage;
     multipath_attach: Subject::Multipath, Attach;
     multipath_detach: Subject::Multipath, Detach;
+    remembered_attach: Subject::Remembered, Attach;
+    remembered_detach: Subject::Remembered, Detach;
     rbd_attach: RBD, Attach;
     rbd_detach: RBD, Detach;
     rbd_manage: RBD, Manage;

@@ -31,6 +31,20 @@ fn two_targets() -> Spec {
     spec(&format!("iscsi://{}/{T1}/0,10.9.0.5:3260/{T2}/5", PORTALS[0]))
 }
 
+/// LUN 0 of T1 by its first portal alone.
+fn one() -> Spec {
+    spec(&format!("iscsi://{}/{T1}/0", PORTALS[0]))
+}
+
+/// The operator's session by a portal, and a map of its disk.
+async fn operators_map(machine: &Machine, portal: &str) {
+    machine.operator_login(T1, portal, "manual");
+    events(machine.uevents(), 1).await;
+    let looked_at = Instant::now() + Duration::from_millis(200);
+    let _nothing: Option<()> = wait_for(machine, looked_at, || Ok(None)).await.unwrap();
+    assert_eq!(machine.multipathd_at_the_shell(&format!("add map 3{A}")), "ok");
+}
+
 fn all() -> Attempt {
     Attempt { all_paths: true, ..Attempt::until(soon()) }
 }
@@ -280,11 +294,7 @@ async fn a_map_that_will_not_go_is_a_residual() {
 #[tokio::test(start_paused = true)]
 async fn an_operators_map_stays() {
     let machine = machine();
-    machine.operator_login(T1, PORTALS[1], "manual");
-    events(machine.uevents(), 1).await;
-    let looked_at = Instant::now() + Duration::from_millis(200);
-    let _nothing: Option<()> = wait_for(&machine, looked_at, || Ok(None)).await.unwrap();
-    assert_eq!(machine.multipathd_at_the_shell(&format!("add map 3{A}")), "ok");
+    operators_map(&machine, PORTALS[1]).await;
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, device) = attach_with(&driver, &four(), &all()).await.unwrap();
@@ -294,6 +304,93 @@ async fn an_operators_map_stays() {
     assert_eq!(detached.kept.len(), 2, "{detached:?}");
     assert_eq!(detached.residuals, vec![]);
     assert_eq!(machine.snapshot(), before);
+}
+
+/// What multipathd once made a map of, it takes again, with the first disk: so the map is what is handed out.
+#[tokio::test(start_paused = true)]
+async fn one_way_to_a_volume_that_multipathd_remembers() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, &one()).await.unwrap();
+    assert_eq!(device.path.to_str(), Some("/dev/sda"));
+    driver.detach(&at, soon()).await.unwrap();
+    let (at, _) = attach_with(&driver, &four(), &all()).await.unwrap();
+    driver.detach(&at, soon()).await.unwrap();
+    let before = machine.snapshot();
+
+    let spec = Spec { read_only: true, ..one() };
+    let (at, device) = attach(&driver, &spec).await.unwrap();
+    assert_eq!((device.path.to_str(), &device.identity, device.size_bytes), (Some("/dev/dm-0"), &wwn(A), SIZE));
+    assert_eq!((states(&device), device.read_only), (vec!["running"], true));
+    assert_eq!(driver.find(&at).await.unwrap(), Some(device.clone()));
+    assert_eq!(driver.prove(&at).await.unwrap(), Some(device.clone()));
+    assert_eq!(attach(&driver, &spec).await.unwrap().1, device);
+    machine.resize_lun(T1, 0, 2 * SIZE);
+    assert_eq!(driver.extend(&at, soon()).await.unwrap().size_bytes, 2 * SIZE);
+    machine.mount("dm-0", "/mnt");
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(&error, Error::InUse { what, by } if what == "/dev/dm-0" && by[0].contains("/mnt")), "{error:?}");
+    machine.release("dm-0");
+    let detached = driver.detach(&at, soon()).await.unwrap();
+    assert_eq!((detached.residuals, detached.kept), (vec![], vec![]));
+    assert_eq!(machine.snapshot(), before);
+
+    // Nobody takes it.
+    machine.blacklist(&format!("3{A}"));
+    for running in [true, false] {
+        machine.run_multipathd(running);
+        let (at, device) = attach(&driver, &one()).await.unwrap();
+        assert_eq!(device.path.to_str(), Some("/dev/sda"));
+        driver.detach(&at, soon()).await.unwrap();
+        assert_eq!(machine.snapshot(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_way_where_multipathd_takes_every_disk() {
+    let machine = machine();
+    machine.take_every_disk();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, device) = attach(&driver, &one()).await.unwrap();
+    assert_eq!(device.path.to_str(), Some("/dev/dm-0"));
+    assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
+    assert_eq!(driver.detach(&at, soon()).await.unwrap().residuals, vec![]);
+    assert_eq!(machine.snapshot(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_ways_to_what_is_kept_out_of_maps() {
+    let machine = machine();
+    machine.blacklist(&format!("3{A}"));
+    let before = machine.snapshot();
+    let started = Instant::now();
+    let error = attach(&driver(&machine), &four()).await.unwrap_err();
+    assert!(matches!(&error, Error::WrongState { what } if what.contains("show blacklist")), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(machine.snapshot(), before);
+}
+
+/// A map of somebody else's takes the disk of an attachment by one way as well; it loses it again, and stays.
+#[tokio::test(start_paused = true)]
+async fn one_way_into_an_operators_map() {
+    for portal in [PORTALS[0], PORTALS[1]] {
+        let machine = machine();
+        operators_map(&machine, portal).await;
+        let before = machine.snapshot();
+        let driver = driver(&machine);
+        let refused = attach(&driver, &Spec { read_only: true, ..one() }).await.unwrap_err();
+        assert!(matches!(&refused, Error::WrongState { what } if what.contains("/dev/dm-0")), "{refused:?}");
+        assert_eq!(machine.snapshot(), before);
+        let (at, device) = attach(&driver, &one()).await.unwrap();
+        assert_eq!((device.path.to_str(), states(&device)), (Some("/dev/dm-0"), vec!["running"]));
+        assert_eq!(driver.prove(&at).await.unwrap(), Some(device));
+        machine.mount("dm-0", "/mnt");
+        let detached = driver.detach(&at, soon()).await.unwrap();
+        machine.release("dm-0");
+        assert_eq!((detached.residuals, detached.kept.len()), (vec![], 1));
+        assert_eq!(machine.snapshot(), before);
+    }
 }
 
 #[tokio::test(start_paused = true)]

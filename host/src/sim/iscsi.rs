@@ -111,6 +111,7 @@ struct Target {
     units: BTreeMap<u16, LogicalUnit>,
     chap: Option<(String, String)>,
     down: bool,
+    hides: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -160,6 +161,11 @@ impl Machine {
             let unit = world.iscsi.target(iqn).units.get_mut(&lun);
             unit.expect("a test resizes a LUN that is mapped").size_bytes = size_bytes;
         });
+    }
+
+    /// Lets every login to a target succeed, and no session show up.
+    pub fn hide_sessions(&self, iqn: &str) {
+        self.with(|world| world.iscsi.target(iqn).hides = true);
     }
 
     /// Cuts a target off, or brings it back: its sessions lose their connection and refuse no new one, they are just lost.
@@ -412,6 +418,13 @@ fn login(world: &mut World, iqn: &str, portal: SocketAddr, interface: &str) -> O
         (None, Some(_)) => return refused(19, "encountered non-retryable iSCSI login failure"),
         (Some(_), _) => return refused(24, "iSCSI login failed due to authorization failure"),
     }
+    let done = || Output {
+        stdout: format!("Login to [iface: {interface}, target: {iqn}] successful.\n"),
+        ..Output::default()
+    };
+    if target.hides {
+        return done();
+    }
     let id = start_session(world, iqn, portal, interface);
     if record.key("node.session.scan") != Some("manual") {
         let offered: Vec<u16> =
@@ -420,7 +433,7 @@ fn login(world: &mut World, iqn: &str, portal: SocketAddr, interface: &str) -> O
             add_unit(world, id, lun);
         }
     }
-    Output { stdout: format!("Login to [iface: {interface}, target: {iqn}] successful.\n"), ..Output::default() }
+    done()
 }
 
 // ---- the kernel's sessions ----

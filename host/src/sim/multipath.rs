@@ -1,11 +1,14 @@
 //! multipathd of the simulated machine, and the maps that it makes of the kernel's disks.
 //!
 //! What is imitated was seen with multipath-tools 0.9.4 and Linux 6.1 (`find_multipaths strict`): a disk is a path once udev
-//! has looked at it; a map is made when it is asked for, and later paths of its name join it by themselves; a path of another
-//! size is left out; a map that somebody uses is not removed; one whose last path goes, goes.
+//! has looked at it; a map is made when it is asked for, and later paths of its name join it by themselves; what once was a
+//! map is remembered in a file, and becomes one again with its first path; a path of another size is left out; a map that
+//! somebody uses is not removed; one whose last path goes, goes.
 
 use super::{Machine, World, iscsi, world::Block, world::VIRTUAL};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+const REMEMBERED: &str = "/etc/multipath/wwids";
 
 /// How long udev takes to look at a disk.
 const UDEV: Duration = Duration::from_millis(40);
@@ -17,6 +20,9 @@ const NOTICE: Duration = Duration::from_millis(60);
 pub(crate) struct Multipath {
     running: bool,
     stubborn: bool,
+    greedy: bool,
+    /// What the operator keeps out of maps.
+    blacklist: BTreeSet<String>,
     /// The disks that udev has looked at.
     settled: BTreeSet<String>,
     /// Those of them that the daemon knows.
@@ -37,6 +43,16 @@ impl Machine {
         self.with(|world| world.multipath.stubborn = refuse);
     }
 
+    /// Lets multipathd make a map of every disk (`find_multipaths greedy`).
+    pub fn take_every_disk(&self) {
+        self.with(|world| world.multipath.greedy = true);
+    }
+
+    /// Keeps a volume out of maps: `blacklist("36001405…")`.
+    pub fn blacklist(&self, wwid: &str) {
+        self.with(|world| world.multipath.blacklist.insert(wwid.to_owned()));
+    }
+
     /// What the operator does at the shell: `multipathd add map WWID`, …
     pub fn multipathd_at_the_shell(&self, request: &str) -> String {
         self.with(|world| answer(world, request))
@@ -46,6 +62,11 @@ impl Machine {
 pub(crate) fn boot(world: &mut World) {
     world.multipath.settled.clear();
     world.multipath.paths.clear();
+}
+
+/// What the daemon remembers is no trace of ours: it stays, as in life.
+pub(crate) fn hides(path: &Path) -> bool {
+    path.starts_with("/etc/multipath")
 }
 
 pub(crate) fn runs(world: &World) -> bool {
@@ -62,8 +83,18 @@ pub(crate) fn answer(world: &mut World, request: &str) -> String {
     let words: Vec<&str> = request.split(' ').collect();
     let done = match words.as_slice() {
         ["show", "daemon"] => return "pid 1 idle".into(),
+        ["show", "config", "local"] => {
+            let find = if world.multipath.greedy { "greedy" } else { "strict" };
+            return format!("defaults {{\n\tfind_multipaths \"{find}\"\n}}");
+        }
         ["show", "paths", ..] => return world.multipath.paths.iter().cloned().collect::<Vec<_>>().join("\n"),
-        ["add", "path", disk] => add_path(world, disk),
+        ["add", "path", disk] => {
+            let listed = wwid(world, disk).is_some_and(|wwid| world.multipath.blacklist.contains(&wwid));
+            if listed && world.multipath.settled.contains(*disk) {
+                return "blacklisted".into();
+            }
+            add_path(world, disk)
+        }
         ["add", "map", wwid] => add_map(world, wwid),
         ["del", "path", disk] => {
             world.multipath.paths.remove(*disk);
@@ -138,11 +169,20 @@ fn size(world: &World, block: &str) -> Option<u64> {
 
 fn add_path(world: &mut World, disk: &str) -> bool {
     let Some(wwid) = wwid(world, disk).filter(|_| world.multipath.settled.contains(disk)) else { return false };
+    if world.multipath.blacklist.contains(&wwid) {
+        return false;
+    }
     world.multipath.paths.insert(disk.to_owned());
     match map_of(world, &wwid) {
         Some(dm) => join(world, &dm, disk),
+        None if world.multipath.greedy || remembered(world).contains(&format!("/{wwid}/\n")) => add_map(world, &wwid),
         None => true,
     }
+}
+
+fn remembered(world: &World) -> String {
+    let file = world.files.file(REMEMBERED);
+    file.map(|file| String::from_utf8_lossy(&file.content).into_owned()).unwrap_or_default()
 }
 
 fn join(world: &mut World, dm: &str, disk: &str) -> bool {
@@ -187,6 +227,10 @@ fn add_map(world: &mut World, name: &str) -> bool {
             });
             for (attribute, value) in [("uuid", format!("mpath-{name}")), ("name", name.to_owned())] {
                 world.files.put(format!("/sys/block/{dm}/dm/{attribute}"), format!("{value}\n"));
+            }
+            let (known, line) = (remembered(world), format!("/{name}/\n"));
+            if !known.contains(&line) {
+                world.files.put(REMEMBERED, known + &line);
             }
             dm
         }

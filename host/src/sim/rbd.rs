@@ -17,6 +17,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
 };
+use tokio::sync::oneshot;
 
 const BUS: &str = "/sys/bus/rbd";
 
@@ -35,6 +36,8 @@ pub(crate) struct Rbd {
     clusters: BTreeMap<String, Cluster>,
     /// By the kernel's numbers.
     mapped: BTreeMap<u32, Mapped>,
+    /// The next map waits for this.
+    held: Option<oneshot::Receiver<()>>,
     ids: u64,
 }
 
@@ -69,6 +72,12 @@ pub(crate) fn boot(world: &mut World) {
 /// What a connection to a monitor meets; `None` if the address is no monitor's.
 pub(crate) fn reach(world: &World, address: SocketAddr) -> Option<Reach> {
     world.rbd.clusters.values().any(|cluster| cluster.monitor == address).then_some(Reach::Listens)
+}
+
+/// What a write has to wait for, if it is the map that a test holds up.
+pub(crate) fn held(world: &mut World, path: &Path) -> Option<oneshot::Receiver<()>> {
+    let maps = path.strip_prefix(BUS).is_ok_and(|below| below == Path::new("add_single_major"));
+    if maps { world.rbd.held.take() } else { None }
 }
 
 /// A write to one of krbd's attributes; `None` if the path is none of them.
@@ -406,6 +415,18 @@ impl Machine {
             let new = world.rbd.mapped.keys().find(|number| !before.contains(number)).expect("it was mapped");
             PathBuf::from(format!("/dev/rbd{new}"))
         })
+    }
+
+    /// Unmaps as an operator does.
+    pub fn unmap_image(&self, number: u32) {
+        self.with(|world| unmap(world, &number.to_string()).expect("a test unmaps what is mapped and free"));
+    }
+
+    /// The next map hangs in the kernel until what is returned is told (or dropped).
+    pub fn hold_next_map(&self) -> oneshot::Sender<()> {
+        let (go, held) = oneshot::channel();
+        self.with(|world| world.rbd.held = Some(held));
+        go
     }
 
     /// What is mapped, by what was asked for.

@@ -340,7 +340,7 @@ impl World {
     pub(crate) fn snapshot(&self) -> String {
         let mut lines = Vec::new();
         for (path, node) in self.files.under(Path::new("/")) {
-            if !self.loops.hides(path) {
+            if !self.loops.hides(path) && !multipath::hides(path) {
                 lines.extend(self.line(path, node));
             }
         }
