@@ -26,6 +26,7 @@ Examples:
   mortar attach lvm:vg0/data --id web1-data --persistent
   mortar attach file:/srv/volumes/a.raw --read-only --output json
   pass show san | mortar attach iscsi://10.0.0.5/iqn.2026-11.org.example:t1/0 --chap-user web1 --chap-password-file -
+  mortar attach iscsi://10.0.0.5,10.0.1.5/iqn.2026-11.org.example:t1/0 --all-paths
   openstack --os-volume-api-version 3.54 volume attachment show ID -f json | mortar attach --connection-info -
   mortar attach 'rbd:volumes/a?user=cinder' --cephx-key-file /etc/ceph/ceph.client.cinder.keyring";
 
@@ -41,6 +42,7 @@ const MANAGE_EXAMPLES: &str = "\
 Examples:
   mortar manageable lvm:vg0
   mortar manage lvm:vg0/data --name web1-data
+  mortar manage rbd:volumes/data@monday
   mortar manage file:/srv/volumes/a.raw --id 0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10";
 
 const EXPORT_EXAMPLES: &str = "\
@@ -170,6 +172,8 @@ pub(crate) enum Command {
     },
 
     /// List the managed volumes, as the storage itself tells
+    ///
+    /// A place that cannot be looked at now hides no other: it is named on stderr, and its volumes are missing.
     Volumes {
         /// lvm:VG, rbd:POOL or file:/DIRECTORY; without it, everywhere
         #[arg(value_parser = NonEmptyStringValueParser::new())]
@@ -240,7 +244,8 @@ pub(crate) struct Attach {
     #[arg(
         value_parser = NonEmptyStringValueParser::new(),
         group = "volume",
-        help = "Where the volume is: iscsi://ADDRESS[:PORT]/IQN/LUN, lvm:VG/LV, file:/PATH or rbd:POOL/IMAGE"
+        help = "Where the volume is: iscsi://ADDRESS[:PORT][,ADDRESS…]/IQN/LUN, lvm:VG/LV, file:/PATH or \
+                rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][?cluster=NAME&user=NAME&mon=ADDRESS,…]"
     )]
     pub(crate) locator: Option<String>,
 
@@ -271,7 +276,7 @@ pub(crate) struct Attach {
     #[arg(long)]
     pub(crate) persistent: bool,
 
-    /// No other host may write to the image while it is attached (RBD)
+    /// No other host may write to the image while it is attached (RBD; not with --read-only, nor for a snapshot)
     #[arg(long)]
     pub(crate) exclusive: bool,
 
@@ -312,7 +317,7 @@ pub(crate) struct Export {
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) locator: String,
 
-    /// Who may log in: the other host's iSCSI name, as `mortar host` shows it there
+    /// Who may log in: the other host's iSCSI name, as `mortar host` shows it there; case does not count
     #[arg(long, value_name = "IQN", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) initiator: String,
 

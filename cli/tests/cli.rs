@@ -331,15 +331,19 @@ fn volumes_are_managed_and_let_go() {
     let managed = agent.run(&["manage", "lvm:vg/lv", "--id", "u", "--name", "web", "--allow-in-use"]).success();
     assert!(stdout(&managed).contains("| origin   | lvm:vg/lv "));
     agent.run(&["unmanage", "u", "--keep-name"]).success();
-    assert!(stdout(&agent.run(&["volumes"]).success()).contains("| web  |"));
-    agent.run(&["volumes", "file:/srv"]).success();
+    let all = agent.run(&["volumes"]).success();
+    assert!(stdout(&all).contains("| web  |"));
+    assert_eq!(stderr(&all), "mortar: rbd:gone cannot be looked at: no answer\n");
+    let all = agent.run(&["volumes", "-ojson"]).success();
+    assert_eq!(parsed(&stderr(&all))["warning"], "rbd:gone cannot be looked at: no answer");
+    assert_eq!(stderr(&agent.run(&["volumes", "file:/srv"]).success()), "");
 
     let asked = agent.asked();
     let manage =
         v1::ManageRequest { locator: "lvm:vg/lv".into(), id: "u".into(), name: "web".into(), allow_in_use: true };
     assert_eq!(asked.manage, [manage]);
     assert_eq!(asked.unmanage, [v1::UnmanageRequest { id: "u".into(), keep_name: true }]);
-    assert_eq!(asked.scopes, ["lvm:vg", "", "file:/srv"]);
+    assert_eq!(asked.scopes, ["lvm:vg", "", "", "file:/srv"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@
 use super::{
     Operation, OperationId, Outcome, OutcomeState, Plan, Rest,
     attach::{UNDO_TIMEOUT, left_over},
-    now_ms,
+    identity_key, now_ms,
     recover::FIRST_PAUSE,
 };
 use crate::{
@@ -150,7 +150,10 @@ impl Agent {
             }
             None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
         };
-        self.refuse_renamed(&attached, &id).await?;
+        if let Footprint::Lvm { identity, .. } = &attached.footprint {
+            held.extend(identity_key(identity))?;
+            self.refuse_renamed(&attached.spec.locator, identity, &id).await?;
+        }
         self.refuse_users(driver.as_ref(), &attached, &id).await?;
         let export = match export {
             Some(export) => export,
@@ -442,8 +445,7 @@ impl Agent {
     }
 
     /// Refuses an LV that is attached or exported under a name that it had before.
-    async fn refuse_renamed(&self, attached: &Attached, id: &ExportId) -> Result<()> {
-        let Footprint::Lvm { identity, .. } = &attached.footprint else { return Ok(()) };
+    async fn refuse_renamed(&self, locator: &Locator, identity: &Identity, id: &ExportId) -> Result<()> {
         let (exports, attachments) = (self.journal.exports().await?, self.journal.attachments().await?);
         let exports = exports.iter().filter(|record| record.export.id != *id && is_of(&record.attached, identity));
         let attachments = attachments.iter().filter(|record| is_of(&record.attached, identity));
@@ -451,7 +453,7 @@ impl Agent {
             exports.map(exported_as).chain(attachments.map(|record| format!("attached as {}", record.id))).collect();
         match by.is_empty() {
             true => Ok(()),
-            false => Err(Error::InUse { what: attached.spec.locator.to_string(), by }),
+            false => Err(Error::InUse { what: locator.to_string(), by }),
         }
     }
 

@@ -265,8 +265,11 @@ impl v1::volumes_server::Volumes for Canned {
     }
 
     async fn list(&self, request: Request<v1::ListVolumesRequest>) -> Reply<v1::ListVolumesResponse> {
-        self.asked().scopes.push(request.into_inner().scope);
-        Ok(Response::new(v1::ListVolumesResponse { volumes: vec![volume()], ..Default::default() }))
+        let scope = request.into_inner().scope;
+        let problems =
+            if scope.is_empty() { vec!["rbd:gone cannot be looked at: no answer".to_owned()] } else { vec![] };
+        self.asked().scopes.push(scope);
+        Ok(Response::new(v1::ListVolumesResponse { volumes: vec![volume()], problems }))
     }
 
     async fn get(&self, _: Request<v1::GetVolumeRequest>) -> Reply<v1::Volume> {
