@@ -13,6 +13,7 @@ use crate::{
     RbdDriver,
     cluster::{Cluster, Messenger},
     failed, image_of,
+    jobs::BLOCKLISTED,
     mapping::{self, Mapping, Mark},
     underway::Noted,
 };
@@ -51,7 +52,7 @@ impl RbdDriver {
                 driver.unmap_marked(&mark_of_write).await;
             }
         });
-        self.written(image, receiver, attempt.deadline).await?;
+        self.written(spec, image, receiver, attempt.deadline).await?;
         let device = self.settle(spec, image, &mark, attempt.deadline).await;
         if device.is_err() {
             self.parts().unmap_marked(&mark).await;
@@ -98,6 +99,7 @@ impl RbdDriver {
     /// Waits for the kernel's answer to the write.
     async fn written(
         &self,
+        spec: &Spec,
         image: &Image,
         mut answer: oneshot::Receiver<(host::Result<()>, Arc<Noted>)>,
         deadline: Instant,
@@ -114,16 +116,21 @@ impl RbdDriver {
         };
         match answer {
             Ok((Ok(()), _)) => Ok(()),
-            Ok((Err(error), _)) => Err(self.refused(image, error).await),
+            Ok((Err(error), _)) => Err(self.refused(spec, image, error).await),
             Err(_) => Err(late()),
         }
     }
 
     /// What the kernel means by the number that it answers a mapping with (`rbd_add` and below it, `drivers/block/rbd.c`).
-    async fn refused(&self, image: &Image, error: host::Error) -> Error {
-        let host::Error::Io { source, .. } = &error else { return failed(format!("map {image}"))(error) };
-        let user = format!("client.{}", image.pool.user);
+    async fn refused(&self, spec: &Spec, image: &Image, error: host::Error) -> Error {
         let cluster = format!("the cluster {}", image.pool.cluster);
+        let source = match &error {
+            // Of lending the key, or opening the attribute, the same numbers say something else.
+            host::Error::Io { doing: "write", source, .. } => source,
+            host::Error::Unreachable { why } => return Error::Unreachable { what: cluster, why: why.clone() },
+            _ => return failed(format!("map {image}"))(error),
+        };
+        let user = format!("client.{}", image.pool.user);
         match source.raw_os_error() {
             Some(libc::ENOENT) => {
                 Error::NotFound { what: format!("{image} (the pool, the namespace, the image or its snapshot)") }
@@ -136,6 +143,14 @@ impl RbdDriver {
                 why: format!("{user} may not use {image}; `ceph auth caps` can give it `profile rbd`"),
             },
             Some(libc::ENXIO) => self.unsupported(image).await,
+            Some(libc::EINVAL) if spec.exclusive && self.has_no_lock(image).await => Error::WrongState {
+                what: format!(
+                    "{image} cannot be attached exclusively without the feature exclusive-lock; `rbd feature enable {} \
+                     exclusive-lock` gives it",
+                    path(image)
+                ),
+            },
+            Some(libc::ESHUTDOWN) => Error::Unreachable { what: cluster, why: BLOCKLISTED.into() },
             Some(libc::ETIMEDOUT) => {
                 Error::Unreachable { what: cluster, why: "its monitors listen, but let nobody in".into() }
             }
@@ -162,6 +177,11 @@ impl RbdDriver {
             ),
         };
         Error::Unsupported { what }
+    }
+
+    /// Whether an image is known to lack exclusive-lock.
+    async fn has_no_lock(&self, image: &Image) -> bool {
+        self.features(image).await.is_ok_and(|features| !features.iter().any(|has| has == "exclusive-lock"))
     }
 
     /// From a mapping to a device that can be handed out.

@@ -163,9 +163,18 @@ impl Cluster {
 /// A key as a keyring holds it, in base64, as the kernel takes it.
 fn decoded(key: &SecretString, whose: &str) -> Result<SecretBox<Vec<u8>>> {
     match BASE64_STANDARD.decode(key.expose_secret().trim()) {
-        Ok(key) if key.len() > 12 => Ok(SecretBox::new(Box::new(key))),
-        _ => Err(Error::invalid("credentials", format!("{whose} is no cephx key; `ceph auth get-key` shows one"))),
+        Ok(key) if is_aes(&key) => Ok(SecretBox::new(Box::new(key))),
+        _ => Err(Error::invalid(
+            "credentials",
+            format!("{whose} is no cephx key that the kernel can use (AES, 128 bits); `ceph auth get-key` shows one"),
+        )),
     }
+}
+
+/// A key of 128 bits for AES, the one type that the kernel's client has (`struct ceph_crypto_key`, `net/ceph/crypto.c`): its
+/// type, when it was made in two numbers of four bytes, its length, and the key itself.
+fn is_aes(key: &[u8]) -> bool {
+    matches!(key, [1, 0, rest @ ..] if matches!(rest.get(8..), Some([16, 0, secret @ ..]) if secret.len() == 16))
 }
 
 /// `/etc/ceph/NAME.conf`, by sections and keys.
@@ -329,6 +338,19 @@ mod tests {
             (conf["client.cinder"]["keyring"].as_str(), conf["client"]["keyring"].as_str()),
             ("/etc/ceph/a", "/b")
         );
+    }
+
+    #[test]
+    fn a_key_of_another_type_or_length_is_refused_before_anything() {
+        let key = |kind: u8, said: u8, length: usize| {
+            let key = [&[kind, 0][..], &[7; 8], &[said, 0], &vec![9; length]].concat();
+            decoded(&BASE64_STANDARD.encode(key).into(), "the key").map(drop)
+        };
+        key(1, 16, 16).unwrap();
+        for (kind, said, length) in [(2, 32, 32), (0, 16, 16), (1, 16, 15), (1, 16, 17), (1, 32, 32), (1, 0, 0)] {
+            let error = key(kind, said, length).unwrap_err();
+            assert!(matches!(error, Error::Invalid { field: "credentials", .. }), "{error}");
+        }
     }
 
     #[test]

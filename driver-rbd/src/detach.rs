@@ -30,12 +30,12 @@ pub(crate) struct Theirs {
 /// What stands for an attachment on this host. Without an identity (its attach did not end) only what was mapped for this very
 /// locator, and was not here before it. What another attach has mapped and not settled upon is nobody's yet.
 pub(crate) fn of(host: &dyn Host, underway: &Underway, image: &Image, at: &Attached) -> Result<Theirs> {
-    let Footprint::Rbd { were_here } = &at.footprint else {
+    let Footprint::Rbd { marks } = &at.footprint else {
         return Err(Error::invalid("footprint", "it is none of an RBD image"));
     };
     let is_it = |mapping: &Mapping| match &at.identity {
         Some(identity) => mapping.identity == *identity,
-        None => mapping.mark.as_ref().is_some_and(|mark| mark.is_for(image)) && !were_here.contains(&mapping.id),
+        None => mapping.mark.as_ref().is_some_and(|mark| mark.is_for(image) && !marks.contains(&mark.to_string())),
     };
     let is_settled = |mapping: &Mapping| !mapping.mark.as_ref().is_some_and(|mark| underway.holds(mark));
     let (ours, others) = mapping::list(host)?

@@ -60,6 +60,8 @@ pub struct RbdDriver {
     templates: Templates,
     underway: Underway,
     turns: Turns,
+    /// As [`Turns`], for changes of images and their names.
+    changes: Turns,
 }
 
 /// What outlives a call: a write that hangs in the kernel has to be seen to its end.
@@ -70,7 +72,13 @@ pub(crate) struct Parts {
 impl RbdDriver {
     /// A driver that works on `host`.
     pub fn new(host: Arc<dyn Host>, config: RbdConfig) -> Self {
-        Self { host, templates: config.templates, underway: Underway::default(), turns: Turns::default() }
+        Self {
+            host,
+            templates: config.templates,
+            underway: Underway::default(),
+            turns: Turns::default(),
+            changes: Turns::default(),
+        }
     }
 
     pub(crate) fn host(&self) -> &dyn Host {
@@ -118,8 +126,10 @@ impl Driver for RbdDriver {
         if let Some(problem) = self.problem() {
             return Err(Error::WrongState { what: problem });
         }
-        let were_here = mapping::list(self.host())?.into_iter().map(|mapping| mapping.id).collect();
-        Ok(Footprint::Rbd { were_here })
+        let here = mapping::list(self.host())?;
+        Ok(Footprint::Rbd {
+            marks: here.iter().filter_map(|mapping| Some(mapping.mark.as_ref()?.to_string())).collect(),
+        })
     }
 
     async fn attach(&self, spec: &Spec, _footprint: &Footprint, attempt: &Attempt) -> Result<Device> {

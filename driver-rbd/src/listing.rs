@@ -94,13 +94,14 @@ impl RbdDriver {
             tracing::debug!(image = image.name, "has a name that no locator can hold");
             return Ok(None);
         };
+        let identity = told.identity(&image.id, snapshot)?;
         Ok(Some(Candidate {
             locator,
-            identity: told.identity(&image.id, snapshot)?,
             kind: if snapshot.is_some() { VolumeKind::Snapshot } else { VolumeKind::Volume },
             size_bytes: snapshot.map_or(image.size, |snapshot| snapshot.size),
-            refusal: refuse::manage(image, snapshot, mapped, &self.templates),
+            refusal: refuse::manage(image, snapshot, &identity, mapped, &self.templates),
             managed: told.volume(image, snapshot)?,
+            identity,
         }))
     }
 }

@@ -23,8 +23,8 @@ impl RbdDriver {
     pub(crate) async fn adopt(&self, adoption: &Adoption) -> Result<Volume> {
         let plan = Plan::new(&adoption.from, &adoption.to, &adoption.identity)?;
         let keys = Keys::of(plan.snapshot_id);
-        let change = Change { metadata: keys.written(adoption, plan.name(plan.from)), ..plan.rename() };
-        let reply = self.change(&plan.from.pool, Task::Manage(change)).await?;
+        let change = Change { metadata: keys.written(adoption, plan.image_id, plan.name(plan.from)), ..plan.rename() };
+        let reply = self.change(&plan.from.pool, plan.identity, Task::Manage(change)).await?;
         let (image, snapshot) = plan.seen(&reply)?;
         let told = Told { pool: &plan.from.pool, reply: &reply };
         let volume = told.volume(image, snapshot)?.filter(|volume| volume.id == adoption.id);
@@ -37,12 +37,12 @@ impl RbdDriver {
         let task = Task::Inspect { image: None, id: Some(plan.image_id.clone()) };
         let reply = self.ask(&plan.from.pool, task).await?;
         let keys = Keys::of(plan.snapshot_id);
-        let managed = only(&reply, plan.from)?.metadata.get(&keys.id);
+        let managed = keys.volume_in(only(&reply, plan.from)?);
         if let Some(other) = managed.filter(|id| **id != release.id.to_string()) {
             return Err(mismatch(&format!("the volume {}", plan.from), &release.id.to_string(), other));
         }
         let change = Change { forget: keys.all(), ..plan.rename() };
-        let reply = self.change(&plan.from.pool, Task::Unmanage(change)).await?;
+        let reply = self.change(&plan.from.pool, plan.identity, Task::Unmanage(change)).await?;
         plan.seen(&reply).map(drop)
     }
 }

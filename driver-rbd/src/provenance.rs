@@ -1,6 +1,9 @@
 //! What is written onto the storage of what is managed: who it is, where it came from, and its name for people. Metadata
 //! of the image (`rbd image-meta`), read back even if the journal is lost. A snapshot has no metadata of its own; what
 //! is said of it stands with its image, under its number, which a rename does not change.
+//!
+//! Ceph copies metadata to clones and copies. So the id of the image that it was written for stands with it, and what was
+//! written for another image says nothing of this one.
 
 use driver::{
     Adoption, Error, Identity, Image, ImageName, Locator, Pool, Result, SnapshotName, Volume, VolumeId, VolumeKind,
@@ -11,6 +14,7 @@ use std::collections::BTreeMap;
 /// The keys of an image, or of one of its snapshots.
 pub(crate) struct Keys {
     pub(crate) id: String,
+    image: String,
     origin: String,
     name: String,
 }
@@ -18,17 +22,29 @@ pub(crate) struct Keys {
 impl Keys {
     pub(crate) fn of(snapshot: Option<u64>) -> Self {
         let before = snapshot.map_or_else(|| "mortar".into(), |id| format!("mortar.snapshot.{id}"));
-        Self { id: format!("{before}.id"), origin: format!("{before}.origin"), name: format!("{before}.name") }
+        let image = format!("{before}.image");
+        Self { id: format!("{before}.id"), image, origin: format!("{before}.origin"), name: format!("{before}.name") }
     }
 
     pub(crate) fn all(self) -> Vec<String> {
-        vec![self.id, self.origin, self.name]
+        vec![self.id, self.image, self.origin, self.name]
+    }
+
+    /// The id of the volume that an image says to be, unless it says so only because it was copied from one.
+    pub(crate) fn volume_in<'i>(&self, image: &'i rbd_job::Image) -> Option<&'i String> {
+        let of_this_image = image.metadata.get(&self.image).is_none_or(|of| *of == image.id);
+        image.metadata.get(&self.id).filter(|_| of_this_image)
     }
 
     /// What is written for an adoption.
-    pub(crate) fn written(self, adoption: &Adoption, origin: &str) -> BTreeMap<String, String> {
-        [(self.id, adoption.id.to_string()), (self.origin, origin.to_owned()), (self.name, adoption.name.to_string())]
-            .into()
+    pub(crate) fn written(self, adoption: &Adoption, image: &str, origin: &str) -> BTreeMap<String, String> {
+        [
+            (self.id, adoption.id.to_string()),
+            (self.image, image.to_owned()),
+            (self.origin, origin.to_owned()),
+            (self.name, adoption.name.to_string()),
+        ]
+        .into()
     }
 }
 
@@ -61,7 +77,7 @@ impl Told<'_> {
     /// The managed volume that an image or a snapshot of it is; `None` if it is not managed.
     pub(crate) fn volume(&self, image: &rbd_job::Image, snapshot: Option<&Snapshot>) -> Result<Option<Volume>> {
         let keys = Keys::of(snapshot.map(|snapshot| snapshot.id));
-        let Some(id) = image.metadata.get(&keys.id) else { return Ok(None) };
+        let Some(id) = keys.volume_in(image) else { return Ok(None) };
         let Ok(id) = id.parse::<VolumeId>() else {
             tracing::warn!(image = image.name, id, "its metadata has an id that is none of ours");
             return Ok(None);

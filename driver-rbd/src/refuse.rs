@@ -1,17 +1,18 @@
 //! Why an image is not for us. Each answer is a sentence for the person who asked.
 
 use crate::{mapping::Mapping, provenance::Keys};
-use driver::{Pool, Refusal, Templates};
+use driver::{Identity, Pool, Refusal, Templates};
 use host::rbd_job::{Image, Snapshot, Trashed, Watcher};
 
 /// Why an image, or a snapshot of it, cannot be managed.
 pub(crate) fn manage(
     image: &Image,
     snapshot: Option<&Snapshot>,
+    identity: &Identity,
     mapped: &[Mapping],
     templates: &Templates,
 ) -> Option<Refusal> {
-    if let Some(id) = image.metadata.get(&Keys::of(snapshot.map(|snapshot| snapshot.id)).id) {
+    if let Some(id) = Keys::of(snapshot.map(|snapshot| snapshot.id)).volume_in(image) {
         return Some(Refusal::Managed(format!("managed as {id}")));
     }
     let name = snapshot.map_or(&image.name, |snapshot| &snapshot.name);
@@ -24,7 +25,7 @@ pub(crate) fn manage(
     // Nobody can write to a snapshot, so nobody is disturbed.
     let by: Vec<String> = match snapshot {
         Some(_) => Vec::new(),
-        None => image.watchers.iter().map(|watcher| who(watcher, mapped)).collect(),
+        None => image.watchers.iter().map(|watcher| who(watcher, identity, mapped)).collect(),
     };
     (!by.is_empty()).then_some(Refusal::InUse(by))
 }
@@ -41,11 +42,11 @@ fn kind(image: &Image) -> Option<String> {
     }
 }
 
-/// A watcher, by its address; and by its device if it is this host.
-fn who(watcher: &Watcher, mapped: &[Mapping]) -> String {
+/// A watcher, by its address; and by its device if it is this host, whose mappings have one address together.
+fn who(watcher: &Watcher, identity: &Identity, mapped: &[Mapping]) -> String {
     let here: Vec<String> = mapped
         .iter()
-        .filter(|mapping| mapping.client == watcher.address)
+        .filter(|mapping| mapping.client == watcher.address && mapping.identity == *identity)
         .map(|mapping| mapping.node().display().to_string())
         .collect();
     match here.is_empty() {

@@ -3,7 +3,7 @@
 use super::*;
 use driver::{Access, Identity, Refusal};
 use host::{
-    rbd_job::{Mirroring, Watcher},
+    rbd_job::{self, Mirroring, Watcher},
     sim::{Machine, rbd::KEY},
 };
 use std::time::Duration;
@@ -140,7 +140,7 @@ async fn two_attaches_of_one_image_at_once_have_one_device() {
 
 /// Lets everything go as far as it can.
 async fn settle() {
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    let _waited = tokio::time::timeout(Duration::from_millis(1), std::future::pending::<()>()).await;
 }
 
 fn attach_later(driver: &Arc<RbdDriver>, text: &'static str) -> JoinHandle<Result<(Attached, Device)>> {
@@ -270,6 +270,36 @@ async fn an_undo_takes_away_only_what_was_mapped_for_its_locator() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_undo_knows_its_own_whatever_number_it_was_given() {
+    let machine = machine();
+    machine.map_image("10.0.0.1:6789 name=admin,secret=x p a -");
+    let driver = driver(&machine);
+    let footprint = driver.prepare(&spec("p/a")).await.unwrap();
+    // The number that was taken then is ours now.
+    machine.unmap_image(0);
+    driver.attach(&spec("p/a"), &footprint, &Attempt::until(soon())).await.unwrap();
+    driver.detach(&Attached { spec: spec("p/a"), footprint, identity: None }, soon()).await.unwrap();
+    assert!(machine.mapped_images().is_empty());
+}
+
+#[test]
+fn the_footprint_of_an_older_journal_is_read() {
+    let read: Footprint = serde_json::from_str(r#"{"backend":"rbd","were_here":[0,3]}"#).unwrap();
+    assert_eq!(read, Footprint::Rbd { marks: Vec::new() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_has_the_name_of_its_own_device() {
+    let machine = machine();
+    machine.add_image("ceph", "p", "", "b", GIB);
+    for image in ["a", "b"] {
+        machine.map_image(&format!("10.0.0.1:6789 name=admin,secret=x p {image} -"));
+    }
+    let refusal = driver(&machine).inspect(&locator("p/b")).await.unwrap().refusal.unwrap().to_string();
+    assert!(refusal.contains("/dev/rbd1") && !refusal.contains("/dev/rbd0"), "{refusal}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn refusals_say_what_to_do_and_leave_nothing() {
     let machine = machine();
     let id = machine.add_image("ceph", "p", "", "j", GIB);
@@ -369,6 +399,87 @@ async fn an_image_and_its_snapshot_are_managed_and_let_go() {
         driver.unmanage(&back(&adoption)).await.unwrap();
         assert_eq!(machine.snapshot(), before);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_is_not_what_its_parent_is() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let parent = adoption(&driver, "p/a", &format!("p/{MANAGED}")).await;
+    let volume = driver.manage(&parent).await.unwrap();
+    let Identity::Rbd { image_id, .. } = &volume.identity else { panic!("{volume:?}") };
+    let mut inherited = None;
+    machine.change_image("ceph", image_id, |image| inherited = Some(image.metadata.clone()));
+    let clone = machine.add_image("ceph", "p", "", "clone", GIB);
+    machine.change_image("ceph", &clone, |image| image.metadata = inherited.unwrap());
+
+    let scope = "rbd:p".parse().unwrap();
+    assert_eq!(driver.volumes(Some(&scope)).await.unwrap(), [volume]);
+    let candidate = driver.inspect(&locator("p/clone")).await.unwrap();
+    assert_eq!((candidate.refusal, candidate.managed), (None, None));
+    let id = "9394b827-4ad0-488e-8df8-26476b3a8663";
+    let own = Adoption { id: id.parse().unwrap(), ..adoption(&driver, "p/clone", &format!("p/volume-{id}")).await };
+    driver.manage(&own).await.unwrap();
+    let mut ids: Vec<_> = driver.volumes(Some(&scope)).await.unwrap().into_iter().map(|volume| volume.id).collect();
+    ids.sort();
+    assert_eq!(ids, [parent.id, own.id]);
+    driver.unmanage(&back(&own)).await.unwrap();
+    machine.change_image("ceph", &clone, |image| assert!(image.metadata.is_empty(), "{image:?}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manage_that_goes_on_is_not_undone_before_its_end() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let adoption = adoption(&driver, "p/a", &format!("p/{MANAGED}")).await;
+    let begun = Instant::now();
+    // It does its work, and ends very late.
+    machine.lose_next("run mortar-rbd", late("mortar-rbd"));
+    let error = driver.manage(&adoption).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(125), "{:?}", begun.elapsed());
+    let processes = machine.processes();
+    let error = driver.unmanage(&back(&adoption)).await.unwrap_err();
+    assert!(matches!(&error, Error::TimedOut { waiting_for } if waiting_for.contains("earlier")), "{error}");
+    assert_eq!(machine.processes(), processes + 1, "only looked at");
+    while driver.unmanage(&back(&adoption)).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(3600));
+    }
+    assert_eq!(driver.inspect(&locator("p/a")).await.unwrap().managed, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_exclusively_says_by_whom() {
+    let machine = machine();
+    let driver = driver(&machine);
+    let adoption = adoption(&driver, "p/a", &format!("p/{MANAGED}")).await;
+    let error = rbd_job::Failure {
+        errno: Some(libc::EROFS),
+        ..rbd_job::Failure::new(rbd_job::Step::Metadata, "set the metadata", "held exclusively by client.4")
+    };
+    let stdout = serde_json::to_string(&rbd_job::Failed { error }).unwrap();
+    machine.fail_next("run mortar-rbd", host::Output { code: 1, stdout, stderr: String::new() });
+    let error = driver.manage(&adoption).await.unwrap_err();
+    assert!(matches!(&error, Error::InUse { by, .. } if by[0].contains("client.4")), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_refuses_is_said_in_words() {
+    let machine = machine();
+    let id = machine.add_image("ceph", "p", "", "plain", GIB);
+    machine.change_image("ceph", &id, |image| image.features = vec!["layering".into()]);
+    let driver = driver(&machine);
+    let error = try_attach(&driver, &Spec { exclusive: true, ..spec("p/plain") }).await.unwrap_err();
+    let says = |error: &Error, words| error.to_string().contains(words);
+    assert!(matches!(error, Error::WrongState { .. }) && says(&error, "exclusive-lock"), "{error}");
+    machine.fail_next("write /sys/bus/rbd/add", errno(libc::ESHUTDOWN));
+    let error = try_attach(&driver, &spec("p/a")).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }) && says(&error, "blocklist"), "{error}");
+    // `ENOENT`, but of no image.
+    let source = std::io::Error::from_raw_os_error(libc::ENOENT);
+    machine.fail_next("write /sys/bus/rbd/add", host::Error::Io { doing: "open", path: "/sys/bus/rbd".into(), source });
+    let error = try_attach(&driver, &spec("p/a")).await.unwrap_err();
+    assert!(matches!(error, Error::Host { .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

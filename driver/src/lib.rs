@@ -193,8 +193,10 @@ pub enum Footprint {
     },
     /// RBD.
     Rbd {
-        /// The mappings of this host by the kernel's numbers (`/sys/bus/rbd/devices`), whoever made them: they stay.
-        were_here: Vec<u32>,
+        /// The marks of the mappings of ours that were here already: they stay. (What has no mark is not ours, and stays in
+        /// any case; and a number of the kernel's may be given to another.)
+        #[serde(default)]
+        marks: Vec<String>,
     },
     /// LVM.
     Lvm {

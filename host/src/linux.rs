@@ -5,9 +5,11 @@
 
 mod files;
 mod keys;
+mod lanes;
 mod loops;
 mod multipathd;
 mod netlink;
+mod own_thread;
 mod process;
 mod scsi;
 mod usage;
@@ -34,6 +36,7 @@ use std::{
 use tokio::{
     net::TcpStream,
     sync::broadcast,
+    task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
 use zeroize::Zeroizing;
@@ -45,6 +48,8 @@ pub struct Linux {
     slots: Arc<process::Slots>,
     loops: Arc<loops::Unanswered>,
     looks: Arc<usage::Looks>,
+    lanes: lanes::Lanes,
+    keyed: own_thread::Threads,
 }
 
 impl Linux {
@@ -57,25 +62,54 @@ impl Linux {
         if let Err(error) = netlink::listen(events.clone()) {
             tracing::warn!(%error, "no kernel events; device changes are seen by looking four times a second");
         }
-        Self { events, slots: Arc::new(process::Slots::new(processes)), loops: Arc::default(), looks: Arc::default() }
+        Self {
+            events,
+            slots: Arc::new(process::Slots::new(processes)),
+            loops: Arc::default(),
+            looks: Arc::default(),
+            lanes: lanes::Lanes::default(),
+            keyed: own_thread::Threads::new(KEYED_WRITES),
+        }
     }
 }
 
-/// Runs what may block on a thread of its own, and stops waiting for it (not the thread itself) when its time is over.
+/// Runs what may block on a thread of its own, and stops waiting for it (not the thread itself) when its time is over. What
+/// has not begun by then, or when the caller goes, never begins.
 async fn blocking<T: Send + 'static>(
     what: impl Into<String>,
     limit: Duration,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match timeout(limit, tokio::task::spawn_blocking(work)).await {
+    let deadline = std::time::Instant::now() + limit;
+    let late = move |what: String| Error::TimedOut { what, after: limit };
+    let what = what.into();
+    let named = what.clone();
+    let mut running = Running(tokio::task::spawn_blocking(move || match std::time::Instant::now() < deadline {
+        true => work(),
+        // There was no thread for it until now.
+        false => Err(late(named)),
+    }));
+    match timeout(limit, &mut running.0).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-        Err(_) => Err(Error::TimedOut { what: what.into(), after: limit }),
+        Err(_) => Err(late(what)),
+    }
+}
+
+/// Work on a thread. Without somebody who waits for it, it is not begun any more; what has begun goes on.
+struct Running<T>(JoinHandle<T>);
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
 /// How long the kernel is waited for where the caller gives no time of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many writes with a key may be unanswered: each has a thread, for as long as the kernel takes.
+const KEYED_WRITES: usize = 64;
 
 fn open_device(device: &Path, flags: OFlag) -> Result<OwnedFd> {
     open(device, flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| match errno {
@@ -127,12 +161,14 @@ impl Host for Linux {
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
         // It may be a secret, which must not stay in our memory.
         let (path, value) = (attribute.to_owned(), Zeroizing::new(value.to_owned()));
-        blocking(format!("write to {}", attribute.display()), PATIENCE, move || {
-            let fd = open_device(&path, OFlag::O_WRONLY)?;
-            nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
-            Ok(())
-        })
-        .await
+        let lane = lanes::Lane::of(attribute, &value);
+        self.lanes
+            .alone(lane, format!("write to {}", attribute.display()), PATIENCE, move || {
+                let fd = open_device(&path, OFlag::O_WRONLY)?;
+                nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
+                Ok(())
+            })
+            .await
     }
 
     async fn write_with_key(&self, attribute: &Path, value: &str, key: &KernelKey) -> Result<()> {
@@ -143,10 +179,7 @@ impl Host for Linux {
             nix::unistd::write(&fd, value.as_bytes()).map_err(|errno| Error::io("write", &path)(errno.into()))?;
             Ok(())
         };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        self.keyed.run(write).await
     }
 
     async fn multipathd(&self, request: &str, limit: Duration) -> Result<String> {
@@ -172,16 +205,18 @@ impl Host for Linux {
 
     async fn flush(&self, device: &Path, limit: Duration) -> Result<()> {
         let path = device.to_owned();
-        blocking(format!("flush of {}", device.display()), limit, move || {
-            let fd = open_device(&path, OFlag::O_RDONLY)?;
-            fsync(&fd).map_err(|errno| Error::io("sync", &path)(errno.into()))?;
-            // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the whole call.
-            #[expect(unsafe_code, reason = "ioctl")]
-            unsafe { ioctls::blkflsbuf(fd.as_raw_fd()) }
-                .map_err(|errno| Error::io("drop the cache of", &path)(errno.into()))?;
-            Ok(())
-        })
-        .await
+        let lane = lanes::Lane::of(device, "flush");
+        self.lanes
+            .alone(lane, format!("flush of {}", device.display()), limit, move || {
+                let fd = open_device(&path, OFlag::O_RDONLY)?;
+                fsync(&fd).map_err(|errno| Error::io("sync", &path)(errno.into()))?;
+                // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the whole call.
+                #[expect(unsafe_code, reason = "ioctl")]
+                unsafe { ioctls::blkflsbuf(fd.as_raw_fd()) }
+                    .map_err(|errno| Error::io("drop the cache of", &path)(errno.into()))?;
+                Ok(())
+            })
+            .await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
@@ -336,4 +371,42 @@ fn list(directory: &Path) -> Result<Vec<String>> {
 /// The kernel's two ways to say that something is not there, and sysfs's third: an attribute of a device that went.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    };
+
+    #[test]
+    fn what_waited_too_long_for_a_thread_is_not_done() {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (answer, kernel) = mpsc::channel::<()>();
+            let soon = Duration::from_millis(20);
+            let hung = blocking("hangs", soon, move || {
+                let _answered = kernel.recv();
+                Ok(())
+            });
+            assert!(hung.await.is_err());
+            let done = Arc::new(AtomicBool::new(false));
+            let write = |limit| {
+                let done = Arc::clone(&done);
+                blocking("write", limit, move || {
+                    done.store(true, Ordering::SeqCst);
+                    Ok(())
+                })
+            };
+            assert!(matches!(write(soon).await, Err(Error::TimedOut { .. })));
+            // One whose caller goes before its time is over.
+            assert!(timeout(soon, write(PATIENCE)).await.is_err());
+            drop(answer);
+            blocking("the next", PATIENCE, || Ok(())).await.unwrap();
+            assert!(!done.load(Ordering::SeqCst), "it was done behind its caller's back");
+        });
+    }
 }

@@ -37,6 +37,10 @@ pub struct Job {
     /// requests, and gives up at the first that takes longer.
     #[serde(default = "twenty_seconds")]
     pub timeout_ms: u64,
+    /// When a change gives up, counted from its start: no step is begun later, and what was done by then stays. Whoever asks
+    /// waits longer than that. None: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_ms: Option<u64>,
     /// What is to be done.
     #[serde(flatten)]
     pub task: Task,

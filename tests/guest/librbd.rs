@@ -254,6 +254,20 @@ fn an_image_that_another_client_keeps_for_itself_is_not_changed() {
     let managed = manage();
     sh(&format!("dd if=/dev/zero of={device} bs=4k count=1 oflag=direct status=none; rbd unmap {device}"));
     assert_eq!(managed.unwrap().images[0].name, "b");
+    // Its name could be changed all the same, and its metadata not: then it would stand half-way.
+    let unmanage =
+        || ceph.ask(json!({"job": "unmanage", "image": "b", "id": id, "forget": ["mortar.id"], "rename_to": "a"}));
+    let device = sh("rbd map --options exclusive kept/b");
+    let refused = unmanage();
+    let name = ceph.image("b").map(|image| image.metadata.len());
+    sh(&format!("rbd unmap {device}"));
+    assert!(refused.as_ref().unwrap_err().message.contains("held exclusively by 127.0.0.1"), "{refused:?}");
+    assert_eq!((failed(refused), name), ((Step::Metadata, Some(30)), Some(1)));
+    assert_eq!(unmanage().unwrap().images[0].name, "a");
+    // What is late does nothing.
+    let late = json!({"job": "manage", "image": "a", "id": id, "metadata": metadata, "rename_to": "b", "budget_ms": 0});
+    assert_eq!(failed(ceph.ask(late)), (Step::Metadata, Some(110)));
+    assert!(ceph.image("a").unwrap().metadata.is_empty());
 }
 
 #[test]

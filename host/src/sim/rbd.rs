@@ -118,6 +118,11 @@ fn map(world: &mut World, request: &str) -> std::result::Result<(), i32> {
     if bits(image) & !SUPPORTED != 0 {
         return Err(libc::ENXIO);
     }
+    if options.split(',').any(|option| option == "exclusive")
+        && !image.features.iter().any(|has| has == "exclusive-lock")
+    {
+        return Err(libc::EINVAL);
+    }
     let taken = match snapshot {
         "-" => None,
         name => Some(image.snapshots.iter().find(|snapshot| snapshot.name == name).ok_or(libc::ENOENT)?),
@@ -136,7 +141,7 @@ fn map(world: &mut World, request: &str) -> std::result::Result<(), i32> {
         ("image_id", key.2.clone()),
         ("current_snap", snapshot.to_owned()),
         ("snap_id", mapped.snapshot.unwrap_or(u64::MAX - 1).to_string()),
-        ("client_addr", format!("10.0.0.9:0/{number}")),
+        ("client_addr", client_address(cluster)),
         ("config_info", request.to_owned()),
         ("refresh", String::new()),
     ];
@@ -301,11 +306,17 @@ fn rename(image: &mut Image, change: &Change) {
     }
 }
 
+/// The kernel's one client of a cluster (it has as many as there are different options, which ours never are).
+fn client_address(cluster: &Cluster) -> String {
+    format!("10.0.0.9:0/{}", cluster.monitor.ip().to_canonical().to_string().replace('.', ""))
+}
+
 /// Who has a cluster's images mapped for writing.
 fn watchers(rbd: &Rbd, cluster: &str) -> BTreeMap<(String, String, String), Vec<Watcher>> {
     let mut watchers = BTreeMap::<_, Vec<Watcher>>::new();
-    for (number, mapped) in rbd.mapped.iter().filter(|(_, mapped)| mapped.cluster == cluster) {
-        let watcher = Watcher { address: format!("10.0.0.9:0/{number}"), client: format!("client.{}", 4100 + number) };
+    let for_writing = |mapped: &&Mapped| mapped.cluster == cluster && mapped.snapshot.is_none();
+    for mapped in rbd.mapped.values().filter(for_writing) {
+        let watcher = Watcher { address: client_address(&rbd.clusters[cluster]), client: "client.4100".into() };
         watchers.entry(mapped.image.clone()).or_default().push(watcher);
     }
     watchers

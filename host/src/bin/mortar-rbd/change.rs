@@ -1,7 +1,7 @@
 //! Changing an image's metadata and its name, or a snapshot's, in an order that can be taken up again.
 //!
 //! ```text
-//!   manage:    metadata ──▶ name          unmanage:  name ──▶ metadata
+//!   manage:    metadata ──▶ name          unmanage:  (metadata as it is) ──▶ name ──▶ metadata
 //! ```
 //!
 //! So an image that has a managed name always has its metadata too. Everything that could refuse the change is looked at
@@ -13,6 +13,7 @@
 //! counts, and a stray name of this very image is removed.
 
 use crate::{
+    budget::Budget,
     cluster::Pool,
     facts::{self, id_of},
     image::Image,
@@ -28,7 +29,12 @@ pub(crate) enum First {
 }
 
 /// Makes the change, and returns the image as it is then.
-pub(crate) fn change(pool: &Pool<'_>, change: &Change, first: First) -> Result<rbd_job::Image, Failure> {
+pub(crate) fn change(
+    pool: &Pool<'_>,
+    change: &Change,
+    first: First,
+    budget: Budget,
+) -> Result<rbd_job::Image, Failure> {
     if change.metadata.keys().chain(&change.forget).any(|key| !key.starts_with(METADATA_PREFIX)) {
         return Err(Failure::new(
             Step::Job,
@@ -39,18 +45,22 @@ pub(crate) fn change(pool: &Pool<'_>, change: &Change, first: First) -> Result<r
     if change.rename_to.is_some() && change.snapshot.is_some() {
         return Err(Failure::new(Step::Job, "read the job", "an image and a snapshot are to be renamed at once"));
     }
-    let steps = look(pool, change)?;
-    if first == First::Metadata {
-        write_metadata(pool, change, &steps)?;
+    let steps = look(pool, change, budget)?;
+    match first {
+        First::Metadata => write_metadata(pool, change, &steps, budget)?,
+        First::Name => try_metadata(pool, change, &steps, budget)?,
     }
     if let Some((from, to)) = &steps.rename_image {
+        budget.allows(Step::Rename, "rename the image")?;
         pool.rename(from, to)?;
     }
     if let Some((from, to)) = &steps.rename_snapshot {
-        Image::change_by_id(pool, &change.id)?.rename_snapshot(from, to)?;
+        budget.allows(Step::Rename, "rename the snapshot")?;
+        let renamed = Image::change_by_id(pool, &change.id)?.rename_snapshot(from, to);
+        with_holder(pool, change, renamed)?;
     }
     if first == First::Name {
-        write_metadata(pool, change, &steps)?;
+        write_metadata(pool, change, &steps, budget)?;
     }
     match facts::one(pool, None, Some(&change.id))? {
         (Some(image), _) if image.name == *change.rename_to.as_ref().unwrap_or(&change.image) => Ok(image),
@@ -62,11 +72,13 @@ pub(crate) fn change(pool: &Pool<'_>, change: &Change, first: First) -> Result<r
 struct Steps {
     set: Vec<(String, String)>,
     forget: Vec<String>,
+    /// A key that is to be forgotten, with what it says now.
+    known: Option<(String, String)>,
     rename_image: Option<(String, String)>,
     rename_snapshot: Option<(String, String)>,
 }
 
-fn look(pool: &Pool<'_>, change: &Change) -> Result<Steps, Failure> {
+fn look(pool: &Pool<'_>, change: &Change, budget: Budget) -> Result<Steps, Failure> {
     let Change { image: expected, id, .. } = change;
     let absent = |why: String| Failure {
         message: why,
@@ -86,7 +98,10 @@ fn look(pool: &Pool<'_>, change: &Change) -> Result<Steps, Failure> {
         Some(to) if *to != name => {
             match id_of(pool, to)? {
                 None => {}
-                Some(other) if other == *id => pool.remove_stray_name(to)?,
+                Some(other) if other == *id => {
+                    budget.allows(Step::Rename, "remove a stray name")?;
+                    pool.remove_stray_name(to)?;
+                }
                 Some(_) => {
                     return Err(ceph_said(Step::Rename, format!("rename the image {name} to {to}"), -libc::EEXIST));
                 }
@@ -94,6 +109,7 @@ fn look(pool: &Pool<'_>, change: &Change) -> Result<Steps, Failure> {
             rename_image = Some((name, to.clone()));
         }
         Some(_) if *expected != name && id_of(pool, expected)?.as_ref() == Some(id) => {
+            budget.allows(Step::Rename, "remove a stray name")?;
             pool.remove_stray_name(expected)?;
         }
         _ => {}
@@ -106,6 +122,7 @@ fn look(pool: &Pool<'_>, change: &Change) -> Result<Steps, Failure> {
     let forget = change.forget.iter().filter(|key| there.contains_key(*key) && !change.metadata.contains_key(*key));
     Ok(Steps {
         set: set.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        known: forget.clone().find_map(|key| Some((key.clone(), there.get(key)?.clone()))),
         forget: forget.cloned().collect(),
         rename_image,
         rename_snapshot,
@@ -134,11 +151,39 @@ fn look_at_snapshot(image: &Image<'_>, wanted: &SnapshotChange) -> Result<Option
     }
 }
 
-fn write_metadata(pool: &Pool<'_>, change: &Change, steps: &Steps) -> Result<(), Failure> {
+fn write_metadata(pool: &Pool<'_>, change: &Change, steps: &Steps, budget: Budget) -> Result<(), Failure> {
     if steps.set.is_empty() && steps.forget.is_empty() {
         return Ok(());
     }
+    let in_time = || budget.allows(Step::Metadata, "change the metadata");
+    in_time()?;
     let image = Image::change_by_id(pool, &change.id)?;
-    steps.set.iter().try_for_each(|(key, value)| image.set_metadata(key, value))?;
-    steps.forget.iter().try_for_each(|key| image.remove_metadata(key))
+    let set = steps.set.iter().try_for_each(|(key, value)| in_time().and_then(|()| image.set_metadata(key, value)));
+    let forgotten =
+        set.and_then(|()| steps.forget.iter().try_for_each(|key| in_time().and_then(|()| image.remove_metadata(key))));
+    drop(image);
+    with_holder(pool, change, forgotten)
+}
+
+/// Who holds an image exclusively lets its name be changed, and not its metadata. So before the name goes, the metadata is
+/// written once as it is.
+fn try_metadata(pool: &Pool<'_>, change: &Change, steps: &Steps, budget: Budget) -> Result<(), Failure> {
+    let Some((key, value)) = &steps.known else { return Ok(()) };
+    budget.allows(Step::Metadata, "write the metadata")?;
+    let tried = Image::change_by_id(pool, &change.id)?.set_metadata(key, value);
+    with_holder(pool, change, tried)
+}
+
+/// Says who keeps an image for itself, if that is why it cannot be changed. It must not be open for writing: we would be among
+/// those who watch it.
+fn with_holder<T>(pool: &Pool<'_>, change: &Change, done: Result<T, Failure>) -> Result<T, Failure> {
+    done.map_err(|failure| {
+        if failure.errno != Some(libc::EROFS) {
+            return failure;
+        }
+        let watchers = Image::look_by_id(pool, &change.id).and_then(|image| image.watchers()).unwrap_or_default();
+        let by: Vec<String> = watchers.iter().map(|it| format!("{} ({})", it.address, it.client)).collect();
+        let by = if by.is_empty() { "another client".to_owned() } else { by.join(", ") };
+        Failure { message: format!("held exclusively by {by}; detach it first"), ..failure }
+    })
 }

@@ -4,6 +4,7 @@
 //! What a job and a reply look like stands in [`host::rbd_job`].
 
 mod api;
+mod budget;
 mod change;
 mod cluster;
 mod facts;
@@ -12,6 +13,7 @@ mod image;
 mod text;
 
 use api::Ceph;
+use budget::Budget;
 use change::{First, change};
 use cluster::{Cluster, Pool};
 use host::rbd_job::{self, Failed, Failure, Features, Job, Step, Task};
@@ -20,13 +22,15 @@ use std::{
     env,
     io::{self, Read, Write},
     process::ExitCode,
+    time::Instant,
 };
 use zeroize::Zeroizing;
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let (reply, code) = match arguments.as_slice() {
-        [] => answer(),
+        [] => answer(begun),
         [one] if one == "--version" => (format!("mortar-rbd {}", env!("CARGO_PKG_VERSION")), 0),
         _ => ("usage: mortar-rbd <JOB (JSON), or mortar-rbd --version".into(), 2),
     };
@@ -36,14 +40,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn answer() -> (String, u8) {
-    match read_job().and_then(|job| run(&job)) {
+fn answer(begun: Instant) -> (String, u8) {
+    match hide_memory().and_then(|()| read_job()).and_then(|job| run(&job, begun)) {
         Ok(reply) => (reply, 0),
         Err(failure) => {
             let code = if failure.step == Step::Job { 2 } else { 1 };
             (json(&Failed { error: failure }), code)
         }
     }
+}
+
+/// The key will be in our memory: no core of it is to be written, and only root is to look into it.
+fn hide_memory() -> Result<(), Failure> {
+    nix::sys::prctl::set_dumpable(false)
+        .map_err(|errno| Failure::new(Step::Job, "keep others from our memory", errno.desc()))
 }
 
 fn read_job() -> Result<Job, Failure> {
@@ -59,7 +69,8 @@ fn read_job() -> Result<Job, Failure> {
     Err(Failure::new(Step::Job, "read the job", why))
 }
 
-fn run(job: &Job) -> Result<String, Failure> {
+fn run(job: &Job, begun: Instant) -> Result<String, Failure> {
+    let budget = Budget::new(begun, job.budget_ms);
     let ceph = Ceph::load()?;
     let cluster = Cluster::connect(&ceph, job)?;
     let pool = cluster.pool(&job.pool, &job.namespace)?;
@@ -72,8 +83,8 @@ fn run(job: &Job) -> Result<String, Failure> {
             let (image, trash) = facts::one(&pool, image.as_deref(), id.as_deref())?;
             reply(image.into_iter().collect(), trash)
         }
-        Task::Manage(wanted) => reply(vec![change(&pool, wanted, First::Metadata)?], Vec::new()),
-        Task::Unmanage(wanted) => reply(vec![change(&pool, wanted, First::Name)?], Vec::new()),
+        Task::Manage(wanted) => reply(vec![change(&pool, wanted, First::Metadata, budget)?], Vec::new()),
+        Task::Unmanage(wanted) => reply(vec![change(&pool, wanted, First::Name, budget)?], Vec::new()),
         Task::Features { image } => Ok(json(&features_of(&pool, image)?)),
     }
 }
