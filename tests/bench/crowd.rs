@@ -97,7 +97,7 @@ fn by_peer(targets: &Targets, count: usize) -> Duration {
     drop(peer);
     // What it has not done, and what it has, goes by hand: a hundred detaches of its own would take minutes.
     sh("gone() { ! pgrep -x iscsiadm >/dev/null; }; guest_wait 60 gone
-        iscsiadm -m node --logoutall=all >/dev/null 2>&1 || true
+        iscsiadm -m session --logout >/dev/null 2>&1 || true
         rm -rf /etc/iscsi/nodes/*
         [[ -z $(iscsiadm -m session 2>/dev/null) ]]");
     Duration::from_secs_f64(took / came.len() as f64)
