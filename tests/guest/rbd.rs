@@ -252,7 +252,8 @@ async fn what_is_held_exclusively_and_what_was_cloned() {
     assert_ne!(text(&clone, "id"), id);
     assert_eq!(text(&mortar(&["unmanage", id]).ok(), "locator"), locator);
     mortar(&["unmanage", text(&clone, "id")]).ok();
-    assert_eq!(sh(&format!("rbd ls {pool}; rbd image-meta ls {pool}/clone 2>/dev/null")), "a\nclone\nplain");
+    let left = sh(&format!("rbd ls {pool}; rbd image-meta ls {pool}/clone"));
+    assert_eq!(left, "a\nclone\nplain\nThere are 0 metadata on this image.");
     sh(&format!(
         "rbd rm --no-progress {pool}/clone; rbd snap unprotect {pool}/a@s; rbd snap rm --no-progress {pool}/a@s"
     ));
