@@ -50,17 +50,17 @@ impl Initiator {
             }
         }
         let several = ours.len() > 1 || !maps.is_empty();
-        // Somebody else's map may be in use: it only loses our paths.
-        if several && goes.len() == maps.len() {
-            self.see_that_it_is_free(&goes, &ours).await?;
+        // Somebody else's map may be in use, as it only loses our paths; but nobody may use one of those past it.
+        if several {
+            self.see_that_it_is_free(&goes, &maps, &ours).await?;
         }
         for map in &maps {
             done.residuals.extend(self.remove_map(map, &ours, at.identity.as_ref(), deadline).await?);
         }
         // Legs of a map that stays are held by it, and the map says so.
         if done.residuals.is_empty() {
-            // What was written through a map was flushed through it.
-            let identity = at.identity.as_ref().filter(|_| maps.is_empty());
+            // What was written through a map of ours was flushed through it.
+            let identity = at.identity.as_ref().filter(|_| goes.len() < maps.len() || maps.is_empty());
             for leg in &ours {
                 done.residuals.extend(self.remove(leg, several, identity, deadline).await?);
             }

@@ -178,13 +178,17 @@ impl Initiator {
     }
 
     /// Who uses the unit: its map, the map's partitions, or a leg past the map.
-    pub(crate) async fn users_of(&self, maps: &[Map], legs: &[Leg]) -> Result<Vec<String>> {
+    ///
+    /// `above` are all maps that hold a leg: to be held by one of them is no use. Only of `maps` it is asked who uses them.
+    pub(crate) async fn users_of(&self, maps: &[Map], above: &[Map], legs: &[Leg]) -> Result<Vec<String>> {
         let mut known: BTreeSet<String> = BTreeSet::new();
         let mut devices = Vec::new();
-        for map in maps {
+        for map in above {
             let partitions = map.partitions(self.host()).map_err(machine("look for partitions"))?;
-            devices.push(map.name.clone());
-            devices.extend(partitions.iter().cloned());
+            if maps.contains(map) {
+                devices.push(map.name.clone());
+                devices.extend(partitions.iter().cloned());
+            }
             known.insert(map.name.clone());
             known.extend(partitions);
         }
@@ -208,8 +212,8 @@ impl Initiator {
     }
 
     /// [`Error::InUse`] if anybody uses the unit.
-    pub(crate) async fn see_that_it_is_free(&self, maps: &[Map], legs: &[Leg]) -> Result<()> {
-        let by = self.users_of(maps, legs).await?;
+    pub(crate) async fn see_that_it_is_free(&self, maps: &[Map], above: &[Map], legs: &[Leg]) -> Result<()> {
+        let by = self.users_of(maps, above, legs).await?;
         if by.is_empty() {
             return Ok(());
         }

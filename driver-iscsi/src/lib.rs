@@ -356,7 +356,7 @@ impl Driver for IscsiDriver {
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
         let legs = self.initiator.legs(&Place::all(&at.spec.locator)?, &at.footprint)?;
         let maps = self.initiator.maps(&legs)?;
-        self.initiator.users_of(&maps, &legs).await
+        self.initiator.users_of(&maps, &maps, &legs).await
     }
 
     async fn detach(&self, at: &Attached, deadline: Instant) -> Result<Detached> {

@@ -166,7 +166,7 @@ impl Initiator {
             if wait_for(self.host(), until, gone).await.map_err(machine("wait for the map to go"))?.is_some() {
                 return Ok(None);
             }
-            let users = self.users_of(std::slice::from_ref(map), legs).await?;
+            let users = self.users_of(std::slice::from_ref(map), std::slice::from_ref(map), legs).await?;
             if !users.is_empty() {
                 return Err(Error::InUse { what: map.node().display().to_string(), by: users });
             }

@@ -205,7 +205,7 @@ impl Initiator {
         let legs: Vec<Leg> = self.legs(places, footprint)?.into_iter().filter(|leg| leg.session.ours).collect();
         for map in self.maps(&legs)? {
             if !self.has_strangers(&map, &legs)? {
-                self.see_that_it_is_free(std::slice::from_ref(&map), &legs).await?;
+                self.see_that_it_is_free(std::slice::from_ref(&map), std::slice::from_ref(&map), &legs).await?;
             }
             if let Some(residual) = self.remove_map(&map, &legs, None, deadline).await? {
                 tracing::warn!(name = residual.name, reason = residual.reason, "left by an attach");

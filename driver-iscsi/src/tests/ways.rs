@@ -300,6 +300,15 @@ async fn an_operators_map_stays() {
     let (at, device) = attach_with(&driver, &four(), &all()).await.unwrap();
     assert!(matches!(&at.footprint, Footprint::Iscsi { were_here, map_was_here: true } if were_here.len() == 1));
     assert_eq!(states(&device), ["running"; 4]);
+    // Somebody has one of our paths open past the map, which itself stays.
+    let theirs = PORTALS[1].parse().unwrap();
+    let ours = device.paths.iter().find(|path| path.portal != Some(theirs)).unwrap().device.clone();
+    let attached = machine.snapshot();
+    let name = ours.file_name().unwrap().to_str().unwrap().to_owned();
+    machine.open(&name, 4711, "qemu");
+    assert!(matches!(driver.detach(&at, soon()).await, Err(Error::InUse { .. })));
+    machine.release(&name);
+    assert_eq!(machine.snapshot(), attached, "nothing is touched");
     let detached = driver.detach(&at, soon()).await.unwrap();
     assert_eq!(detached.kept.len(), 2, "{detached:?}");
     assert_eq!(detached.residuals, vec![]);
