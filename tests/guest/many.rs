@@ -4,6 +4,7 @@ use crate::{
     cli::{Ran, Running, figure, mortar, names, sessions, start, text, until},
     machine::{GuestStage, PORTAL, sh, try_sh},
 };
+use proto::v1;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -102,7 +103,7 @@ async fn twenty_callers_of_one_lun() {
 /// Told to stop, the service lets its operations finish; their callers get their answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_waits_for_operations() {
-    const COUNT: usize = 6;
+    const COUNT: usize = 12;
     let (stage, targets) = (GuestStage::bare(), Many::new(COUNT));
     let before = stage.snapshot().await;
     // Not by the command line: the first would be done before the last has been started.
@@ -111,12 +112,16 @@ async fn a_stop_waits_for_operations() {
         let (mut client, request) = (stage.client(), attach(&format!("stop-{number}"), &targets.0.locator(number)));
         calls.spawn(async move { client.attach(request).await.map(drop) });
     }
-    let running = until("all operations to begin", Duration::from_secs(20), || {
-        let operations = mortar(&["operations", "--limit", "6"]).ok();
-        let ours: Vec<&Value> =
-            operations.as_array()?.iter().filter(|operation| text(operation, "subject").starts_with("stop-")).collect();
-        (ours.len() == COUNT).then(|| ours.iter().filter(|operation| operation["state"] == "running").count())
-    });
+    let mut client = stage.client();
+    let running = loop {
+        let request = v1::ListOperationsRequest { running_only: false, limit: 12 };
+        let operations = client.operations.list(request).await.unwrap().into_inner().operations;
+        let ours: Vec<_> = operations.iter().filter(|operation| operation.subject.starts_with("stop-")).collect();
+        if ours.len() == COUNT {
+            break ours.iter().filter(|operation| operation.state() == v1::OperationState::Running).count();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     figure("operations that ran at SIGTERM", running);
     assert!(running > 0, "all had ended already");
     sh("systemctl stop mortard");
