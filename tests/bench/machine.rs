@@ -35,7 +35,7 @@ pub(crate) fn run(tool: &str, arguments: &[&str]) -> String {
 
 /// Waits until udev is done with what has come and gone: its workers would share the one CPU with whoever is next.
 pub(crate) fn settle() {
-    run("/usr/bin/udevadm", &["settle", "--timeout=30"]);
+    run("/usr/bin/udevadm", &["settle", "--timeout=120"]);
 }
 
 pub(crate) fn read(path: impl AsRef<Path>) -> String {

@@ -163,13 +163,17 @@ async fn an_operators_mapping_and_a_renamed_image() {
 
     let old = attach("old", &locator);
     sh(&format!("rbd rename {pool}/a {pool}/b; rbd_image {pool}/a 8M"));
-    let by_its_new_name = attach("new", &format!("rbd:{pool}/b"));
-    assert_eq!(by_its_new_name["path"], old["path"]);
+    let by_its_new_name = format!("rbd:{pool}/b");
+    mortar(&["attach", &by_its_new_name, "--id", "new"]).refused(4, "WRONG_STATE");
+    assert_eq!(mapped().len(), 1, "a second mapping of one image was left");
     let impostor = mortar(&["attach", &locator, "--id", "old"]).ok();
     assert_eq!(impostor["path"], old["path"], "an id is for one volume");
+    mortar(&["attach", &locator, "--id", "impostor"]).refused(4, "IDENTITY_MISMATCH");
     detach("old");
-    assert_eq!(mapped().len(), 1, "another attachment has it");
+    assert_eq!(attach("new", &by_its_new_name)["identity"], old["identity"]);
+    assert_ne!(attach("impostor", &locator)["identity"], old["identity"]);
     detach("new");
+    detach("impostor");
     assert_eq!(mapped(), Vec::<String>::new());
 }
 
