@@ -11,7 +11,7 @@
 use crate::{
     Error, Result,
     locator::shown,
-    names::{checked, text_name},
+    names::{as_text, checked, text_name},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -27,15 +27,7 @@ const LONGEST: usize = 255;
 
 text_name! {
     /// A cluster's name on this host: that of its `/etc/ceph/NAME.conf`.
-    ClusterName
-}
-
-impl FromStr for ClusterName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("cluster", text, 64, "-.", "._-").map(Self)
-    }
+    ClusterName: "cluster", 64, "-.", "._-"
 }
 
 impl Default for ClusterName {
@@ -46,15 +38,7 @@ impl Default for ClusterName {
 
 text_name! {
     /// A cephx user, without `client.` before it.
-    CephUser
-}
-
-impl FromStr for CephUser {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("user", text, 128, "-", "._-").map(Self)
-    }
+    CephUser: "user", 128, "-", "._-"
 }
 
 impl Default for CephUser {
@@ -65,54 +49,22 @@ impl Default for CephUser {
 
 text_name! {
     /// A pool.
-    PoolName
-}
-
-impl FromStr for PoolName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("pool", text, LONGEST, "-", "._-").map(Self)
-    }
+    PoolName: "pool", LONGEST, "-", "._-"
 }
 
 text_name! {
     /// A namespace of a pool.
-    RbdNamespace
-}
-
-impl FromStr for RbdNamespace {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("namespace", text, LONGEST, "-", "._-").map(Self)
-    }
+    RbdNamespace: "namespace", LONGEST, "-", "._-"
 }
 
 text_name! {
     /// An image.
-    ImageName
-}
-
-impl FromStr for ImageName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("image", text, LONGEST, "-", EXTRA).map(Self)
-    }
+    ImageName: "image", LONGEST, "-", EXTRA
 }
 
 text_name! {
     /// A snapshot of an image.
-    SnapshotName
-}
-
-impl FromStr for SnapshotName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("snapshot", text, LONGEST, "-", EXTRA).map(Self)
-    }
+    SnapshotName: "snapshot", LONGEST, "-", EXTRA
 }
 
 /// A pool, or a namespace of one, and how its cluster is reached.
@@ -281,25 +233,6 @@ impl FromStr for Image {
         };
         Ok(Self { pool: Pool::parse(&parts, options)?, name: name.parse()?, snapshot })
     }
-}
-
-/// A type whose text is its only form in JSON.
-macro_rules! as_text {
-    ($name:ident) => {
-        impl TryFrom<String> for $name {
-            type Error = Error;
-
-            fn try_from(text: String) -> Result<Self> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.to_string()
-            }
-        }
-    };
 }
 
 as_text!(Pool);

@@ -1,6 +1,6 @@
 //! Where a volume is, as text and as a type: what parses here can be handed to a tool without another look.
 
-use crate::{CephUser, Error, Image, Iqn, Lun, LvName, Pool, Portal, Result, VgName};
+use crate::{CephUser, Error, Image, Iqn, Lun, LvName, Pool, Portal, Result, VgName, names::as_text};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -356,19 +356,7 @@ impl FromStr for Scope {
     }
 }
 
-impl TryFrom<String> for Locator {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Locator> for String {
-    fn from(locator: Locator) -> Self {
-        locator.to_string()
-    }
-}
+as_text!(Locator);
 
 /// A path that means the same wherever it is read: absolute, without `.`, `..` or empty parts.
 fn absolute(field: &'static str, text: &str) -> Result<PathBuf> {

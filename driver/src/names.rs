@@ -10,8 +10,39 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Declares a type that holds a checked string, and serializes as one.
+/// A type whose text is its only form elsewhere, in JSON too.
+macro_rules! as_text {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    };
+}
+
+/// Declares a type that holds a checked string, and serializes as one. How it is checked is written behind its name, as
+/// [`checked`] takes it; or else in an implementation of its own.
 macro_rules! text_name {
+    ($(#[$doc:meta])* $name:ident: $field:literal, $max:expr, $first:expr, $extra:expr) => {
+        text_name! { $(#[$doc])* $name }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                checked($field, text, $max, $first, $extra).map(Self)
+            }
+        }
+    };
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,23 +62,11 @@ macro_rules! text_name {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = Error;
-
-            fn try_from(text: String) -> Result<Self> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
-            }
-        }
+        as_text!($name);
     };
 }
 
-pub(crate) use text_name;
+pub(crate) use {as_text, text_name};
 
 /// Checks length, first character and alphabet, and says which of them is wrong.
 pub(crate) fn checked(field: &'static str, text: &str, max: usize, first: &str, extra: &str) -> Result<String> {
@@ -74,7 +93,7 @@ fn spaced(characters: &str) -> String {
 
 text_name! {
     /// The caller's id of an attachment, which is also the last part of its stable path.
-    AttachmentId
+    AttachmentId: "id", 128, ".-", "._-"
 }
 
 impl AttachmentId {
@@ -84,25 +103,9 @@ impl AttachmentId {
     }
 }
 
-impl FromStr for AttachmentId {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("id", text, 128, ".-", "._-").map(Self)
-    }
-}
-
 text_name! {
     /// A managed volume's name for people. Its alphabet is that of LVM tags, where it is kept.
-    VolumeName
-}
-
-impl FromStr for VolumeName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        checked("name", text, 127, ".-", "._+-").map(Self)
-    }
+    VolumeName: "name", 127, ".-", "._+-"
 }
 
 text_name! {
@@ -234,19 +237,7 @@ impl FromStr for Portal {
     }
 }
 
-impl TryFrom<String> for Portal {
-    type Error = Error;
-
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<Portal> for String {
-    fn from(portal: Portal) -> Self {
-        portal.to_string()
-    }
-}
+as_text!(Portal);
 
 /// A logical unit's number as Linux has it (`scsilun_to_int`): the first two bytes of its address, big-endian. So units 0 to
 /// 16383 are themselves by the peripheral method, and 16384 more by the flat one (SAM-5 section 4.7.7): which of the two
