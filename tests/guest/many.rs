@@ -1,7 +1,7 @@
 //! Many callers at once, of many targets or of one; and a stop in the middle of it.
 
 use crate::{
-    cli::{Ran, Running, figure, mortar, names, sessions, start, text, until},
+    cli::{Ran, Running, figure, mortar, names, sessions, start, text},
     machine::{GuestStage, PORTAL, sh, try_sh},
 };
 use proto::v1;
