@@ -4,27 +4,11 @@ use crate::{RbdDriver, cluster, failed};
 use driver::{Error, Identity, Image, Pool, Result};
 use host::{
     Command, Output, Tool,
-    rbd_job::{self, Failure, Features, Job, Step, Task},
+    rbd_job::{self, FEATURES, Failure, Features, Job, Step, Task},
 };
 use serde::de::DeserializeOwned;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
-
-/// What the kernel's client knows to do with an image, one bit for each feature in this order (`rbd/features.h`).
-const FEATURES: [&str; 12] = [
-    "layering",
-    "striping",
-    "exclusive-lock",
-    "object-map",
-    "fast-diff",
-    "deep-flatten",
-    "journaling",
-    "data-pool",
-    "operations",
-    "migrating",
-    "non-primary",
-    "dirty-cache",
-];
 
 /// The bits that this kernel has, in hexadecimal.
 const SUPPORTED: &str = "/sys/bus/rbd/supported_features";

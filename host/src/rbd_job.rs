@@ -9,6 +9,23 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, path::PathBuf};
 
+/// The names of an image's features, one bit for each in this order (`rbd/features.h` of Ceph 16.2). The kernel's client and
+/// librbd number them alike.
+pub const FEATURES: [&str; 12] = [
+    "layering",
+    "striping",
+    "exclusive-lock",
+    "object-map",
+    "fast-diff",
+    "deep-flatten",
+    "journaling",
+    "data-pool",
+    "operations",
+    "migrating",
+    "non-primary",
+    "dirty-cache",
+];
+
 /// What the keys of an image's metadata begin with that a reply shows. Others are not ours, and there may be many.
 pub const METADATA_PREFIX: &str = "mortar.";
 

@@ -1,24 +1,12 @@
-//! The names of an image's features (`rbd/features.h` of Ceph 16.2), as `rbd info` shows them.
+//! The names of an image's features, as `rbd info` shows them.
 
-const NAMES: [&str; 12] = [
-    "layering",
-    "striping",
-    "exclusive-lock",
-    "object-map",
-    "fast-diff",
-    "deep-flatten",
-    "journaling",
-    "data-pool",
-    "operations",
-    "migrating",
-    "non-primary",
-    "dirty-cache",
-];
+use host::rbd_job::FEATURES;
 
 /// The names of the features whose bits are set.
 pub(crate) fn named(bits: u64) -> Vec<String> {
     let set = (0..u64::BITS).filter(|bit| bits & (1 << bit) != 0);
-    set.map(|bit| NAMES.get(bit as usize).map_or_else(|| format!("unknown-{bit}"), |name| (*name).to_owned())).collect()
+    set.map(|bit| FEATURES.get(bit as usize).map_or_else(|| format!("unknown-{bit}"), |name| (*name).to_owned()))
+        .collect()
 }
 
 #[cfg(test)]
