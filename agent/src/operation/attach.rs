@@ -85,25 +85,18 @@ impl Agent {
             if sibling.attached.spec.locator != request.spec.locator {
                 return Err(another_locator(sibling));
             }
-            if sibling.attached.spec.exclusive != request.spec.exclusive {
-                return Err(Error::WrongState {
-                    what: format!(
-                        "{} is attached {} as {}; detach that first, or ask for the same",
-                        request.spec.locator,
-                        if request.spec.exclusive { "without exclusive" } else { "exclusively" },
-                        sibling.id
-                    ),
-                });
-            }
-            if sibling.attached.spec.read_only != request.spec.read_only {
-                return Err(Error::WrongState {
-                    what: format!(
-                        "{} is attached {} as {}; detach that first, or ask for the same",
-                        request.spec.locator,
-                        if request.spec.read_only { "for writing" } else { "read-only" },
-                        sibling.id
-                    ),
-                });
+            let (was, asked) = (&sibling.attached.spec, &request.spec);
+            let how = match (was.exclusive != asked.exclusive, was.read_only != asked.read_only) {
+                (true, _) if asked.exclusive => Some("without exclusive"),
+                (true, _) => Some("exclusively"),
+                (false, true) if asked.read_only => Some("for writing"),
+                (false, true) => Some("read-only"),
+                (false, false) => None,
+            };
+            if let Some(how) = how {
+                let (locator, id) = (&asked.locator, &sibling.id);
+                let what = format!("{locator} is attached {how} as {id}; detach that first, or ask for the same");
+                return Err(Error::WrongState { what });
             }
             self.still_named(driver.as_ref(), sibling, &request).await?;
             if sibling.boot_id == self.boot_id

@@ -12,7 +12,9 @@
 use super::{
     Operation, OperationId, Outcome, OutcomeState, Plan, Rest,
     attach::{UNDO_TIMEOUT, left_over},
-    identity_key, now_ms,
+    identity_key,
+    manage::attached_as,
+    now_ms,
     recover::FIRST_PAUSE,
 };
 use crate::{
@@ -449,8 +451,7 @@ impl Agent {
         let (exports, attachments) = (self.journal.exports().await?, self.journal.attachments().await?);
         let exports = exports.iter().filter(|record| record.export.id != *id && is_of(&record.attached, identity));
         let attachments = attachments.iter().filter(|record| is_of(&record.attached, identity));
-        let by: Vec<String> =
-            exports.map(exported_as).chain(attachments.map(|record| format!("attached as {}", record.id))).collect();
+        let by: Vec<String> = exports.map(exported_as).chain(attachments.map(attached_as)).collect();
         match by.is_empty() {
             true => Ok(()),
             false => Err(Error::InUse { what: locator.to_string(), by }),

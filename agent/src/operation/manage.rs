@@ -7,7 +7,7 @@ use crate::{
     journal::{Change, ExportRecord, Record},
 };
 use driver::{Adoption, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -153,10 +153,17 @@ impl Agent {
     pub(crate) async fn manageable(&self, scope: &Scope) -> Result<Vec<Candidate>> {
         let driver = self.drivers.ready(scope.backend()).await?;
         let mut candidates = driver.manageable(scope).await?;
+        // Once for all of them: there may be a thousand.
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        for record in self.journal.attachments().await? {
+            users.entry(record.attached.spec.locator.key()).or_default().push(attached_as(&record));
+        }
+        for record in self.journal.exports().await? {
+            users.entry(record.attached.spec.locator.key()).or_default().push(exported_as(&record));
+        }
         for candidate in &mut candidates {
-            let users = self.with_locator(&candidate.locator).await?.names();
-            if candidate.refusal.is_none() && !users.is_empty() {
-                candidate.refusal = Some(Refusal::InUse(users));
+            if candidate.refusal.is_none() {
+                candidate.refusal = users.get(&candidate.locator.key()).cloned().map(Refusal::InUse);
             }
         }
         Ok(candidates)
@@ -171,6 +178,11 @@ fn managed_already(locator: &Locator, id: VolumeId) -> Error {
     Error::AlreadyExists { what: format!("{locator} is managed already, as {id}") }
 }
 
+/// An attachment, as a user of its volume.
+pub(super) fn attached_as(record: &Record) -> String {
+    format!("attached as {}", record.id)
+}
+
 /// What stands on a volume by its locator, and so has to follow a rename.
 pub(super) struct Standing {
     attachments: Vec<Record>,
@@ -180,8 +192,7 @@ pub(super) struct Standing {
 impl Standing {
     /// Each in words.
     fn names(&self) -> Vec<String> {
-        let attached = self.attachments.iter().map(|record| format!("attached as {}", record.id));
-        attached.chain(self.exports.iter().map(exported_as)).collect()
+        self.attachments.iter().map(attached_as).chain(self.exports.iter().map(exported_as)).collect()
     }
 
     /// The new name in all of them. How each reaches its cluster stays as it is.
