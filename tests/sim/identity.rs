@@ -94,15 +94,21 @@ async fn a_detach_that_crashed_takes_nothing_from_a_new_user() {
     }
 }
 
-#[tokio::test]
-async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
-    let stage = SimStage::new().await;
-    let (one, other) = ("iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other");
-    for (iqn, portal) in [(one, "127.0.0.1:3260"), (other, "127.0.0.2:3260")] {
+/// One volume as LUN 0 of two targets, the first at 127.0.0.1, the other at 127.0.0.2; and a multipathd.
+fn by_two_targets(stage: &SimStage) -> [&'static str; 2] {
+    let targets = ["iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other"];
+    for (iqn, portal) in targets.into_iter().zip(["127.0.0.1:3260", "127.0.0.2:3260"]) {
         stage.machine.add_target(iqn, &[portal]);
         stage.machine.map_lun(iqn, 0, LogicalUnit::disk(OTHER, SIZE));
     }
     stage.machine.run_multipathd(true);
+    targets
+}
+
+#[tokio::test]
+async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
+    let stage = SimStage::new().await;
+    let [one, other] = by_two_targets(&stage);
     let both = format!("iscsi://127.0.0.1/{one}/0,127.0.0.2/{other}/0");
     stage.client().attach(attach("a", &both)).await.unwrap();
     let target = Some(v1::detach_request::Target::Locator(format!("iscsi://127.0.0.2/{other}/0")));
@@ -116,12 +122,7 @@ async fn a_locator_that_may_mean_an_attached_volume_does_not_pass_for_gone() {
 #[tokio::test]
 async fn one_volume_is_attached_by_one_locator() {
     let stage = SimStage::new().await;
-    let (one, other) = ("iqn.2026-11.org.example:one", "iqn.2026-11.org.example:other");
-    for (iqn, portal) in [(one, "127.0.0.1:3260"), (other, "127.0.0.2:3260")] {
-        stage.machine.add_target(iqn, &[portal]);
-        stage.machine.map_lun(iqn, 0, LogicalUnit::disk(OTHER, SIZE));
-    }
-    stage.machine.run_multipathd(true);
+    let [one, other] = by_two_targets(&stage);
     let (single, by_other) = (format!("iscsi://127.0.0.1/{one}/0"), format!("iscsi://127.0.0.2/{other}/0"));
     let both = format!("iscsi://127.0.0.1/{one}/0,127.0.0.2/{other}/0");
     let bare = stage.snapshot().await;
