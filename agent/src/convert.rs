@@ -321,6 +321,7 @@ fn path_of(from: DevicePath) -> v1::Path {
         device: from.device.display().to_string(),
         portal: from.portal.map(|portal| portal.to_string()).unwrap_or_default(),
         state: from.state,
+        problem: from.problem.unwrap_or_default(),
     }
 }
 

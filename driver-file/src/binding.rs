@@ -108,7 +108,7 @@ fn look(host: &dyn Host, bound: &LoopDevice) -> host::Result<Option<Device>> {
         logical_block_size: block.logical_block_size,
         physical_block_size: block.physical_block_size,
         read_only: block.read_only,
-        paths: vec![DevicePath { device: block.node(), portal: None, state: "active".into() }],
+        paths: vec![DevicePath { device: block.node(), portal: None, state: "active".into(), problem: None }],
     }))
 }
 

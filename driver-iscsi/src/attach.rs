@@ -87,7 +87,7 @@ impl Initiator {
         {
             let places = std::slice::from_ref(place);
             self.protect_map(places, spec, footprint, &map).await?;
-            return self.map_now(places, &map, footprint);
+            return self.map_now(places, &map, footprint).await;
         }
         self.protect(place, spec, &unit.session, device).await
     }

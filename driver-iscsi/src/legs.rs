@@ -11,7 +11,10 @@ use crate::{
 };
 use driver::{Attached, Device, DevicePath, Error, Footprint, Identity, Result, Spec, Wwn};
 use host::{BlockDevice, User, wait_for};
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 use tokio::time::Instant;
 
 /// The unit by one way, as it stands now.
@@ -77,8 +80,14 @@ impl Initiator {
                     device: disk.node(),
                     portal: Some(place.portal),
                     state: leg.unit.state(self.host()).map_err(machine("read the unit's state"))?,
+                    problem: None,
                 },
-                None => DevicePath { device: PathBuf::new(), portal: Some(place.portal), state: "absent".into() },
+                None => DevicePath {
+                    device: PathBuf::new(),
+                    portal: Some(place.portal),
+                    state: "absent".into(),
+                    problem: None,
+                },
             };
             paths.push(path);
         }
@@ -166,7 +175,37 @@ impl Initiator {
             let what = map.node().display().to_string();
             return Err(Error::Unreachable { what, why: format!("none of its paths does: {}", silent.join("; ")) });
         }
+        self.prove_strangers(&map, &legs).await?;
         self.map_device(places, &map, &legs)
+    }
+
+    /// Asks the paths of a map that are none of these. One that does not answer carries nothing either.
+    pub(crate) async fn prove_strangers(&self, map: &Map, legs: &[Leg]) -> Result<()> {
+        let host = self.host();
+        let slaves = map.slaves(host).map_err(machine("list the map's paths"))?;
+        let is_known = |slave: &String| legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave);
+        for slave in slaves.iter().filter(|slave| !is_known(slave)) {
+            if !multipath::is_running(host, slave).map_err(machine("read a path's state"))? {
+                continue;
+            }
+            let node = Path::new("/dev").join(slave);
+            match proof::ask(host, &node).await {
+                Ok(answer) if answer.wwn.to_string() == map.wwid => {}
+                Ok(answer) => {
+                    return Err(Error::Mismatch {
+                        what: format!(
+                            "{}, a path of {} that mortar did not bring,",
+                            node.display(),
+                            map.node().display()
+                        ),
+                        expected: format!("wwn:{}", map.wwid),
+                        found: format!("wwn:{}", answer.wwn),
+                    });
+                }
+                Err(error) => tracing::debug!(path = slave, error = error.chain(), "a path does not answer"),
+            }
+        }
+        Ok(())
     }
 
     /// Why commands would not pass: the state of the session, or of the unit.

@@ -151,7 +151,7 @@ impl Initiator {
         let path = disk.node();
         let state = unit.state(self.host()).map_err(machine("read the unit's state"))?;
         Ok(Device {
-            paths: vec![DevicePath { device: path.clone(), portal: Some(place.portal), state }],
+            paths: vec![DevicePath { device: path.clone(), portal: Some(place.portal), state, problem: None }],
             path,
             identity,
             size_bytes: disk.size_bytes,
@@ -342,14 +342,17 @@ impl Driver for IscsiDriver {
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {
         match Place::all(&at.spec.locator)?.as_slice() {
             [place] => self.initiator.find_disk(place, at),
-            places => self.initiator.find_map(places, at),
+            places => Ok(self.initiator.find_map(places, at)?.map(|device| self.walks.explain(&at.spec, device))),
         }
     }
 
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
         match Place::all(&at.spec.locator)?.as_slice() {
             [place] => self.initiator.prove_disk(place, at).await,
-            places => self.initiator.prove_map(places, at).await,
+            places => {
+                let device = self.initiator.prove_map(places, at).await?;
+                Ok(device.map(|device| self.walks.explain(&at.spec, device)))
+            }
         }
     }
 

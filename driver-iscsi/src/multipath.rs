@@ -110,6 +110,11 @@ pub(crate) enum Said {
     No(String),
 }
 
+/// Whether commands would pass to a path, whoever's.
+pub(crate) fn is_running(host: &dyn Host, disk: &str) -> host::Result<bool> {
+    Ok(host.read(&Path::new(BLOCK).join(disk).join("device/state"))?.as_deref() == Some("running"))
+}
+
 /// Sees that there is a daemon.
 pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
     match host.multipathd("show daemon", PATIENCE).await {

@@ -3,6 +3,7 @@
 //! ```text
 //!   somebody uses it (its partitions are looked through) ─────────────▶ refused, nothing touched
 //!   a path is another volume by now ──▶ out of the map, nothing is flushed to it
+//!                                       it does not leave it ─────────────▶ refused, nothing flushed
 //!   no path answers ──▶ wait for one until the deadline ──────────────▶ refused, nothing lost
 //!   flush ──▶ del map ──▶ gone from sysfs
 //! ```
@@ -91,7 +92,7 @@ impl Initiator {
                     Ok(found) if found == *identity => right += 1,
                     Ok(found) => {
                         tracing::warn!(device = %disk.node().display(), now = %found, "is another volume now: nothing is flushed to it");
-                        multipath::del_path(self.host(), &disk.name).await?;
+                        self.leave_out(map, disk, &found, deadline).await?;
                         wrong += 1;
                     }
                     Err(why) => silent.push(format!("{} {why}", disk.node().display())),
@@ -114,6 +115,24 @@ impl Initiator {
             let _woken_or_not = timeout_at(deadline.min(Instant::now() + LOOK_AGAIN), events.next()).await;
         }
         self.flush(&node, deadline).await
+    }
+
+    /// Sees that a path which is another volume by now gets nothing of what is flushed.
+    async fn leave_out(&self, map: &Map, disk: &BlockDevice, found: &Identity, deadline: Instant) -> Result<()> {
+        let said = multipath::del_path(self.host(), &disk.name).await?;
+        let left = || Ok((!map.slaves(self.host())?.contains(&disk.name)).then_some(()));
+        match wait_for(self.host(), deadline, left).await.map_err(machine("wait for the path to leave"))? {
+            Some(()) => Ok(()),
+            None => Err(Error::TimedOut {
+                waiting_for: format!(
+                    "{}, which is {found} by now, to leave {}; multipathd said {said:?} to `del path {}`. Nothing was \
+                     flushed, and nothing detached",
+                    disk.node().display(),
+                    map.node().display(),
+                    disk.name
+                ),
+            }),
+        }
     }
 
     /// What a leg is now, or why it does not tell.

@@ -12,7 +12,8 @@
 //!
 //! The attach hears of each try. It ends well with the first way that is done (or the last, if all were asked for), and
 //! ends badly when every way has failed once, when two of them disagree, or when one of all that were asked for has failed.
-//! Then the walkers are stopped and everything is taken back. After an attach that ended well, those who are not done go on.
+//! Then the walkers are stopped and everything is taken back. After an attach that ended well, those who are not done go on,
+//! and what stops each can be read; but nobody goes on with a way that is denied, or leads to another volume.
 //!
 //! A walker stops between its steps, and is waited for: so after [`Walks::stop`] no login lands any more. Whatever
 //! a walker brings is on sessions of ours, so a detach finds it by the locator, even if the agent died in between.
@@ -26,12 +27,12 @@ use crate::{
     place::Place,
     record::Credentials,
 };
-use driver::{Attached, Attempt, Device, Error, Footprint, Identity, Result, Spec, Wwn};
+use driver::{Attached, Attempt, Device, Error, Footprint, Identity, Portal, Result, Spec, Wwn};
 use host::Uevents;
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -62,18 +63,39 @@ pub(crate) struct Walks(Mutex<HashMap<String, Walk>>);
 struct Walk {
     stop: watch::Sender<bool>,
     walkers: Vec<JoinHandle<(Place, Came)>>,
+    problems: Problems,
+}
+
+/// Why the last try of each way failed.
+type Problems = Arc<Mutex<HashMap<Portal, String>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Walks {
     fn begin(&self, key: String, walk: Walk) {
-        let mut walks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        walks.retain(|_, walk| walk.walkers.iter().any(|walker| !walker.is_finished()));
+        let mut walks = locked(&self.0);
+        let goes_on = |walk: &Walk| walk.walkers.iter().any(|walker| !walker.is_finished());
+        walks.retain(|_, walk| goes_on(walk) || !locked(&walk.problems).is_empty());
         walks.insert(key, walk);
+    }
+
+    /// Says of each path that is absent why it is.
+    pub(crate) fn explain(&self, spec: &Spec, mut device: Device) -> Device {
+        let problems = locked(&self.0).get(&spec.locator.to_string()).map(|walk| Arc::clone(&walk.problems));
+        if let Some(problems) = problems {
+            let problems = locked(&problems);
+            for path in device.paths.iter_mut().filter(|path| path.state == "absent") {
+                path.problem = path.portal.and_then(|portal| problems.get(&portal).cloned());
+            }
+        }
+        device
     }
 
     /// Ends the walkers of an attachment, and waits until their steps are done. How far each came.
     pub(crate) async fn stop(&self, spec: &Spec) -> Vec<(Place, Came)> {
-        let walk = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&spec.locator.to_string());
+        let walk = locked(&self.0).remove(&spec.locator.to_string());
         let mut came = Vec::new();
         if let Some(walk) = walk {
             walk.stop.send_replace(true);
@@ -93,6 +115,7 @@ struct Walkers {
     credentials: Option<Credentials>,
     /// What the first unit that proved itself is; the others have to be the same.
     agreed: Mutex<Option<Agreed>>,
+    problems: Problems,
 }
 
 #[derive(Debug, Clone)]
@@ -124,12 +147,13 @@ impl Initiator {
             footprint: footprint.clone(),
             credentials,
             agreed: Mutex::default(),
+            problems: Problems::default(),
         });
         let (tell, mut told) = mpsc::unbounded_channel();
         walkers.set_out(walks, places, attempt.deadline, &tell);
         drop((walkers, tell));
         let outcome = match first_or_all(places, attempt.all_paths, &mut told).await {
-            Ok(map) => self.map_now(places, &map, footprint),
+            Ok(map) => self.map_now(places, &map, footprint).await,
             Err(error) => Err(error),
         };
         if outcome.is_err() {
@@ -139,8 +163,10 @@ impl Initiator {
         outcome
     }
 
-    pub(crate) fn map_now(&self, places: &[Place], map: &Map, footprint: &Footprint) -> Result<Device> {
+    /// A map whose ways of this attachment have proved themselves; so the others' have to.
+    pub(crate) async fn map_now(&self, places: &[Place], map: &Map, footprint: &Footprint) -> Result<Device> {
         let legs = self.legs(places, footprint)?;
+        self.prove_strangers(map, &legs).await?;
         self.map_device(places, map, &legs)?
             .ok_or_else(|| Error::NotFound { what: format!("{}, which was there a moment ago,", map.node().display()) })
     }
@@ -174,6 +200,7 @@ impl Initiator {
                 wwn: wwn.clone(),
                 size_bytes: 0,
             })),
+            problems: Problems::default(),
         });
         let (tell, _nobody) = mpsc::unbounded_channel();
         walkers.set_out(walks, &missing, Instant::now() + TRY, &tell);
@@ -185,9 +212,10 @@ impl Initiator {
         let deadline = Instant::now() + UNDO;
         let ours: Vec<Place> =
             came.iter().filter(|(_, came)| *came == Came::ToTheUnit).map(|(place, _)| place.clone()).collect();
-        if let Err(error) = self.unmap(&ours, footprint, deadline).await {
+        let unmapped = self.unmap(&ours, footprint, deadline).await.unwrap_or_else(|error| {
             tracing::warn!(error = error.chain(), "cannot take back a multipath map");
-        }
+            Vec::new()
+        });
         let undone: Vec<_> = came
             .into_iter()
             .map(|(place, came)| {
@@ -198,20 +226,25 @@ impl Initiator {
         for undone in undone {
             let _ended = undone.await;
         }
+        if !unmapped.is_empty() {
+            self.forgotten(&unmapped, deadline).await;
+        }
     }
 
-    /// Takes units out of their map before they go: the map goes if nothing else is in it.
-    async fn unmap(&self, places: &[Place], footprint: &Footprint, deadline: Instant) -> Result<()> {
+    /// Takes units out of their map before they go: the map goes if nothing else is in it. The disks that were in one.
+    async fn unmap(&self, places: &[Place], footprint: &Footprint, deadline: Instant) -> Result<Vec<String>> {
         let legs: Vec<Leg> = self.legs(places, footprint)?.into_iter().filter(|leg| leg.session.ours).collect();
-        for map in self.maps(&legs)? {
-            if !self.has_strangers(&map, &legs)? {
-                self.see_that_it_is_free(std::slice::from_ref(&map), std::slice::from_ref(&map), &legs).await?;
+        let maps = self.maps(&legs)?;
+        for map in &maps {
+            if !self.has_strangers(map, &legs)? {
+                self.see_that_it_is_free(std::slice::from_ref(map), std::slice::from_ref(map), &legs).await?;
             }
-            if let Some(residual) = self.remove_map(&map, &legs, None, deadline).await? {
+            if let Some(residual) = self.remove_map(map, &legs, None, deadline).await? {
                 tracing::warn!(name = residual.name, reason = residual.reason, "left by an attach");
             }
         }
-        Ok(())
+        let disks = legs.into_iter().filter_map(|leg| leg.disk).map(|disk| disk.name);
+        Ok(if maps.is_empty() { Vec::new() } else { disks.collect() })
     }
 
     /// Sees that the map of the volume has this unit as a path. `None` if the operator keeps it out of maps.
@@ -337,7 +370,7 @@ impl Walkers {
         let walker =
             |place: &Place| tokio::spawn(Arc::clone(self).walk(place.clone(), first, tell.clone(), stopped.clone()));
         let walkers = places.iter().map(walker).collect();
-        walks.begin(self.spec.locator.to_string(), Walk { stop, walkers });
+        walks.begin(self.spec.locator.to_string(), Walk { stop, walkers, problems: Arc::clone(&self.problems) });
     }
 
     /// One way, until it is done or the attachment is over.
@@ -354,6 +387,7 @@ impl Walkers {
             let error = match self.try_way(&place, deadline, &mut came, &mut stop).await {
                 Ok(map) => {
                     tracing::info!(%place, map = map.name, "a path joined");
+                    locked(&self.problems).remove(&place.portal);
                     let _heard = tell.send((place.clone(), Ok(map)));
                     return (place, came);
                 }
@@ -363,21 +397,29 @@ impl Walkers {
                 return (place, came);
             }
             tracing::warn!(%place, error = error.chain(), "a way to the volume failed");
-            let hopeless = matches!(&error, Error::Denied { .. } | Error::Invalid { .. });
+            locked(&self.problems).insert(place.portal, error.chain());
+            let is_final = matches!(&error, Error::Denied { .. } | Error::Invalid { .. } | Error::Mismatch { .. });
             let listens = tell.send((place.clone(), Err(error))).is_ok();
-            if hopeless && !listens {
+            if is_final && !listens {
+                self.take_back(&place, &mut came).await;
                 return (place, came);
             }
             if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
                 return (place, came);
             }
             // Only what nobody waits for: as long as somebody does, it is for him to take back.
-            if tell.is_closed() && came != Came::Nowhere {
-                self.initiator.undo_ways(vec![(place.clone(), came)], &self.footprint).await;
-                came = Came::Nowhere;
+            if tell.is_closed() {
+                self.take_back(&place, &mut came).await;
             }
             pause = (pause * 2).min(PAUSE.1);
             deadline = Instant::now() + TRY;
+        }
+    }
+
+    async fn take_back(&self, place: &Place, came: &mut Came) {
+        if *came != Came::Nowhere {
+            self.initiator.undo_ways(vec![(place.clone(), *came)], &self.footprint).await;
+            *came = Came::Nowhere;
         }
     }
 
@@ -409,7 +451,7 @@ impl Walkers {
         let host = self.initiator.host();
         let map = Map::of(host, &unit.wwn.to_string()).map_err(machine("look for the multipath map"))?;
         let map = map.map(|map| map.block(host)).transpose().map_err(machine("read the map's size"))?.flatten();
-        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut agreed = locked(&self.agreed);
         let found = Agreed { place: place.clone(), wwn: unit.wwn.clone(), size_bytes: unit.disk.size_bytes };
         let mut expected = agreed.get_or_insert_with(|| found.clone()).clone();
         drop(agreed);

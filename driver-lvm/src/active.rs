@@ -39,6 +39,7 @@ impl Active {
                 device: self.node(),
                 portal: None,
                 state: if suspended { "suspended" } else { "active" }.into(),
+                problem: None,
             }],
         }))
     }

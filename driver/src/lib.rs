@@ -316,6 +316,8 @@ pub struct DevicePath {
     pub portal: Option<Portal>,
     /// The kernel's word: `running`, `offline`, …; `active` where the kernel has none.
     pub state: String,
+    /// Why it is not up, where that is known; in words.
+    pub problem: Option<String>,
 }
 
 /// What a detach did.

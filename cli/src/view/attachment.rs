@@ -32,6 +32,8 @@ struct Path {
     device: String,
     portal: Option<String>,
     state: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 impl From<v1::Attachment> for Attachment {
@@ -60,7 +62,7 @@ impl From<v1::Attachment> for Attachment {
 
 impl From<v1::Path> for Path {
     fn from(path: v1::Path) -> Self {
-        Self { device: path.device, portal: some(path.portal), state: path.state }
+        Self { device: path.device, portal: some(path.portal), state: path.state, problem: some(path.problem) }
     }
 }
 
@@ -99,10 +101,12 @@ impl View for Attachment {
 
 impl Path {
     fn line(&self) -> String {
-        match &self.portal {
-            Some(portal) => format!("{portal} {} {}", self.device, self.state),
-            None => format!("{} {}", self.device, self.state),
-        }
+        let state = match &self.problem {
+            Some(problem) => format!("{} ({problem})", self.state),
+            None => self.state.clone(),
+        };
+        let words = [self.portal.as_deref().unwrap_or_default(), &self.device, &state];
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -256,6 +260,7 @@ mod tests {
                 device: "/dev/sdb".into(),
                 portal: "10.0.0.5:3260".into(),
                 state: "running".into(),
+                problem: String::new(),
             }],
             state: v1::AttachmentState::Ready.into(),
             created_at: Some(prost_types::Timestamp { seconds: 1_795_363_200, nanos: 0 }),
@@ -326,10 +331,16 @@ mod tests {
     #[test]
     fn shown_table_has_every_path() {
         let mut two = attachment();
-        two.paths.push(v1::Path { device: "/dev/sdc".into(), portal: String::new(), state: "offline".into() });
+        two.paths.push(v1::Path {
+            state: "absent".into(),
+            portal: "10.0.1.5:3260".into(),
+            problem: "it timed out".into(),
+            ..v1::Path::default()
+        });
         two.multipath_id.clone_from(&two.scsi_wwn);
         let table = Attachment::from(two).table();
-        assert!(table.contains("10.0.0.5:3260 /dev/sdb running") && table.contains("/dev/sdc offline"), "{table}");
+        assert!(table.contains("10.0.0.5:3260 /dev/sdb running"), "{table}");
+        assert!(table.contains("10.0.1.5:3260 absent (it timed out)"), "{table}");
         assert!(table.contains("| multipath_id | 360000000000000000e00000000010001 "), "{table}");
     }
 

@@ -120,7 +120,7 @@ pub(crate) fn attachment(id: &str) -> v1::Attachment {
         r#type: "block".to_owned(),
         size_bytes: 1 << 30,
         state: v1::AttachmentState::Ready.into(),
-        paths: vec![v1::Path { device: "/dev/sdb".into(), portal: String::new(), state: "running".into() }],
+        paths: vec![v1::Path { device: "/dev/sdb".into(), state: "running".into(), ..v1::Path::default() }],
         ..Default::default()
     }
 }

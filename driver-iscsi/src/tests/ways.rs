@@ -192,6 +192,33 @@ async fn ways_that_disagree_are_refused() {
     }
 }
 
+/// A way that disagrees when the attachment stands already is told, once, and nothing of it stays.
+#[tokio::test(start_paused = true)]
+async fn a_late_way_that_disagrees_is_left_out() {
+    let machine = machine();
+    machine.add_target(T2, &["10.9.0.5:3260"]);
+    machine.map_lun(T2, 5, LogicalUnit::disk(B, SIZE));
+    let before = machine.snapshot();
+    machine.cut_portal("10.9.0.5:3260", true);
+    let driver = driver(&machine);
+    let (at, _) = attach(&driver, &two_targets()).await.unwrap();
+    let attached = machine.snapshot();
+    machine.cut_portal("10.9.0.5:3260", false);
+    let later = Instant::now() + Duration::from_secs(300);
+    let _nothing: Option<()> = wait_for(&machine, later, || Ok(None)).await.unwrap();
+    assert_eq!(machine.snapshot(), attached, "the way left something");
+    let logins = machine.effects().iter().filter(|effect| effect.contains(T2) && effect.contains("--login")).count();
+    assert_eq!(logins, 1, "{:?}", machine.effects());
+    let device = driver.prove(&at).await.unwrap().unwrap();
+    let problems: Vec<_> = device.paths.iter().map(|path| path.problem.as_deref().unwrap_or_default()).collect();
+    assert!(
+        problems[0].is_empty() && problems[1].contains("another volume") && problems[1].contains(B),
+        "{problems:?}"
+    );
+    driver.detach(&at, soon()).await.unwrap();
+    assert_eq!(machine.snapshot(), before);
+}
+
 #[tokio::test(start_paused = true)]
 async fn several_targets_and_units_are_one_volume() {
     let machine = machine();
@@ -223,6 +250,28 @@ async fn a_path_that_became_another_volume_is_named() {
     let effects = machine.effects();
     let out = effects.iter().position(|effect| effect.starts_with("multipathd del path")).unwrap();
     assert!(out < effects.iter().position(|effect| effect == "flush /dev/dm-0").unwrap());
+    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    assert_eq!(machine.snapshot(), before);
+}
+
+/// As long as such a path is in the map, what is flushed could reach it.
+#[tokio::test(start_paused = true)]
+async fn a_path_that_became_another_volume_and_stays_in_the_map() {
+    let machine = machine();
+    machine.add_target(T2, &["10.9.0.5:3260"]);
+    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let (at, _) = attach_with(&driver, &two_targets(), &all()).await.unwrap();
+    machine.map_lun(T2, 5, LogicalUnit::disk(B, SIZE));
+    machine.refuse_to_remove_paths(true);
+    let attached = machine.snapshot();
+    let error = driver.detach(&at, soon()).await.unwrap_err();
+    assert!(matches!(&error, Error::TimedOut { waiting_for } if waiting_for.contains(B)), "{error:?}");
+    assert_eq!(machine.snapshot(), attached, "nothing is touched");
+    assert!(!machine.effects().iter().any(|effect| effect.starts_with("flush")), "{:?}", machine.effects());
+    machine.refuse_to_remove_paths(false);
+    driver.detach(&at, soon()).await.unwrap();
     machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
     assert_eq!(machine.snapshot(), before);
 }
@@ -312,6 +361,30 @@ async fn an_operators_map_stays() {
     let detached = driver.detach(&at, soon()).await.unwrap();
     assert_eq!(detached.kept.len(), 2, "{detached:?}");
     assert_eq!(detached.residuals, vec![]);
+    assert_eq!(machine.snapshot(), before);
+}
+
+/// Nor is an operator's map handed out that leads to another volume by one of his own paths.
+#[tokio::test(start_paused = true)]
+async fn an_operators_path_that_became_another_volume() {
+    let machine = machine();
+    machine.add_target(T2, &["10.9.0.5:3260"]);
+    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    machine.operator_login(T2, "10.9.0.5:3260", "manual");
+    operators_map(&machine, PORTALS[1]).await;
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let one_way = spec(&format!("iscsi://{}/{T1}/0", PORTALS[0]));
+    let (at, _) = attach_with(&driver, &one_way, &all()).await.unwrap();
+    machine.map_lun(T2, 5, LogicalUnit::disk(B, SIZE));
+    let error = driver.prove(&at).await.unwrap_err();
+    assert!(matches!(&error, Error::Mismatch { found, .. } if found.contains(B)), "{error:?}");
+    driver.detach(&at, soon()).await.unwrap();
+    for locator in [one_way, four()] {
+        let error = attach_with(&driver, &locator, &all()).await.unwrap_err();
+        assert!(matches!(&error, Error::Mismatch { found, .. } if found.contains(B)), "{error:?}");
+    }
+    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
     assert_eq!(machine.snapshot(), before);
 }
 

@@ -19,7 +19,8 @@ const NOTICE: Duration = Duration::from_millis(60);
 #[derive(Debug, Default)]
 pub(crate) struct Multipath {
     running: bool,
-    stubborn: bool,
+    keeps_maps: bool,
+    keeps_paths: bool,
     greedy: bool,
     /// What the operator keeps out of maps.
     blacklist: BTreeSet<String>,
@@ -40,7 +41,12 @@ impl Machine {
 
     /// Lets multipathd refuse to remove any map, though nobody uses it; or not any more.
     pub fn refuse_to_remove_maps(&self, refuse: bool) {
-        self.with(|world| world.multipath.stubborn = refuse);
+        self.with(|world| world.multipath.keeps_maps = refuse);
+    }
+
+    /// Lets multipathd keep each path in its map, whatever it is asked; or not any more.
+    pub fn refuse_to_remove_paths(&self, refuse: bool) {
+        self.with(|world| world.multipath.keeps_paths = refuse);
     }
 
     /// Lets multipathd make a map of every disk (`find_multipaths greedy`).
@@ -96,13 +102,14 @@ pub(crate) fn answer(world: &mut World, request: &str) -> String {
             add_path(world, disk)
         }
         ["add", "map", wwid] => add_map(world, wwid),
+        ["del", "path", _] if world.multipath.keeps_paths => false,
         ["del", "path", disk] => {
             world.multipath.paths.remove(*disk);
             leave(world, disk);
             true
         }
         ["del", "map", name] => match map_named(world, name) {
-            Some(dm) if world.users_of(&dm).is_empty() && !world.multipath.stubborn => {
+            Some(dm) if world.users_of(&dm).is_empty() && !world.multipath.keeps_maps => {
                 remove_map(world, &dm);
                 true
             }
