@@ -44,7 +44,7 @@ check: ## formatting, lints with warnings as errors, scripts, manual pages
 	@cargo fmt --all --check
 	$(call say,cargo clippy)
 	@cargo clippy --workspace --all-targets -- -D warnings
-	@cargo clippy -p tests --test guest -- -D warnings
+	@cargo clippy -p tests --test guest --test bench -- -D warnings
 	$(call say,shellcheck)
 	@grep -rlE '^(#!/bin/bash|# shellcheck shell)' .ci demo tests | xargs shellcheck --external-sources
 	$(call say,mandoc)
