@@ -1,7 +1,7 @@
 //! LVM: every sort of LV, everything that is not to be managed, and VGs that are none of the host's business.
 
 use crate::{
-    cli::{attach, detach, mortar, names, read, text},
+    cli::{attach, detach, mortar, read, text},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
@@ -237,34 +237,6 @@ async fn snapshots() {
         assert_eq!(text(&mortar(&["unmanage", id]).ok(), "locator"), format!("lvm:{vg}/{name}"));
     }
     assert_eq!((told(), stage.snapshot().await), (tree, before), "something was left behind");
-}
-
-/// A VG that a guest made inside its volume is no business of the host's: nothing of it is activated, the agent does not see
-/// it, and the volume can be detached.
-#[tokio::test]
-async fn a_guests_own_vg() {
-    let mut stage = GuestStage::with_target();
-    let locator = stage.volume(Backend::Iscsi, "", 32 * MIB).await;
-    // As a guest would, but with its own eyes only: event activation must not see the loop device.
-    sh(&format!(
-        "loop=$(loop_file /var/tmp/{0}.img 32M)
-         vgcreate -q -y --devices $loop guests $loop >/dev/null
-         lvcreate -q -y --devices $loop -an -Zn -n root -L 8M guests >/dev/null
-         udevadm settle; vgchange -q --devices $loop -an guests >/dev/null; losetup -d $loop; udevadm settle",
-        stage.store(0)
-    ));
-    let before = stage.snapshot().await;
-    let there = attach("guests", &locator);
-    let device = text(&there, "path").strip_prefix("/dev/").unwrap().to_owned();
-    sh("udevadm settle; while systemctl list-jobs --no-legend | grep -q lvm; do :; done; udevadm settle");
-    let properties = sh(&format!("udevadm info --query property --name {device}"));
-    assert!(properties.contains("ID_FS_TYPE=mortar_volume") && properties.contains("UDISKS_IGNORE=1"), "{properties}");
-    assert_eq!(names(&format!("/sys/block/{device}/holders")), Vec::<String>::new());
-    assert!(!names("/dev/mapper").contains(&"guests-root".to_owned()));
-    mortar(&["manageable", "lvm:guests"]).refused(3, "NOT_FOUND");
-    mortar(&["attach", "lvm:guests/root"]).refused(3, "NOT_FOUND");
-    detach("guests");
-    assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
 /// Another LV under the name of an attached one is said to be another, and is not touched.

@@ -30,6 +30,33 @@ pub(crate) fn sh(script: &str) -> String {
     out.trim_end().to_owned()
 }
 
+/// multipathd runs as long as this lives.
+pub(crate) struct Multipathd;
+
+impl Multipathd {
+    pub(crate) fn up() -> Self {
+        sh("multipathd_up");
+        Self
+    }
+
+    /// The disks that it takes for paths.
+    pub(crate) fn paths() -> String {
+        sh("multipathd show paths raw format %d | grep sd || true")
+    }
+}
+
+impl Drop for Multipathd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said =
+                try_sh("multipathd show paths; journalctl --unit multipathd --no-pager --lines 60; ip rule show; true");
+            eprintln!("{}", String::from_utf8_lossy(&said.stdout));
+            try_sh("for a in 1 2 3 4; do ip rule del pref 50 from 127.0.0.$a blackhole || true; done");
+        }
+        try_sh("multipathd_down");
+    }
+}
+
 /// Each stage has a VG, a directory and a target of its own, so that one test's leftovers are not the next one's.
 static STAGES: AtomicU32 = AtomicU32::new(0);
 

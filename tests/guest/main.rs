@@ -14,6 +14,7 @@ mod connection;
 mod crash;
 mod export;
 mod file;
+mod inside;
 mod iscsi;
 mod librbd;
 mod lvm;

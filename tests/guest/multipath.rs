@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{Execs, attach, detach, figure, mortar, names, read, sessions, start, text, until},
-    machine::{GuestStage, sh, try_sh},
+    machine::{GuestStage, Multipathd, sh},
 };
 use driver::Backend;
 use proto::v1;
@@ -12,33 +12,6 @@ use tests::{client, stage::Stage};
 
 const MIB: u64 = 1 << 20;
 const PORTALS: [&str; 4] = ["127.0.0.1:3260", "127.0.0.2:3260", "127.0.0.3:3260", "127.0.0.4:3260"];
-
-/// multipathd runs as long as this lives.
-struct Multipathd;
-
-impl Multipathd {
-    fn up() -> Self {
-        sh("multipathd_up");
-        Self
-    }
-
-    /// The disks that it takes for paths.
-    fn paths() -> String {
-        sh("multipathd show paths raw format %d | grep sd || true")
-    }
-}
-
-impl Drop for Multipathd {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let said =
-                try_sh("multipathd show paths; journalctl --unit multipathd --no-pager --lines 60; ip rule show; true");
-            eprintln!("{}", String::from_utf8_lossy(&said.stdout));
-            try_sh("for a in 1 2 3 4; do ip rule del pref 50 from 127.0.0.$a blackhole || true; done");
-        }
-        try_sh("multipathd_down");
-    }
-}
 
 /// A target with four portals, a volume of 64 MiB at LUN 0, and its locator.
 async fn four_portals() -> (GuestStage, String) {

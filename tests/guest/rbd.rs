@@ -132,7 +132,8 @@ async fn refusals() {
     assert!(!asked.contains(&key), "the key is for all to see");
     let places = "journalctl -u mortard --no-pager; cat /proc/keys /var/lib/mortar/journal.sqlite* /proc/[0-9]*/cmdline
         cat /proc/$(systemctl show --value -p MainPID mortard)/environ";
-    assert!(!sh(&format!("({places}) | strings")).contains(&key), "the key is to be found");
+    // A process may be gone between the look for it and the look at it.
+    assert!(!sh(&format!("(set +e; {places}) | strings")).contains(&key), "the key is to be found");
     assert!(text(&there, "path").starts_with("/dev/rbd"));
     detach("a");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
