@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::sync::{Mutex as AsyncMutex, RwLock, RwLockReadGuard};
 
 const TEXT: &str = "# Written by mortar, and removed with its last session. It marks the sessions that are mortar's.
 # It names no transport, so that `iscsiadm -m discovery` goes on using the interface `default`.
@@ -35,6 +35,8 @@ pub(crate) struct Database {
     interface: PathBuf,
     /// Shared by all who need it as it is, held alone by whoever removes what others could be walking through.
     visitors: RwLock<()>,
+    /// One visitor writes the interface; the others wait for it.
+    interface_written: AsyncMutex<()>,
     /// Directories of ours that hold nothing any more.
     emptied: Mutex<BTreeSet<PathBuf>>,
 }
@@ -45,6 +47,7 @@ impl Database {
             nodes: nodes.into(),
             interface: interfaces.join(INTERFACE),
             visitors: RwLock::new(()),
+            interface_written: AsyncMutex::new(()),
             emptied: Mutex::default(),
         }
     }
@@ -53,6 +56,7 @@ impl Database {
     /// followed by [`Database::tidy`].
     pub(crate) async fn visit(&self, host: &dyn Host) -> Result<RwLockReadGuard<'_, ()>> {
         let guard = self.visitors.read().await;
+        let _one = self.interface_written.lock().await;
         let doing = || format!("write open-iscsi's interface {}", self.interface.display());
         if host.stat(&self.interface).map_err(Error::host(doing()))?.is_none() {
             host.replace_unsynced(&self.interface, TEXT.as_bytes(), 0o600).await.map_err(Error::host(doing()))?;

@@ -411,6 +411,8 @@ impl Host for Machine {
             Ok(())
         };
         let name = format!("replace {}", path.display());
+        // Others go on meanwhile.
+        tokio::task::yield_now().await;
         self.call(&name, |world| world.effect(&name, put)).await
     }
 

@@ -11,7 +11,7 @@ use crate::{
 use serde_json::{Value, json};
 use tests::{client::attach, peer::Peer, targets::Targets};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const PORTALS: [&str; 4] = [PORTAL, "127.0.0.2:3260", "127.0.0.3:3260", "127.0.0.4:3260"];
 
 pub(crate) async fn measure(report: &mut Report) {

@@ -77,6 +77,8 @@ async fn four_paths_and_back_without_a_trace() {
     let portals: Vec<_> = device.paths.iter().map(|path| path.portal.unwrap().to_string()).collect();
     assert_eq!(portals, PORTALS);
     assert_eq!(machine.commands().len(), 4, "a process for each login: {:?}", machine.commands());
+    let writes = |effect: &&String| effect.starts_with("replace /etc/iscsi/ifaces/");
+    assert_eq!(machine.effects().iter().filter(writes).count(), 1, "{:?}", machine.effects());
     assert_eq!(driver.find(&at).await.unwrap(), Some(device.clone()));
     assert_eq!(driver.prove(&at).await.unwrap(), Some(device.clone()));
     assert_eq!(driver.users(&at).await.unwrap(), Vec::<String>::new());
