@@ -1,4 +1,4 @@
-//! `make bench`: Mortar beside the kernel's floor and beside its peers, all in one run of one guest.
+//! `make bench`: Mortar beside the kernel's floor and beside its peers, each work in one run of one guest.
 //!
 //! This binary runs inside the guest, as root (`tests/bench/run` brings it there). It measures as a caller does: one client
 //! with a connection to `mortard`'s socket. In each round everybody has his turn, so that whatever else the machine is doing hits
@@ -27,7 +27,7 @@ mod rbd;
 mod report;
 
 use report::Report;
-use std::{path::Path, process::ExitCode};
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 /// The works, in the order of the table.
 const WORKS: [&str; 5] = ["iscsi", "multipath", "rbd", "lvm", "crowd"];
@@ -35,25 +35,30 @@ const WORKS: [&str; 5] = ["iscsi", "multipath", "rbd", "lvm", "crowd"];
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [output, wanted @ ..] = arguments.as_slice() else { panic!("usage: bench OUTPUT [WORK…]") };
+    let [output, before, wanted @ ..] = arguments.as_slice() else { panic!("usage: bench OUTPUT BEFORE [WORK…]") };
     if let Some(unknown) = wanted.iter().find(|work| !WORKS.contains(&work.as_str())) {
         panic!("{unknown} is no work; there are {}", WORKS.join(", "));
     }
-    let mut report = Report::begin();
+    let (mut sections, mut failed) = (BTreeMap::new(), Vec::new());
     for work in WORKS.into_iter().filter(|work| wanted.is_empty() || wanted.iter().any(|one| one == work)) {
         println!("-- {work}");
         // One that fails takes the others' figures with it no more than it must.
         match tokio::spawn(measure(work)).await {
-            Ok(part) => report.take(part),
-            Err(_) => report.failed(work),
+            Ok(report) => drop(sections.insert(work, report.section(work))),
+            Err(_) => failed.push(work),
         }
     }
-    std::fs::write(Path::new(output), report.render()).unwrap();
-    if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let before = std::fs::read_to_string(before).unwrap_or_default();
+    std::fs::write(Path::new(output), report::page(&WORKS, &sections, &before)).unwrap();
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("not measured, because it failed: {}", failed.join(", "));
+    ExitCode::FAILURE
 }
 
 async fn measure(work: &str) -> Report {
-    let mut report = Report::begin();
+    let mut report = Report::default();
     match work {
         "iscsi" => iscsi::measure(&mut report).await,
         "multipath" => multipath::measure(&mut report).await,

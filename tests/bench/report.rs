@@ -1,10 +1,10 @@
-//! The report: `docs/benchmarks.md`, whole.
+//! The report: `docs/benchmarks.md`, a section for each work. A run replaces the sections of what it has measured.
 
 use crate::{
     figures::Figures,
     machine::{run, sh},
 };
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 /// One work.
 #[derive(Debug, Default)]
@@ -61,96 +61,86 @@ impl Row {
     }
 }
 
-/// All works of this run, and the notes under the table.
-#[derive(Debug)]
+/// A work: its table, and how it was measured.
+#[derive(Debug, Default)]
 pub(crate) struct Report {
-    began: String,
     rows: Vec<Row>,
     notes: Vec<String>,
-    failed: Vec<String>,
 }
 
 impl Report {
-    pub(crate) fn begin() -> Self {
-        Self { began: sh("date --utc +%Y-%m-%d"), rows: Vec::new(), notes: Vec::new(), failed: Vec::new() }
-    }
-
     pub(crate) fn add(&mut self, row: Row) {
         println!("{}", line(&row));
         self.rows.push(row);
     }
 
-    /// How the works that were just added were measured.
+    /// How that was measured.
     pub(crate) fn note(&mut self, text: &str) {
         self.notes.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
     }
 
-    /// Adds what another one has.
-    pub(crate) fn take(&mut self, part: Self) {
-        self.rows.extend(part.rows);
-        self.notes.extend(part.notes);
-    }
-
-    /// A work that could not be measured to its end.
-    pub(crate) fn failed(&mut self, work: &str) {
-        self.failed.push(work.to_owned());
-    }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.failed.is_empty()
-    }
-
-    pub(crate) fn render(&self) -> String {
-        let mut text = String::from("# Benchmarks\n\n");
-        let commit = std::env::var("BENCH_COMMIT").unwrap_or_default();
-        let tools = sh(VERSIONS);
-        write!(
-            text,
-            "Written by `make bench` on {}, commit {commit}. Nothing in this file is written by hand.\n\n\
-             All of it is from one run in one guest: User-Mode Linux {}, one CPU. \
-             Starting a process is dear there, and the machine under it does other things, so the times mean nothing by themselves: \
-             only ratios within this run do.\n\n\
-             {tools}.\n\n",
-            self.began,
-            run("/bin/uname", &["-r"]),
-        )
-        .unwrap();
-        text.push_str(LEGEND);
-        text.push_str(HEAD);
+    /// The section, which tells of which run it is.
+    pub(crate) fn section(&self, work: &str) -> String {
+        let mut text = format!("{}\n## {work}\n\n{}\n\n{HEAD}", marker(work), provenance());
         for row in &self.rows {
             text.push_str(&line(row));
             text.push('\n');
         }
-        let missed = self.rows.iter().filter(|row| row.verdicts().contains("missed")).count();
         let wanting = self.rows.iter().filter(|row| !row.wanted.is_empty()).count();
-        write!(text, "\nOf {wanting} works of which something was wanted, {missed} missed some of it.\n").unwrap();
-        if !self.is_whole() {
-            write!(text, "\n**Not measured, because it failed: {}.**\n", self.failed.join(", ")).unwrap();
+        if wanting > 0 {
+            let missed = self.rows.iter().filter(|row| row.verdicts().contains("missed")).count();
+            write!(text, "\nOf {wanting} rows of which something was wanted, {missed} missed some of it.\n").unwrap();
         }
-        text.push_str("\n## How it is measured\n\n");
-        text.push_str(METHOD);
         for note in &self.notes {
-            writeln!(text, "- {note}").unwrap();
+            write!(text, "\n{note}\n").unwrap();
         }
         text
     }
+}
+
+/// Which run it was, and of what.
+fn provenance() -> String {
+    let commit = std::env::var("BENCH_COMMIT").unwrap_or_default();
+    let (day, kernel, tools) = (sh("date --utc +%Y-%m-%d"), run("/bin/uname", &["-r"]), sh(VERSIONS));
+    format!("Measured on {day}, commit {commit}, in one run of one guest: User-Mode Linux {kernel}, one CPU; {tools}.")
+}
+
+fn marker(work: &str) -> String {
+    format!("<!-- work: {work} -->")
+}
+
+/// The whole page: the new sections, and what it said before of the other works.
+pub(crate) fn page(works: &[&str], sections: &BTreeMap<&str, String>, before: &str) -> String {
+    let mut text = String::from(INTRODUCTION);
+    for work in works {
+        let section = sections.get(work).cloned().or_else(|| {
+            let (_, from) = before.split_once(&marker(work))?;
+            let section = from.split("<!-- work: ").next().unwrap_or_default();
+            Some(format!("{}{section}", marker(work)).trim_end().to_owned() + "\n")
+        });
+        text.push_str(&section.map(|section| format!("\n{section}")).unwrap_or_default());
+    }
+    text
 }
 
 const VERSIONS: &str = "
 dpkg-query --show --showformat '${source:Package} ${Version}, ' open-iscsi lvm2 multipath-tools ceph-common python3-os-brick
 python3 --version | tr -d '\\n'; printf ', '; mortar --version | tr -d '\\n'";
 
-const LEGEND: &str = "\
-Times are milliseconds: the median, and in brackets the first and the third quartile (with fewer than seven rounds: the least and the most).
-
-";
-
 const HEAD: &str = "\
 | work | ours | floor | peer | ours ÷ floor | peer ÷ ours | processes: ours | peer | rounds | wanted |
 |---|---|---|---|---|---|---|---|---|---|
 ";
 
-const METHOD: &str = "\
+const INTRODUCTION: &str = "\
+# Benchmarks
+
+Written by `make bench`; nothing in this file is written by hand. Each section is of one run in one guest. \
+Starting a process is dear there, and the machine under it does other things, so the times mean nothing by themselves: \
+only ratios within a section do.
+
+Times are milliseconds: the median, and in brackets the first and the third quartile (with fewer than seven rounds: the least and the most).
+
 - **Ours** is one call of `mortard` (release build, under systemd with its unit), from a client that is connected to its socket, from the request \
 to the reply. What the agent promises is inside: the journal's commits with fsync, the proof of identity, the stable path.
 - **The floor** is the one tool that the work cannot do without and the kernel's own answer, by a process that is \
