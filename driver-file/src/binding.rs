@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use tokio::time::Instant;
 
 /// What the kernel keeps with a loop device of ours.
-const LABEL: &str = "mortar";
+pub(crate) const LABEL: &str = "mortar";
 
 /// Where sysfs keeps the block devices.
-const BLOCK: &str = "/sys/block";
+pub(crate) const BLOCK: &str = "/sys/block";
 
 /// Every loop device that is bound to a file and tells which, ours or not.
 pub(crate) async fn all(host: &dyn Host) -> Result<Vec<LoopDevice>> {
@@ -255,7 +255,7 @@ pub(crate) fn proved(device: &LoopDevice) -> Identity {
 }
 
 /// The path of the file below a loop device: the kernel's own memory, which never hangs.
-fn backing_file(name: &str) -> PathBuf {
+pub(crate) fn backing_file(name: &str) -> PathBuf {
     Path::new(BLOCK).join(name).join("loop/backing_file")
 }
 

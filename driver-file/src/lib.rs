@@ -6,6 +6,7 @@
 
 mod adoption;
 mod binding;
+mod inventory;
 mod listing;
 mod provenance;
 mod refusal;
@@ -13,10 +14,10 @@ mod volume;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
-    Readiness, Release, Result, Scope, Spec, Tool, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
+    Locator, Object, Readiness, Release, Result, Scope, Spec, Tool, Volume,
 };
-use host::{Host, LoopDevice};
+use host::{Host, LoopDevice, Module, module};
 use listing::Listing;
 use refusal::machine;
 use std::{
@@ -184,6 +185,21 @@ impl Driver for FileDriver {
                 Ok(volumes)
             }
         }
+    }
+
+    async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {
+        inventory::list(self.host.as_ref(), known).await
+    }
+
+    async fn findings(&self) -> Result<Vec<Finding>> {
+        let absent = module(self.host.as_ref(), "loop").map_err(machine("look for a kernel module"))? == Module::Absent;
+        Ok(Vec::from_iter(absent.then(|| {
+            Finding::warning(
+                "kernel module loop",
+                "it is neither loaded, built in nor on the disk: no file can be attached",
+                "install the package with the modules of the running kernel, or reboot into the newest one",
+            )
+        })))
     }
 }
 

@@ -27,8 +27,10 @@
 //! always on such a session, so no state, and no loss of it, can make us take away what is an operator's.
 
 mod attach;
+mod checkup;
 mod database;
 mod detach;
+mod inventory;
 mod iscsiadm;
 mod legs;
 mod multipath;
@@ -45,8 +47,8 @@ mod ways;
 use async_trait::async_trait;
 use database::Database;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, DevicePath, Driver, Error, Footprint, Identity,
-    Locator, Readiness, Release, Result, Scope, Spec, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, DevicePath, Driver, Error, Finding, Footprint,
+    Identity, Locator, Object, Readiness, Release, Result, Scope, Spec, Volume,
 };
 use host::{BlockDevice, Command, Host, Tool};
 use legs::Leg;
@@ -75,6 +77,8 @@ pub struct IscsiConfig {
     pub interfaces: PathBuf,
     /// This host's iSCSI name.
     pub initiator_name: PathBuf,
+    /// The daemon's settings.
+    pub daemon: PathBuf,
 }
 
 impl Default for IscsiConfig {
@@ -84,6 +88,7 @@ impl Default for IscsiConfig {
             nodes: directory.join("nodes"),
             interfaces: directory.join("ifaces"),
             initiator_name: directory.join("initiatorname.iscsi"),
+            daemon: directory.join("iscsid.conf"),
         }
     }
 }
@@ -400,6 +405,14 @@ impl Driver for IscsiDriver {
             Some(_) => Err(unmanaged()),
             None => Ok(Vec::new()),
         }
+    }
+
+    async fn inventory(&self, known: &[Attached], ask: bool) -> Result<Vec<Object>> {
+        self.initiator.inventory(known, ask).await
+    }
+
+    async fn findings(&self) -> Result<Vec<Finding>> {
+        self.initiator.findings().await
     }
 }
 

@@ -61,6 +61,15 @@ impl Map {
         Ok(None)
     }
 
+    /// Every map of this machine.
+    pub(crate) fn all(host: &dyn Host) -> host::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for name in host.list(Path::new(BLOCK))?.into_iter().filter(|name| name.starts_with("dm-")) {
+            found.extend(Self::read(host, &name)?);
+        }
+        Ok(found)
+    }
+
     fn read(host: &dyn Host, name: &str) -> host::Result<Option<Self>> {
         let directory = Path::new(BLOCK).join(name).join("dm");
         let Some(uuid) = host.read(&directory.join("uuid"))? else { return Ok(None) };

@@ -63,6 +63,15 @@ impl Session {
         Ok(host.list(Path::new(UNITS))?.iter().any(|address| address.starts_with(&ours)))
     }
 
+    /// The numbers of the units for which the kernel has a device.
+    pub(crate) fn luns(&self, host: &dyn Host) -> Result<Vec<Lun>> {
+        let ours = format!("{}:0:{}:", self.host, self.target);
+        let mut luns: Vec<Lun> =
+            host.list(Path::new(UNITS))?.iter().filter_map(|unit| unit.strip_prefix(&ours)?.parse().ok()).collect();
+        luns.sort_unstable();
+        Ok(luns)
+    }
+
     /// The same session as it is now; `None` if it is gone.
     pub(crate) fn again(&self, host: &dyn Host) -> Result<Option<Self>> {
         Ok(read(host, &format!("session{}", self.id))?.map(|(session, _)| session))
@@ -84,6 +93,28 @@ pub(crate) fn sessions(host: &dyn Host, place: &Place) -> Result<Vec<Session>> {
         }
     }
     found.sort_by_key(|session| (!session.ours, !session.is_up(), session.id));
+    Ok(found)
+}
+
+/// A session, whoever's, with the names of its target and portal as the kernel tells them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) session: Session,
+    pub(crate) iqn: String,
+    pub(crate) interface: String,
+    pub(crate) portal: Option<Portal>,
+}
+
+/// Every session on this machine, by number.
+pub(crate) fn all(host: &dyn Host) -> Result<Vec<Named>> {
+    let mut found = Vec::new();
+    for name in host.list(Path::new(SESSIONS))? {
+        let attribute = |attribute| host.read(&Path::new(SESSIONS).join(&name).join(attribute));
+        if let (Some((session, portal)), Some(iqn)) = (read(host, &name)?, attribute("targetname")?) {
+            found.push(Named { session, iqn, interface: attribute("ifacename")?.unwrap_or_default(), portal });
+        }
+    }
+    found.sort_by_key(|named| named.session.id);
     Ok(found)
 }
 

@@ -6,6 +6,8 @@
 
 mod active;
 mod attach;
+mod filters;
+mod inventory;
 mod label;
 mod lvm;
 mod manage;
@@ -18,8 +20,8 @@ mod tests;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Identity, Locator,
-    LogicalVolume, Readiness, Refusal, Release, Result, Scope, Spec, Templates, Tool, VgName, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
+    Locator, LogicalVolume, Object, Readiness, Refusal, Release, Result, Scope, Spec, Templates, Tool, VgName, Volume,
 };
 use host::Host;
 use lvm::Lvm;
@@ -197,6 +199,17 @@ impl Driver for LvmDriver {
             }
         }
         Ok(volumes)
+    }
+
+    async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {
+        inventory::list(self.host(), known)
+    }
+
+    async fn findings(&self) -> Result<Vec<Finding>> {
+        match self.host().tool(host::Tool::Lvm) {
+            Some(_) => Ok(Vec::from_iter(self.lvm.lets_guests_in().await?)),
+            None => Ok(Vec::new()),
+        }
     }
 }
 

@@ -117,6 +117,24 @@ pub(crate) async fn suspects(host: &dyn Host, links: &Path) -> Result<Vec<PathBu
     look().map_err(failed("list the block devices"))
 }
 
+/// The kernel's names of the devices that belong to guests, but for LVs: into those lvm does not look by itself.
+pub(crate) async fn of_guests(host: &dyn Host, links: &Path) -> Result<BTreeSet<String>> {
+    let loops = host.loop_devices().await.map_err(failed("list the loop devices"))?;
+    let look = || {
+        let mut attached = self::attached(host, links)?;
+        attached.extend(our_loops(host, &loops)?);
+        attached.extend(on_our_sessions(host)?);
+        let mut found = BTreeSet::new();
+        for name in attached {
+            if !is_lv(host, &name)? {
+                found.insert(name);
+            }
+        }
+        Ok(found)
+    };
+    look().map_err(failed("look at what is attached"))
+}
+
 fn free(host: &dyn Host, attached: &BTreeSet<String>) -> host::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for disk in host.list(Path::new("/sys/block"))? {

@@ -21,6 +21,7 @@
 mod attach;
 mod cluster;
 mod detach;
+mod inventory;
 mod jobs;
 mod listing;
 mod manage;
@@ -35,11 +36,14 @@ mod underway;
 use async_trait::async_trait;
 use detach::Theirs;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Footprint, Image, Locator, Pool,
-    Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume, VolumeId,
+    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Image,
+    Locator, Object, Pool, Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume, VolumeId,
 };
-use host::Host;
-use std::{path::Path, sync::Arc};
+use host::{Host, Module, module};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::time::{Instant, timeout_at};
 use turns::Turns;
 use underway::Underway;
@@ -94,6 +98,24 @@ impl RbdDriver {
             Ok(Some(_)) => None,
             _ => Some("the kernel's module rbd is not loaded; run modprobe rbd".into()),
         }
+    }
+
+    /// Which of Ceph's libraries `mortar-rbd` would not find. Those below `/usr/lib` may be in a directory of their
+    /// architecture.
+    fn missing_libraries(&self) -> Result<Option<&'static str>> {
+        let list = |path: &Path| self.host().list(path).map_err(failed("look for Ceph's libraries"));
+        let mut directories = vec![PathBuf::from("/usr/lib64"), "/usr/lib".into()];
+        directories.extend(
+            list(Path::new("/usr/lib"))?
+                .iter()
+                .filter(|name| name.contains("-linux-gnu"))
+                .map(|name| Path::new("/usr/lib").join(name)),
+        );
+        let mut names = Vec::new();
+        for directory in directories {
+            names.extend(list(&directory)?);
+        }
+        Ok(["librados.so.2", "librbd.so.1"].into_iter().find(|library| !names.iter().any(|name| name == library)))
     }
 
     /// The device of an attachment: on a mapping of ours, or else on the one that was here before.
@@ -205,6 +227,34 @@ impl Driver for RbdDriver {
             Some(scope) => self.of_id(pool_of(scope)?, id).await,
             None => Ok(None),
         }
+    }
+
+    async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {
+        inventory::list(self.host(), &self.underway, known)
+    }
+
+    async fn findings(&self) -> Result<Vec<Finding>> {
+        let absent = module(self.host(), "rbd").map_err(failed("look for a kernel module"))? == Module::Absent;
+        let module = absent.then(|| {
+            Finding::warning(
+                "kernel module rbd",
+                "it is neither loaded, built in nor on the disk: no RBD image can be attached",
+                "install the package with the modules of the running kernel, or reboot into the newest one",
+            )
+        });
+        let tool = self.host().tool(host::Tool::Rbd).is_none().then(|| {
+            let found = "it is not installed: no RBD image can be listed or managed";
+            Finding::warning(
+                "mortar-rbd",
+                found,
+                "install it as /usr/libexec/mortar/mortar-rbd, as mortar's package does",
+            )
+        });
+        let libraries = self.missing_libraries()?.map(|missing| {
+            let found = format!("{missing} is not installed: no RBD image can be listed or managed");
+            Finding::warning("Ceph's libraries", found, "install librbd1 and librados2")
+        });
+        Ok(module.into_iter().chain(tool).chain(libraries).collect())
     }
 }
 

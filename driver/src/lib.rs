@@ -3,14 +3,18 @@
 
 pub mod connection_info;
 mod error;
+mod finding;
 mod image;
+mod inventory;
 pub mod keyring;
 mod locator;
 mod names;
 mod volume;
 
 pub use error::{Error, Result};
+pub use finding::{Finding, Severity};
 pub use image::{CephUser, ClusterName, Image, ImageName, Pool, PoolName, RbdNamespace, SnapshotName};
+pub use inventory::{Mark, Object, ObjectKind};
 pub use locator::{Backend, Locator, LogicalUnit, LogicalVolume, RawFile, Scope, Way};
 pub use names::{AttachmentId, Iqn, Lun, LvName, NameTemplate, Portal, Templates, VgName, VolumeId, VolumeName, Wwn};
 pub use volume::{Adoption, Candidate, Refusal, Release, Volume, VolumeKind};
@@ -23,8 +27,8 @@ use tokio::time::Instant;
 
 /// One storage technology on this host.
 ///
-/// Every verb may be repeated; the second time changes nothing. `prepare`, `find`, `prove`, `users` and everything that
-/// lists only read.
+/// Every verb may be repeated; the second time changes nothing. `prepare`, `find`, `prove`, `users`, `findings` and
+/// everything that lists only read.
 ///
 /// ```text
 ///            prepare            attach                  detach
@@ -88,6 +92,13 @@ pub trait Driver: Send + Sync {
     async fn named(&self, scope: Option<&Scope>, id: VolumeId) -> Result<Option<Volume>> {
         Ok(self.volumes(scope).await?.into_iter().find(|volume| volume.id == id))
     }
+
+    /// Everything on this host of the sorts that this driver brings, whoever's. For each it tells to which of the `known` it
+    /// belongs. With `ask`, what bears our mark is asked whether it is still the volume that it was.
+    async fn inventory(&self, known: &[Attached], ask: bool) -> Result<Vec<Object>>;
+
+    /// What on this host would make attaching fail, hang or lose data. `Err` if that cannot be known.
+    async fn findings(&self) -> Result<Vec<Finding>>;
 }
 
 /// What is to be attached, and how.

@@ -87,6 +87,11 @@ impl Serial {
         Self(hexadecimal(&Sha256::digest(identity.to_string().as_bytes())[..16]))
     }
 
+    /// Where nobody knows any more what was served.
+    pub(crate) fn none() -> Self {
+        Self(String::new())
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

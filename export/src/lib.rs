@@ -25,6 +25,7 @@
 
 mod connection;
 mod id;
+mod inventory;
 mod secret;
 mod serve;
 mod session;
@@ -36,6 +37,7 @@ mod tests;
 
 pub use connection::connection_info;
 pub use id::{ExportId, Serial, target_name};
+pub use inventory::Seen;
 pub use session::Session;
 
 use driver::{Chap, Error, Iqn, Portal, Readiness, Result};

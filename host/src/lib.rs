@@ -10,6 +10,7 @@ mod error;
 mod key;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
+mod module;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -20,6 +21,7 @@ pub use command::{Command, Output, Tool};
 pub use error::{Error, Result};
 pub use key::KernelKey;
 pub use linux::Linux;
+pub use module::{Module, module};
 pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;
@@ -155,6 +157,12 @@ pub trait Host: Send + Sync + 'static {
     /// What machine this is.
     fn facts(&self) -> Result<Facts>;
 
+    /// What time it is here, and whether somebody sees to it.
+    fn clock(&self) -> Result<Clock>;
+
+    /// How much room a file system has, by any path on it.
+    async fn room(&self, path: &Path, timeout: Duration) -> Result<Room>;
+
     /// Told of an effect outside this trait (a commit of the journal), so that a test can crash there too.
     async fn effect(&self, _what: &str) {}
 }
@@ -172,4 +180,22 @@ pub struct Facts {
     pub boot_id: String,
     /// Neither loopback nor link-local.
     pub addresses: Vec<IpAddr>,
+}
+
+/// What the kernel says of its clock (`adjtimex(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    /// Seconds since 1970.
+    pub unix_seconds: u64,
+    /// A time service keeps it right, or did lately.
+    pub synchronised: bool,
+}
+
+/// The room of a file system (`statvfs(3)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// In bytes.
+    pub total_bytes: u64,
+    /// What is left for those who are not root, in bytes.
+    pub free_bytes: u64,
 }

@@ -3,6 +3,7 @@
 //! What may wait for a device or a disk runs on a thread of its own (`blocking`), so that one that never comes back holds
 //! up nothing but its own caller, and that one only until its timeout.
 
+mod clock;
 mod files;
 mod keys;
 mod lanes;
@@ -15,8 +16,8 @@ mod scsi;
 mod usage;
 
 use crate::{
-    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents,
-    User, wait_for,
+    Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,
+    Uevents, User, wait_for,
 };
 use async_trait::async_trait;
 use nix::{
@@ -339,6 +340,15 @@ impl Host for Linux {
             boot_id,
             addresses: netlink::addresses(),
         })
+    }
+
+    fn clock(&self) -> Result<Clock> {
+        clock::clock()
+    }
+
+    async fn room(&self, path: &Path, limit: Duration) -> Result<Room> {
+        let owned = path.to_owned();
+        blocking(format!("look at the room of {}", path.display()), limit, move || files::room(&owned)).await
     }
 }
 

@@ -23,7 +23,8 @@ pub use process::Fault;
 pub(crate) use world::{Reach, World};
 
 use crate::{
-    Claim, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Tool, Uevents, User,
+    Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,
+    Uevents, User,
 };
 use async_trait::async_trait;
 use std::{
@@ -133,6 +134,16 @@ impl Machine {
     /// Takes a tool from the machine.
     pub fn remove_tool(&self, tool: Tool) {
         self.with(|world| world.tools.remove(&tool));
+    }
+
+    /// Sets the machine's clock.
+    pub fn set_clock(&self, clock: Clock) {
+        self.with(|world| world.clock = clock);
+    }
+
+    /// Lets every file system have so much room.
+    pub fn set_room(&self, room: Room) {
+        self.with(|world| world.room = room);
     }
 
     /// Writes a file, which keeps its identity if it is there. Missing directories are made.
@@ -531,6 +542,15 @@ impl Host for Machine {
                 addresses: vec![[10, 0, 0, 1].into()],
             })
         })
+    }
+
+    fn clock(&self) -> Result<Clock> {
+        self.look(Path::new("/proc/uptime"), |world| Ok(world.clock))
+    }
+
+    async fn room(&self, path: &Path, _timeout: Duration) -> Result<Room> {
+        let name = format!("room {}", path.display());
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.room))).await
     }
 
     async fn effect(&self, what: &str) {

@@ -1,7 +1,7 @@
 //! Files: whole or not at all, and never one over another.
 
 use super::is_absent;
-use crate::{Error, FileStat, Result};
+use crate::{Error, FileStat, Result, Room};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::{
     collections::BTreeMap,
@@ -58,6 +58,13 @@ pub(super) fn replace(path: &Path, content: &[u8], mode: u32, synced: bool) -> R
         let _half_written = fs::remove_file(&beside);
         Error::io("write", path)(error)
     })
+}
+
+pub(super) fn room(path: &Path) -> Result<Room> {
+    let found =
+        nix::sys::statvfs::statvfs(path).map_err(|errno| Error::io("look at the room of", path)(errno.into()))?;
+    let block = found.fragment_size();
+    Ok(Room { total_bytes: found.blocks() * block, free_bytes: found.blocks_available() * block })
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {

@@ -151,6 +151,7 @@ pub(crate) fn run(world: &mut World, command: &Command) -> Output {
     let args = Args::parse(&command.args);
     match args.verb {
         "version" => said("  LVM version:     2.03.16(2) (2022-05-18)\n  Library version: 1.02.185 (2022-05-18)\n"),
+        "lvmconfig" => said(&world.files.text("/etc/lvm/lvm.conf").unwrap_or_default()),
         "systemid" => said(&format!("  system ID: {}\n", world.lvm.system_id)),
         "fullreport" => report(world, &args),
         "lvchange" => change(world, &args).map_or_else(|failed| failed, |()| Output::default()),

@@ -3,7 +3,7 @@
 use super::{
     Files, Node, absent, files::File, iscsi, loops, lvm, multipath, process::Fault, process::Process, rbd, target,
 };
-use crate::{Command, Error, Output, Result, Tool, Uevent, User};
+use crate::{Clock, Command, Error, Output, Result, Room, Tool, Uevent, User};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -33,6 +33,8 @@ pub(crate) struct World {
     /// By the kernel's name of the device. Holders that `/sys/block/*/holders` shows need not stand here.
     pub(crate) users: BTreeMap<String, Vec<User>>,
     pub(crate) tools: BTreeSet<Tool>,
+    pub(crate) clock: Clock,
+    pub(crate) room: Room,
     pub(crate) boot_id: String,
     boots: u64,
     pub(crate) process: Process,
@@ -80,14 +82,37 @@ impl World {
             multipath: multipath::Multipath::default(),
             users: BTreeMap::new(),
             tools: [Tool::Iscsiadm, Tool::Lvm, Tool::Rbd].into(),
+            clock: Clock { unix_seconds: 1_795_363_200, synchronised: true },
+            room: Room { total_bytes: 100 << 30, free_bytes: 50 << 30 },
             boot_id: String::new(),
             boots: 0,
             process: Process::new(),
             events: broadcast::Sender::new(1024),
             later: Vec::new(),
         };
+        world.furnish();
         world.boot();
         world
+    }
+
+    /// What a host is set up with that has nothing to complain of.
+    fn furnish(&mut self) {
+        let modules = ["iscsi_tcp", "dm_multipath", "rbd", "loop", "target_core_mod"];
+        let lines: Vec<String> = modules.iter().map(|name| format!("kernel/{name}.ko")).collect();
+        for (path, text) in [
+            ("/lib/modules/6.12.0/modules.builtin", lines.join("\n").as_str()),
+            ("/etc/lvm/lvm.conf", "use_devicesfile=1\nfilter=[\"a|.*|\"]\nglobal_filter=[\"a|.*|\"]\n"),
+            (
+                "/etc/iscsi/iscsid.conf",
+                "node.startup = manual\nnode.session.timeo.replacement_timeout = 120\n\
+                 node.conn[0].timeo.noop_out_interval = 5\nnode.conn[0].timeo.noop_out_timeout = 5\n",
+            ),
+            ("/usr/lib64/librados.so.2", ""),
+            ("/usr/lib64/librbd.so.1", ""),
+            ("/usr/lib/udev/rules.d/61-mortar.rules", "# as installed\n"),
+        ] {
+            self.files.put(path, text);
+        }
     }
 
     /// Turns the machine on: what was only in the kernel is gone.
@@ -101,6 +126,7 @@ impl World {
         self.boots += 1;
         self.boot_id = format!("00000000-0000-4000-8000-{:012x}", self.boots);
         self.files.put("/proc/sys/kernel/random/boot_id", format!("{}\n", self.boot_id));
+        self.files.put("/proc/net/unix", "0: 00000002 00000000 00010000 0001 01 7 @ISCSIADM_ABSTRACT_NAMESPACE\n");
         self.files.make_directory("/sys/block");
         loops::boot(self);
         multipath::boot(self);
