@@ -1,5 +1,9 @@
 //! Between the wire and the agent, field by field. What does not parse is refused here, before anything is started.
 
+mod diagnosis;
+
+pub(crate) use diagnosis::diagnosis;
+
 use crate::{
     journal::{ExportRecord, Record},
     operation::{

@@ -11,6 +11,7 @@ mod agent;
 pub mod config;
 mod connector;
 mod convert;
+mod doctor;
 mod drivers;
 mod hostinfo;
 mod journal;
@@ -104,6 +105,7 @@ impl Mortard {
             stop: CancellationToken::new(),
         });
         agent.recover().await.map_err(|error| StartError::Recover(error.chain()))?;
+        agent.tell_of_orphans();
         Ok(Self { agent })
     }
 

@@ -31,7 +31,7 @@ mod recover;
 
 pub(crate) use attach::{AttachRequest, Attachment, State};
 pub(crate) use detach::{DetachReply, Target};
-pub(crate) use export::{ExportReply, ExportRequest, ExportTarget, Exported, UnexportReply};
+pub(crate) use export::{ExportReply, ExportRequest, ExportTarget, Exported, UnexportReply, export_key};
 pub(crate) use manage::ManageRequest;
 
 use crate::{
@@ -131,12 +131,12 @@ impl Plan {
     }
 }
 
-fn attachment_key(id: &AttachmentId) -> String {
+pub(crate) fn attachment_key(id: &AttachmentId) -> String {
     format!("attachment {id}")
 }
 
 /// What a locator turned out to be, once that is known: two locators may lead to one volume.
-fn identity_key(identity: &Identity) -> String {
+pub(crate) fn identity_key(identity: &Identity) -> String {
     format!("volume that is {identity}")
 }
 

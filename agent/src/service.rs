@@ -329,4 +329,16 @@ impl v1::host_server::Host for Service {
     async fn get_host(&self, _request: Request<v1::GetHostRequest>) -> Result<Response<v1::HostInfo>, Status> {
         answer(hostinfo::read(&self.agent).await)
     }
+
+    async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Result<Response<v1::DiagnoseResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let v1::DiagnoseRequest { repair, timeout_ms } = request.into_inner();
+            let deadline = patience.deadline(timeout_ms)?;
+            let answer_by = patience.answer_by(Some(deadline));
+            let diagnosis = Arc::clone(&self.agent).diagnose(repair, deadline);
+            Ok(convert::diagnosis(self.run(answer_by, "the diagnosis", diagnosis).await?))
+        };
+        answer(work.await)
+    }
 }

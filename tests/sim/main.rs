@@ -4,6 +4,7 @@
 
 mod crash;
 mod deadline;
+mod doctor;
 mod export;
 mod extend;
 mod identity;

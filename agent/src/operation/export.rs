@@ -80,7 +80,7 @@ pub(crate) struct UnexportReply {
     pub(crate) operation: Option<OperationId>,
 }
 
-pub(super) fn export_key(id: &ExportId) -> String {
+pub(crate) fn export_key(id: &ExportId) -> String {
     format!("export {id}")
 }
 

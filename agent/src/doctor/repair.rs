@@ -1,0 +1,117 @@
+//! The repair: orphans go the way that attachments go, with the same locks and the same care. Nothing else is touched.
+
+use super::{Judged, Known, Remains, Repair, Whose};
+use crate::{
+    agent::Agent,
+    operation::{attachment_key, export_key, identity_key},
+};
+use driver::{Attached, Error, Result};
+use export::Export;
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long one orphan may take to go.
+const ONE: Duration = Duration::from_secs(30);
+
+impl Agent {
+    /// Takes every orphan away, one after the other, and notes with each what came of it.
+    pub(super) async fn repair(self: &Arc<Self>, objects: &mut [Judged], deadline: Instant) {
+        let mut done: Vec<(Remains, Repair)> = Vec::new();
+        for judged in objects.iter_mut().filter(|judged| judged.whose == Whose::Orphan) {
+            let Some(remains) = judged.remains.clone() else {
+                judged.repair = Some(Repair::Left("it cannot be told how it came; take it away by hand".into()));
+                continue;
+            };
+            // A session goes with its last unit, and a map with its legs.
+            let same = done.iter().find(|(other, _)| *other == remains).map(|(_, repair)| repair.clone());
+            let repair = match same {
+                Some(repair) => repair,
+                None => {
+                    let until = deadline.min(Instant::now() + ONE);
+                    let repair = self
+                        .take_away_orphan(&remains, until)
+                        .await
+                        .unwrap_or_else(|error| Repair::Left(error.chain()));
+                    match &repair {
+                        Repair::Removed(_) => {
+                            tracing::info!("the {} {} was an orphan, and is gone", judged.kind, judged.name)
+                        }
+                        Repair::Left(why) => tracing::warn!("the {} {} is left: {why}", judged.kind, judged.name),
+                    }
+                    done.push((remains, repair.clone()));
+                    repair
+                }
+            };
+            judged.repair = Some(repair);
+        }
+    }
+
+    /// Under the locks that an attach of the same would take, if it is still an orphan then.
+    async fn take_away_orphan(&self, remains: &Remains, deadline: Instant) -> Result<Repair> {
+        if Instant::now() >= deadline {
+            return Err(Error::TimedOut { waiting_for: "those before it; run the repair again".into() });
+        }
+        let _held = self.locks.take("a repair", keys(remains))?;
+        if !self.is_orphan(remains).await? {
+            return Ok(Repair::Left("it is none any more: it went by itself, or somebody has it by now".into()));
+        }
+        let mut did = String::from("removed");
+        match remains {
+            Remains::Attached(attached) => {
+                let driver = self.drivers.get(attached.spec.locator.backend())?;
+                let detached = driver.detach(attached, deadline).await?;
+                if let Some(left) = detached.residuals.first() {
+                    return Ok(Repair::Left(format!("{}: {}", left.name, left.reason)));
+                }
+                if !detached.kept.is_empty() {
+                    did = format!("removed; {}", detached.kept.join(", "));
+                }
+            }
+            Remains::Export(export) => {
+                self.exporter.withdraw(export).await?;
+                did = "removed; the volume that it served stays active".into();
+            }
+            Remains::Link { path, .. } => {
+                self.host.remove(path).await.map_err(Error::host(format!("remove {}", path.display())))?;
+            }
+        }
+        match self.is_orphan(remains).await? {
+            true => Ok(Repair::Left("something of it is still there: it has units that mortar does not know".into())),
+            false => Ok(Repair::Removed(did)),
+        }
+    }
+
+    /// Whether anything goes by these remains, by a look at the journal and then at the host.
+    async fn is_orphan(&self, remains: &Remains) -> Result<bool> {
+        let known = Known::read(self).await?;
+        match remains {
+            Remains::Attached(attached) => self.stands(&known, attached).await,
+            Remains::Export(export) => self.is_served(&known, export),
+            Remains::Link { path, id } => {
+                let is_known = id.as_ref().is_some_and(|id| known.has(id) || known.at_work_on(id.as_str()).is_some());
+                let stat = self.host.stat(path).map_err(Error::host(format!("look at {}", path.display())))?;
+                Ok(!is_known && stat.is_some())
+            }
+        }
+    }
+
+    async fn stands(&self, known: &Known, attached: &Attached) -> Result<bool> {
+        let seen = self.seen_by(attached.spec.locator.backend(), &known.attached, false).await?;
+        Ok(seen.iter().any(|object| object.remains.as_ref() == Some(attached)))
+    }
+
+    fn is_served(&self, known: &Known, export: &Export) -> Result<bool> {
+        let seen = self.exporter.inventory(&known.exports)?;
+        Ok(seen.iter().any(|(object, remains)| object.holders.is_empty() && remains.as_ref() == Some(export)))
+    }
+}
+
+fn keys(remains: &Remains) -> Vec<String> {
+    match remains {
+        Remains::Attached(attached) => {
+            attached.spec.locator.keys().into_iter().chain(attached.identity.as_ref().map(identity_key)).collect()
+        }
+        Remains::Export(export) => vec![export_key(&export.id)],
+        Remains::Link { id, .. } => id.iter().map(attachment_key).collect(),
+    }
+}
