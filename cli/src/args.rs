@@ -13,7 +13,7 @@ const GLOBAL: &str = "Global options";
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  something else went wrong
+  1  something else went wrong; of doctor: something is amiss
   2  invalid input: mend the command
   3  not found
   4  refused: in use, exists already, wrong state, or another volume than expected
@@ -53,6 +53,12 @@ Examples:
 
 On the other host:
   mortar attach --connection-info data.json";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  mortar doctor
+  mortar doctor --all
+  mortar doctor --repair --timeout 5m";
 
 /// Attaches storage to this host, and takes existing volumes into management.
 ///
@@ -204,6 +210,16 @@ pub(crate) enum Command {
     /// Show what this host is and can do: versions, drivers with their tools, connector properties
     Host,
 
+    /// Say what on this host is amiss, and take away what mortar left behind
+    ///
+    /// Everything of the sorts that mortar brings (devices, sessions, node records, multipath maps, RBD mappings, active
+    /// LVs, loop devices, targets, stable paths) is ours (of an attachment, an export or an operation), foreign, an orphan (it
+    /// bears mortar's mark, and nobody has it) or stale (an attachment whose device is gone or is another volume now). What
+    /// is wrong with the host itself is told with what to do about it. Stale attachments are for you to detach. Without
+    /// errors, orphans and stale things the exit code is 0, else 1.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(Doctor),
+
     /// List the operations of the agent, newest first, or show one
     Operations {
         /// The operation's id, a UUID
@@ -235,6 +251,19 @@ pub(crate) enum Command {
         /// An existing directory for one page a command; without it, the main page goes to stdout
         dir: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Take orphans away, as a detach would: users are looked for, data is flushed, absence is seen
+    ///
+    /// What somebody uses stays, and so does everything that is not an orphan.
+    #[arg(long)]
+    pub(crate) repair: bool,
+
+    /// Also what is ours or foreign
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]

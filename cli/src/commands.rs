@@ -46,6 +46,7 @@ async fn ask(cli: Cli) -> Result<(), Error> {
         Command::Exports => exports::list(&agent().await?, format).await,
         Command::Unexport { target } => exports::unexport(&agent().await?, target, format).await,
         Command::Host => host::show(&agent().await?, format).await,
+        Command::Doctor(doctor) => host::doctor(&agent().await?, doctor, format).await,
         Command::Operations { id: Some(id), .. } => operations::show(&agent().await?, id, format).await,
         Command::Operations { id: None, running, limit } => {
             operations::list(&agent().await?, running, limit, format).await

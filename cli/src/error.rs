@@ -39,6 +39,11 @@ impl Failure {
         Self::new(Code::Internal, "INTERNAL", message)
     }
 
+    /// An answer that tells of something amiss.
+    pub(crate) fn not_in_order(summary: &str) -> Self {
+        Self::new(Code::Unknown, "NOT_IN_ORDER", summary)
+    }
+
     /// A command line that does not parse: clap's explanation without its layout.
     pub(crate) fn usage(error: &clap::Error) -> Self {
         let text = error.render().to_string();

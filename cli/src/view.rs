@@ -2,12 +2,14 @@
 //! scripts read.
 
 mod attachment;
+mod doctor;
 mod export;
 mod host;
 mod operation;
 mod volume;
 
 pub(crate) use attachment::{Attached, Attachment, Detached, Event};
+pub(crate) use doctor::Diagnosis;
 pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
 pub(crate) use operation::Operation;

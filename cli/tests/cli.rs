@@ -347,6 +347,29 @@ fn volumes_are_managed_and_let_go() {
 }
 
 #[test]
+fn what_is_amiss_is_shown_and_told_by_the_exit_code() {
+    let agent = Agent::start();
+    let amiss = agent.run(&["doctor"]).code(1);
+    let shown = stdout(&amiss);
+    assert!(shown.contains("| orphan | loop | /dev/loop0 | /srv/a.raw  | nobody has it |"), "{shown}");
+    assert!(shown.contains("| warning  | the clock |") && !shown.contains("/dev/loop1"), "{shown}");
+    assert_eq!(stderr(&amiss), "mortar: 1 orphan, 1 warning; mortar doctor --repair takes orphans away\n");
+    assert!(stdout(&agent.run(&["doctor", "--all"]).code(1)).contains("| foreign | loop | /dev/loop1 |"));
+
+    let json = agent.run(&["doctor", "-ojson"]).code(1);
+    assert_eq!(parsed(&stderr(&json))["error"]["reason"], "NOT_IN_ORDER");
+    let json = parsed(&stdout(&json));
+    assert_eq!((&json["in_order"], &json["objects"][0]["repair"]), (&json!(false), &json!(null)));
+    assert_eq!(json["findings"][0]["severity"], "warning");
+
+    let repaired = agent.run(&["doctor", "--repair", "--timeout", "5m"]).success();
+    assert!(stdout(&repaired).contains("| removed |"), "{}", stdout(&repaired));
+    assert!(stdout(&repaired).ends_with("1 orphan removed; 1 warning\n"), "{}", stdout(&repaired));
+    assert_eq!(stderr(&repaired), "");
+    assert_eq!(agent.asked().diagnose.last().unwrap(), &v1::DiagnoseRequest { repair: true, timeout_ms: 300_000 });
+}
+
+#[test]
 fn operations_host_and_events_are_shown() {
     let agent = Agent::start();
     let list = parsed(&stdout(&agent.run(&["operations", "--running", "--limit", "5", "-ojson"]).success()));

@@ -30,6 +30,7 @@ pub(crate) struct Asked {
     pub(crate) unexport: Vec<v1::UnexportRequest>,
     pub(crate) scopes: Vec<String>,
     pub(crate) operations: Vec<v1::ListOperationsRequest>,
+    pub(crate) diagnose: Vec<v1::DiagnoseRequest>,
 }
 
 #[derive(Clone, Default)]
@@ -338,5 +339,31 @@ impl v1::operations_server::Operations for Canned {
 impl v1::host_server::Host for Canned {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Reply<v1::HostInfo> {
         Ok(Response::new(v1::HostInfo { name: "hv1".into(), ..Default::default() }))
+    }
+
+    /// An orphan, which a repair takes away; and something of somebody else's.
+    async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Reply<v1::DiagnoseResponse> {
+        let request = request.into_inner();
+        self.asked().diagnose.push(request);
+        let repair = if request.repair { v1::RepairOutcome::Removed } else { v1::RepairOutcome::Unspecified };
+        let object = |name: &str, state: v1::HostObjectState, why: &str| v1::HostObject {
+            kind: v1::HostObjectKind::Loop.into(),
+            name: name.into(),
+            description: "/srv/a.raw".into(),
+            state: state.into(),
+            why: why.into(),
+            ..Default::default()
+        };
+        let orphan = object("/dev/loop0", v1::HostObjectState::Orphan, "nobody has it");
+        let detail = if request.repair { "removed".to_owned() } else { String::new() };
+        let orphan = v1::HostObject { repair: repair.into(), repair_detail: detail, ..orphan };
+        let foreign = object("/dev/loop1", v1::HostObjectState::Foreign, "it has no label of ours");
+        let finding = v1::Finding {
+            severity: v1::Severity::Warning.into(),
+            subject: "the clock".into(),
+            found: "no time service keeps it right".into(),
+            advice: "start one".into(),
+        };
+        Ok(Response::new(v1::DiagnoseResponse { findings: vec![finding], objects: vec![orphan, foreign] }))
     }
 }
