@@ -141,13 +141,16 @@ impl Agent {
 
     /// What stands on this host and what the records say, at a moment in which nobody changed what is found amiss.
     async fn examine(self: &Arc<Self>) -> Result<Diagnosis> {
-        for _ in 1..LOOKS {
+        let began = Instant::now();
+        let mut looks = 0;
+        loop {
             let (diagnosis, is_restless) = self.look_quietly(true).await?;
-            if !is_restless {
+            looks += 1;
+            // Devices that do not answer make each look long.
+            if !is_restless || looks == LOOKS || began.elapsed() > PATIENCE {
                 return Ok(diagnosis);
             }
         }
-        Ok(self.look_quietly(true).await?.0)
     }
 
     /// One look, and whether anything that seemed amiss is what an operation began or ended with meanwhile: that is nothing then.

@@ -42,7 +42,7 @@ impl Exporter {
         let (Some(id), Ok(target)) = (id_of_target(name), name.parse::<Iqn>()) else {
             return others("its name is none of ours");
         };
-        let export = remains(id, Some(target));
+        let export = remains(id, Some(target))?;
         let stat = |path: &Path| self.host.stat(path).map_err(failed("look at a backstore"));
         if stat(&self.tree.store(&export))?.is_none() {
             return others("there is no backstore of ours for it");
@@ -82,7 +82,7 @@ impl Exporter {
         };
         let object = Object { holders: holders(known, &id), ..Object::of_ours(ObjectKind::Backstore, shown, what) };
         let target = self.target_of(&id)?;
-        Ok((object, Some(remains(id, target))))
+        Ok((object, Some(remains(id, target)?)))
     }
 
     /// It is shared by all exports: it comes before the first backstore, and goes after the last.
@@ -97,9 +97,9 @@ impl Exporter {
         let export = match id {
             Some(id) => {
                 let target = self.target_of(&id)?;
-                remains(id, target)
+                remains(id, target)?
             }
-            None => remains("none".parse()?, None),
+            None => remains("none".parse()?, None)?,
         };
         Ok((object, Some(export)))
     }
@@ -107,7 +107,14 @@ impl Exporter {
     /// The target of ours beside a backstore, if it is there.
     fn target_of(&self, id: &ExportId) -> Result<Option<Iqn>> {
         let targets = self.host.list(&self.tree.fabric()).map_err(failed("look at the targets of this host"))?;
-        Ok(targets.iter().filter(|name| id_of_target(name).as_ref() == Some(id)).find_map(|name| name.parse().ok()))
+        for name in targets.iter().filter(|name| id_of_target(name).as_ref() == Some(id)) {
+            if let Ok(target) = name.parse::<Iqn>()
+                && !self.leads_elsewhere(&remains(id.clone(), Some(target.clone()))?)?
+            {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
     }
 
     /// What on this host would make an export fail.
@@ -129,11 +136,11 @@ fn others_hba(name: &str, stores: &[String]) -> Object {
 }
 
 /// As much of an export as a withdrawal goes by.
-fn remains(id: ExportId, target: Option<Iqn>) -> Export {
+fn remains(id: ExportId, target: Option<Iqn>) -> Result<Export> {
     // One that is not there; it is not made either.
     let nowhere = || format!("iqn.2026-11.org.mortar:nowhere:export-{id}").parse();
-    let target = target.map_or_else(nowhere, Ok).expect("an export's id can stand in a target's name");
-    Export {
+    let target = target.map_or_else(nowhere, Ok)?;
+    Ok(Export {
         initiator: target.clone(),
         target,
         id,
@@ -141,7 +148,7 @@ fn remains(id: ExportId, target: Option<Iqn>) -> Export {
         read_only: false,
         serial: Serial::none(),
         generation: Uuid::nil(),
-    }
+    })
 }
 
 fn holders(known: &[ExportId], id: &ExportId) -> Vec<usize> {

@@ -16,6 +16,12 @@ const SIZE: u64 = 16 << 20;
 const THEIRS: &str = "iqn.2026-11.org.example:theirs";
 const SECOND_PORTAL: &str = "127.0.0.2:3260";
 const TARGETS: &str = "/sys/kernel/config/target";
+const ELSEWHERE: &str = "iqn.2026-11.org.example:elsewhere:export-e";
+const ELSEWHERE_IN_FABRIC: [&str; 3] = [
+    "iscsi/iqn.2026-11.org.example:elsewhere:export-e",
+    "iscsi/iqn.2026-11.org.example:elsewhere:export-e/tpgt_1",
+    "iscsi/iqn.2026-11.org.example:elsewhere:export-e/tpgt_1/lun/lun_0",
+];
 
 async fn doctor(stage: &SimStage, repair: bool) -> v1::DiagnoseResponse {
     let request = v1::DiagnoseRequest { repair, timeout_ms: 0 };
@@ -73,9 +79,16 @@ async fn strangers(stage: &mut SimStage) {
         "iscsi",
         "iscsi/iqn.2026-11.org.example:export-theirs",
         "iscsi/iqn.2026-11.org.example:export-theirs/tpgt_1",
+        // Called as the target of our export would be, with something else in it.
+        ELSEWHERE_IN_FABRIC[0],
+        ELSEWHERE_IN_FABRIC[1],
+        ELSEWHERE_IN_FABRIC[2],
     ] {
         machine.make_directory(Path::new(&at(directory))).await.unwrap();
     }
+    machine.put_file(at("core/iblock_0/mortar-theirs/enable"), "1\n");
+    let (lun, store) = (format!("{}/mortar-theirs", ELSEWHERE_IN_FABRIC[2]), "core/iblock_0/mortar-theirs");
+    machine.symlink(Path::new(&at(&lun)), Path::new(&at(store))).await.unwrap();
     machine.put_file("/dev/mortar/lost+found", "");
     machine.put_link("/dev/mortar/not an id", "/dev/sda");
 }
@@ -147,6 +160,7 @@ async fn everything_has_an_owner() {
     assert_eq!(why("/dev/mortar/lost+found"), "it is no link");
     assert_eq!(why("iqn.2026-11.org.example:export-theirs"), "there is no backstore of ours for it");
     assert_eq!(why("iblock_0/mortar-theirs"), "its HBA is not ours");
+    assert_eq!(why(ELSEWHERE), "it has LUNs that are not ours");
 
     let ours = in_state(&response, State::Ours);
     let expected = [
