@@ -55,7 +55,7 @@ impl Initiator {
 
     fn daemon(&self) -> Result<Option<Finding>> {
         let sockets = self.text(Path::new(SOCKETS))?.unwrap_or_default();
-        if sockets.lines().any(|line| line.split_whitespace().last() == Some(ISCSID)) {
+        if sockets.lines().any(|line| line.split_whitespace().next_back() == Some(ISCSID)) {
             return Ok(None);
         }
         Ok(Some(Finding::error(

@@ -60,7 +60,7 @@ impl Agent {
             Err(error) => findings.push(unseen("the journal's disk", error.to_string())),
         }
         let installed = |directory: &&str| matches!(self.host.stat(&Path::new(directory).join(RULE)), Ok(Some(_)));
-        if !RULES.iter().any(|directory| installed(&directory)) {
+        if !RULES.iter().any(installed) {
             findings.push(Finding::warning(
                 RULE,
                 "it is not installed: this host starts VGs, arrays and caches that it finds inside of attached volumes, and \
