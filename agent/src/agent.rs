@@ -25,7 +25,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Runs an operation in a task of its own: a caller that hangs up ends only its wait.
+    /// Runs an operation in a task of its own: a caller that hangs up ends only its wait. Without a journal none is run.
     pub(crate) async fn in_own_task<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -33,6 +33,7 @@ impl Agent {
         if self.stop.is_cancelled() {
             return Err(Error::ShuttingDown);
         }
+        self.journal.usable()?;
         match self.tasks.spawn(work).await {
             Ok(result) => result,
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),

@@ -10,6 +10,7 @@ use crate::{
         AttachRequest, Attachment, DetachReply, ExportReply, ExportRequest, ExportTarget, Exported, ManageRequest,
         Operation, OutcomeState, Plan, State, Target, UnexportReply,
     },
+    unrecorded::Unrecorded,
     watch::Event,
 };
 use driver::{
@@ -316,6 +317,27 @@ pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
         wire.physical_block_size = physical_block_size;
         wire.read_only = read_only;
         wire.paths = paths.into_iter().map(path_of).collect();
+    }
+    wire
+}
+
+/// What is left of an attachment without its record.
+pub(crate) fn unrecorded(from: Unrecorded, why: &str) -> v1::Attachment {
+    let Unrecorded { id, stable_path, device } = from;
+    let mut wire = v1::Attachment {
+        id: id.to_string(),
+        stable_path: stable_path.display().to_string(),
+        r#type: "block".into(),
+        state: v1::AttachmentState::Broken.into(),
+        problem: format!("its record cannot be read: {why}"),
+        ..v1::Attachment::default()
+    };
+    if let Some(device) = device {
+        wire.path = device.node().display().to_string();
+        wire.size_bytes = device.size_bytes;
+        wire.logical_block_size = device.logical_block_size;
+        wire.physical_block_size = device.physical_block_size;
+        wire.read_only = device.read_only;
     }
     wire
 }

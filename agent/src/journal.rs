@@ -9,19 +9,26 @@
 //!                             │
 //!                             └── crash: `unfinished()` at the next start finds the intent
 //! ```
+//!
+//! Operations are ordered as they were begun, by the number of their row. Their ids hold the time of day, which can be set
+//! back.
+//!
+//! A journal that is full refuses commits and goes on to be read. One that is damaged, or of a later layout, is left as it
+//! was found: nothing is written to it, not even by SQLite itself when it closes it, and the agent is read-only.
 
 use crate::operation::{Operation, OperationId, Outcome, Plan};
 use driver::{Attached, AttachmentId, Error, Locator, Residual, Result};
 use export::{Export, ExportId};
 use host::Host;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, config::DbConfig, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
 const LAYOUT: i64 = 2;
@@ -34,7 +41,7 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE INDEX attachment_volume ON attachment (volume);
     CREATE TABLE operation (
-        id      TEXT PRIMARY KEY,        -- UUID version 7: ordered by time
+        id      TEXT PRIMARY KEY,        -- UUID version 7
         subject TEXT NOT NULL,
         locator TEXT NOT NULL,
         plan    TEXT NOT NULL,           -- JSON
@@ -111,7 +118,11 @@ pub(crate) enum Change {
 /// A handle to the thread that owns the database.
 #[derive(Clone)]
 pub(crate) struct Journal {
-    jobs: mpsc::Sender<Job>,
+    path: Arc<Path>,
+    /// `None`: it could not be opened.
+    jobs: Option<mpsc::Sender<Job>>,
+    /// Why it cannot be used any more, and what to do.
+    lost: watch::Sender<Option<Arc<str>>>,
     host: Arc<dyn Host>,
 }
 
@@ -119,41 +130,93 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// SQLite's word.
-    #[error("the journal {}: {source}", path.display())]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// What it said.
-        source: rusqlite::Error,
-    },
-    /// It was written by a later version.
-    #[error("the journal {} has layout {found}, this mortard knows {LAYOUT}; start the version that wrote it", path.display())]
-    Later {
-        /// The file.
-        path: PathBuf,
-        /// Its layout.
-        found: i64,
-    },
+enum JournalError {
+    /// The disk or the file system.
+    #[error("cannot be opened ({0}); see to that, then restart mortard")]
+    Io(String),
+    #[error("cannot be opened, because its disk is full; make room, then restart mortard")]
+    Full,
+    /// Not what we wrote.
+    #[error(
+        "is damaged ({0}); move it away together with its -wal and -shm, restart mortard, and attach again, by its id, what \
+         `mortar list` shows: mortar touches none of it meanwhile"
+    )]
+    Damaged(String),
+    #[error("has layout {0}, and this mortard knows {LAYOUT}; start the version that wrote it")]
+    Later(i64),
+    /// SQLite would take it for the log of the new one.
+    #[error("is not there, but its log {} is; bring it back, or move its log away as well, then restart mortard", .0.display())]
+    OnlyItsLog(PathBuf),
+}
+
+impl From<rusqlite::Error> for JournalError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            code if is_damage(code) => Self::Damaged(error.to_string()),
+            Some(ErrorCode::Unknown) | None => Self::Damaged(error.to_string()),
+            Some(_) => Self::Io(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for JournalError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull => Self::Full,
+            _ => Self::Io(error.to_string()),
+        }
+    }
+}
+
+fn is_damage(code: Option<ErrorCode>) -> bool {
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 impl Journal {
-    /// Opens or makes the journal. Blocks for the disk; meant for the start.
-    pub(crate) fn open(path: &Path, host: Arc<dyn Host>) -> std::result::Result<Self, JournalError> {
-        let failed = |source| JournalError::Sqlite { path: path.into(), source };
-        let mut connection = Connection::open(path).map_err(failed)?;
-        prepare(&mut connection, path)?;
-        let (jobs, mut inbox) = mpsc::channel::<Job>(64);
-        thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || {
+    /// Opens or makes the journal. Blocks for the disk; meant for the start. One that cannot be used is lost from the
+    /// beginning.
+    pub(crate) fn open(path: &Path, host: Arc<dyn Host>) -> Self {
+        let journal = Self { path: path.into(), jobs: None, lost: watch::Sender::new(None), host };
+        let jobs = open(path).and_then(|mut connection| {
+            let (jobs, mut inbox) = mpsc::channel::<Job>(64);
+            thread::Builder::new().name("journal".into()).spawn(move || {
                 while let Some(job) = inbox.blocking_recv() {
                     job(&mut connection);
                 }
-            })
-            .map_err(|error| failed(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
-        Ok(Self { jobs, host })
+            })?;
+            Ok(jobs)
+        });
+        match jobs {
+            Ok(jobs) => Self { jobs: Some(jobs), ..journal },
+            Err(error) => {
+                journal.lose(&error);
+                journal
+            }
+        }
+    }
+
+    /// Why it cannot be used and what to do, in one sentence; `None` while it can.
+    pub(crate) fn lost(&self) -> Option<Arc<str>> {
+        self.lost.borrow().clone()
+    }
+
+    /// Ends when it cannot be used any more.
+    pub(crate) async fn is_lost(&self) {
+        let mut lost = self.lost.subscribe();
+        // The sender lives as long as `self`.
+        let _seen = lost.wait_for(Option::is_some).await;
+    }
+
+    /// [`Error::WrongState`] if nothing may be begun, because it could not be noted.
+    pub(crate) fn usable(&self) -> Result<()> {
+        self.lost().map_or(Ok(()), |why| Err(Error::WrongState { what: why.to_string() }))
+    }
+
+    fn lose(&self, error: &JournalError) {
+        let why = format!("mortard is read-only: the journal {} {error}", self.path.display());
+        tracing::error!("{why}");
+        self.lost.send_replace(Some(why.into()));
     }
 
     async fn ask<T: Send + 'static>(
@@ -161,21 +224,37 @@ impl Journal {
         doing: &'static str,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.usable()?;
+        let gone = || Error::Host { doing: doing.into(), source: "the journal's thread has ended".into() };
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             // Nobody waits any more: the work is done all the same.
             let _nobody = reply.send(work(connection));
         });
-        let gone = |_| Error::Host { doing: doing.into(), source: "the journal's thread has ended".into() };
-        self.jobs
-            .send(job)
-            .await
-            .map_err(|_| Error::Host { doing: doing.into(), source: "the journal's thread has ended".into() })?;
-        answer.await.map_err(gone)?.map_err(|error| match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => {
-                Error::Full { what: "the journal's disk".into(), why: error.to_string() }
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(job).await.map_err(|_| gone())?;
+        match answer.await.map_err(|_| gone())? {
+            Ok(answer) => Ok(answer),
+            Err(error) if is_damage(error.sqlite_error_code()) => {
+                self.lose(&JournalError::Damaged(error.to_string()));
+                // Nothing of it may be trusted, nor written.
+                self.usable().and_then(|()| Err(Error::host(doing)(error)))
             }
-            _ => Error::host(doing)(error),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => Err(self.full(&error)),
+            Err(error) => Err(Error::host(doing)(error)),
+        }
+    }
+
+    fn full(&self, said: &dyn std::fmt::Display) -> Error {
+        let what = format!("the disk of the journal {}", self.path.display());
+        Error::Full { what, why: format!("make room, then try again ({said})") }
+    }
+
+    /// Before each commit: whether the machine will take it.
+    async fn may_commit(&self, what: &str) -> Result<()> {
+        self.host.commits(what).await.map_err(|error| match error {
+            host::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => self.full(&source),
+            other => Error::host("write to the journal")(other),
         })
     }
 
@@ -185,6 +264,7 @@ impl Journal {
             (operation.id.to_string(), operation.plan.subject(), operation.plan.locator().to_string());
         let (plan, started, boot) = (json(&operation.plan)?, operation.started_ms, operation.boot_id.clone());
         let what = format!("journal: begin {}", operation.plan.verb());
+        self.may_commit(&what).await?;
         self.ask("write the intent to the journal", move |db| {
             db.execute(
                 "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
@@ -206,12 +286,14 @@ impl Journal {
     ) -> Result<()> {
         let (id, ended, outcome) = (operation.id.to_string(), outcome.ended_ms, json(outcome)?);
         let changes = change.into_rows()?;
+        let what = format!("journal: finish {}", operation.plan.verb());
+        self.may_commit(&what).await?;
         self.ask("write the outcome to the journal", move |db| {
             let all = db.transaction()?;
             all.execute("UPDATE operation SET ended = ?, outcome = ? WHERE id = ?", params![ended, outcome, id])?;
             all.execute(
-                "DELETE FROM operation WHERE ended IS NOT NULL AND id <= \
-                 (SELECT id FROM operation WHERE ended IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                "DELETE FROM operation WHERE ended IS NOT NULL AND rowid <= \
+                 (SELECT rowid FROM operation WHERE ended IS NOT NULL ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
                 params![keep],
             )?;
             for row in changes {
@@ -220,13 +302,14 @@ impl Journal {
             all.commit()
         })
         .await?;
-        self.host.effect(&format!("journal: finish {}", operation.plan.verb())).await;
+        self.host.effect(&what).await;
         Ok(())
     }
 
     /// Notes that an operation could not be undone, and why; it stays unfinished.
     pub(crate) async fn stuck(&self, id: OperationId, outcome: &Outcome) -> Result<()> {
         let (id, outcome) = (id.to_string(), json(outcome)?);
+        self.may_commit("journal: stuck").await?;
         self.ask("note a failed recovery in the journal", move |db| {
             db.execute("UPDATE operation SET outcome = ? WHERE id = ?", params![outcome, id])
         })
@@ -237,6 +320,7 @@ impl Journal {
     /// Changes records outside an operation: what a reboot did to them.
     pub(crate) async fn change(&self, change: Change) -> Result<()> {
         let changes = change.into_rows()?;
+        self.may_commit("journal: change").await?;
         self.ask("change the journal's records", move |db| {
             let all = db.transaction()?;
             for row in changes {
@@ -298,13 +382,16 @@ impl Journal {
 
     /// Intents without an outcome, oldest first: what a crash interrupted.
     pub(crate) async fn unfinished(&self) -> Result<Vec<Operation>> {
-        self.operations_where("WHERE ended IS NULL ORDER BY id", None).await
+        self.operations_where("WHERE ended IS NULL ORDER BY rowid", None).await
     }
 
     /// The newest operations first.
     pub(crate) async fn operations(&self, running_only: bool, limit: u32) -> Result<Vec<Operation>> {
-        let query =
-            if running_only { "WHERE ended IS NULL ORDER BY id DESC LIMIT ?" } else { "ORDER BY id DESC LIMIT ?" };
+        let query = if running_only {
+            "WHERE ended IS NULL ORDER BY rowid DESC LIMIT ?"
+        } else {
+            "ORDER BY rowid DESC LIMIT ?"
+        };
         self.operations_where(query, Some(limit.to_string())).await
     }
 
@@ -335,25 +422,100 @@ impl Journal {
     }
 }
 
-fn prepare(connection: &mut Connection, path: &Path) -> std::result::Result<(), JournalError> {
-    let failed = |source| JournalError::Sqlite { path: path.into(), source };
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
-    match found {
-        LAYOUT => Ok(()),
-        0 | 1 => {
-            let all = connection.transaction().map_err(failed)?;
-            if found == 0 {
-                all.execute_batch(SCHEMA).map_err(failed)?;
-            }
-            all.execute_batch(SCHEMA_OF_EXPORTS).map_err(failed)?;
-            name_ways(&all).map_err(failed)?;
-            all.pragma_update(None, "user_version", LAYOUT).map_err(failed)?;
-            all.commit().map_err(failed)
-        }
-        found => Err(JournalError::Later { path: path.into(), found }),
+/// Opens a journal that is what it should be, or makes one where none is.
+fn open(path: &Path) -> std::result::Result<Connection, JournalError> {
+    match std::fs::metadata(path) {
+        // SQLite would take it for a new data base, and throw its log away.
+        Ok(meta) if meta.len() == 0 => return Err(JournalError::Damaged("it is empty".into())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
+        Err(error) => return Err(error.into()),
     }
+    let mut connection = Connection::open(path)?;
+    // As it was found, until it has been looked at.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let said: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if said != "ok" {
+        return Err(JournalError::Damaged(said));
+    }
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match found {
+        1..=LAYOUT => {}
+        ..1 => return Err(JournalError::Damaged("it is none of mortard's".into())),
+        _ => return Err(JournalError::Later(found)),
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    prepare(&mut connection, found)?;
+    examine(&connection)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    Ok(connection)
+}
+
+/// An empty journal, whole from its first moment: what stands under the name and is none was not left by a crash of ours.
+#[expect(clippy::disallowed_methods, reason = "SQLite opens it, so that it is not the host's to make")]
+fn make(path: &Path) -> std::result::Result<(), JournalError> {
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        PathBuf::from(name)
+    };
+    let log = beside("-wal");
+    if log.exists() {
+        return Err(JournalError::OnlyItsLog(log));
+    }
+    let new = beside(".new");
+    for half in [&new, &beside(".new-journal")] {
+        match std::fs::remove_file(half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    let mut connection = Connection::open(&new)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    prepare(&mut connection, 0)?;
+    connection.close().map_err(|(_, error)| error)?;
+    std::fs::rename(&new, path)?;
+    std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(())
+}
+
+/// Brings an older layout (0: none) to ours.
+fn prepare(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    if found == LAYOUT {
+        return Ok(());
+    }
+    let all = connection.transaction()?;
+    if found == 0 {
+        all.execute_batch(SCHEMA)?;
+    }
+    all.execute_batch(SCHEMA_OF_EXPORTS)?;
+    name_ways(&all)?;
+    all.pragma_update(None, "user_version", LAYOUT)?;
+    all.commit()
+}
+
+/// Everything that will be relied on can be read. SQLite has no check sums: bytes that were overwritten within a text are
+/// seen here only.
+fn examine(db: &Connection) -> std::result::Result<(), JournalError> {
+    fn each<T: DeserializeOwned>(db: &Connection, query: &str) -> std::result::Result<(), JournalError> {
+        let mut statement = db.prepare(query)?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        for text in rows {
+            serde_json::from_str::<T>(&text?)
+                .map_err(|error| JournalError::Damaged(format!("a record does not parse: {error}")))?;
+        }
+        Ok(())
+    }
+    each::<Record>(db, "SELECT record FROM attachment")?;
+    each::<ExportRecord>(db, "SELECT record FROM export")?;
+    each::<Plan>(db, "SELECT plan FROM operation WHERE ended IS NULL")?;
+    let query = "SELECT count(*) FROM operation WHERE NOT json_valid(plan) OR NOT json_valid(ifnull(outcome, 'null'))";
+    let torn: i64 = db.query_row(query, [], |row| row.get(0))?;
+    if torn > 0 {
+        return Err(JournalError::Damaged(format!("{torn} operations do not parse")));
+    }
+    Ok(())
 }
 
 /// Layout 1 noted of an iSCSI device whether it was here before; layout 2 notes which ways of it were.
@@ -492,7 +654,7 @@ mod tests {
             let row = params![id, "v", record(was_here).to_string()];
             db.execute("INSERT INTO attachment (id, volume, record) VALUES (?, ?, ?)", row).unwrap();
         }
-        prepare(&mut db, Path::new("journal")).unwrap();
+        prepare(&mut db, 1).unwrap();
         let ways = |id: &str| {
             let query = "SELECT record FROM attachment WHERE id = ?";
             let text: String = db.query_row(query, [id], |row| row.get(0)).unwrap();
@@ -502,5 +664,71 @@ mod tests {
             }
         };
         assert_eq!((ways("a"), ways("b")), (1, 0));
+    }
+
+    fn plan() -> Plan {
+        Plan::Extend { id: "a".parse().unwrap(), locator: "lvm:vg/lv".parse().unwrap() }
+    }
+
+    fn operation() -> Operation {
+        Operation {
+            id: uuid::Uuid::now_v7().to_string().parse().unwrap(),
+            plan: plan(),
+            started_ms: 0,
+            boot_id: String::new(),
+            outcome: None,
+            ended: false,
+        }
+    }
+
+    fn journal() -> (tempfile::TempDir, Journal) {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&directory.path().join("journal.sqlite"), Arc::new(host::sim::Machine::new()));
+        assert_eq!(journal.lost(), None);
+        (directory, journal)
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_no_damage() {
+        let (_directory, journal) = journal();
+        let limit = |pages: i64| {
+            journal.ask("limit the file", move |db| {
+                db.pragma_update_and_check(None, "max_page_count", pages, |row| row.get::<_, i64>(0))
+            })
+        };
+        let used = limit(1).await.unwrap();
+        let refused = loop {
+            match journal.begin(&operation()).await {
+                Ok(()) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&refused, Error::Full { .. }) && refused.chain().contains("make room"), "{}", refused.chain());
+        let begun = journal.unfinished().await.unwrap().len();
+        limit(used + 100).await.unwrap();
+        journal.begin(&operation()).await.unwrap();
+        assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.sqlite");
+        std::fs::File::create_new(directory.path().join("journal.sqlite.new")).unwrap();
+        drop(open(&path).unwrap());
+        let log = directory.path().join("other.sqlite-wal");
+        std::fs::File::create_new(&log).unwrap();
+        let refused = open(&directory.path().join("other.sqlite")).unwrap_err().to_string();
+        assert!(refused.contains("other.sqlite-wal"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn damage_that_is_met_later_ends_all_writing() {
+        let (_directory, journal) = journal();
+        let met: Result<()> =
+            journal.ask("read", |_| Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), None))).await;
+        assert!(matches!(&met, Err(Error::WrongState { what }) if what.contains("move it away")), "{met:?}");
+        assert!(matches!(journal.begin(&operation()).await, Err(Error::WrongState { .. })));
+        journal.is_lost().await;
     }
 }

@@ -20,6 +20,7 @@ mod operation;
 mod service;
 mod socket;
 mod status;
+mod unrecorded;
 mod watch;
 
 use crate::{
@@ -39,7 +40,11 @@ use tokio::{
 };
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::Connected};
+use tonic::{
+    server::NamedService,
+    transport::{Server, server::Connected},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// Why the daemon does not start, or ended; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +58,6 @@ pub enum StartError {
     /// The socket, or another agent.
     #[error(transparent)]
     Socket(#[from] socket::SocketError),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] journal::JournalError),
     /// What a crash left could not even be looked at.
     #[error("cannot recover: {0}")]
     Recover(String),
@@ -71,7 +73,7 @@ pub struct Mortard {
 
 impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
-    /// there and be ours alone.
+    /// there and be ours alone. Without a journal it starts read-only.
     pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
         let drivers = Self::check(&config, &host).await?;
         Self::recover(config, host, drivers).await
@@ -86,7 +88,7 @@ impl Mortard {
     }
 
     async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
-        let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host))?;
+        let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
             configfs: "/sys/kernel/config".into(),
             key: config.agent.state_directory.join("export.key"),
@@ -117,11 +119,7 @@ impl Mortard {
     {
         let service = Service::new(Arc::clone(&self.agent));
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<AttachmentsServer<Service>>().await;
-        health.set_serving::<VolumesServer<Service>>().await;
-        health.set_serving::<ExportsServer<Service>>().await;
-        health.set_serving::<OperationsServer<Service>>().await;
-        health.set_serving::<HostServer<Service>>().await;
+        let reporter = tokio::spawn(report_health(health, self.agent.journal.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
@@ -144,6 +142,7 @@ impl Mortard {
             ended = &mut serving => Some(ended),
             () = stop => None,
         };
+        reporter.abort();
         self.agent.stop.cancel();
         self.agent.tasks.close();
         if timeout(self.agent.config.limits.stop_timeout(), self.agent.tasks.wait()).await.is_err() {
@@ -169,11 +168,31 @@ impl Mortard {
     }
 }
 
-/// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves.
+/// Every service, and all of them together (the empty name), until the journal is lost: then only what needs none.
+async fn report_health(health: HealthReporter, journal: Journal) {
+    health.set_serving::<HostServer<Service>>().await;
+    let need_the_journal = [
+        "",
+        AttachmentsServer::<Service>::NAME,
+        VolumesServer::<Service>::NAME,
+        ExportsServer::<Service>::NAME,
+        OperationsServer::<Service>::NAME,
+    ];
+    for name in need_the_journal {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    journal.is_lost().await;
+    for name in need_the_journal {
+        health.set_service_status(name, ServingStatus::NotServing).await;
+    }
+}
+
+/// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves, with the
+/// reason if it is read-only.
 pub async fn run(
     config: Config,
     host: Arc<dyn Host>,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(Option<&str>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let drivers = Mortard::check(&config, &host).await?;
@@ -182,6 +201,6 @@ pub async fn run(
     let mortard = Mortard::recover(config, host, drivers).await?;
     let listener: UnixListener = socket::bind(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
-    ready();
+    ready(mortard.agent.journal.lost().as_deref());
     mortard.serve(UnixListenerStream::new(listener), stop).await
 }

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
             let code = match &error {
                 StartError::Config(_) => exit::USAGE,
                 StartError::Driver(_) | StartError::Socket(_) => exit::UNAVAILABLE,
-                StartError::Journal(_) | StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
+                StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
             };
             end(&error, code)
         }
@@ -107,9 +107,10 @@ fn log(filter: &str) -> Result<(), String> {
 
 async fn run(config: Config) -> Result<(), StartError> {
     let host = Arc::new(Linux::new(config.limits.processes));
-    let ready = || {
+    let ready = |read_only: Option<&str>| {
+        let status = sd_notify::NotifyState::Status(read_only.unwrap_or("serving"));
         // Without systemd there is nobody to notify.
-        let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready, status]);
     };
     agent::run(config, host, ready, stopped()).await
 }

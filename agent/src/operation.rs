@@ -47,10 +47,18 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use uuid::Uuid;
 
-/// Names an operation; ordered by time.
+/// Names an operation; it holds the time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct OperationId(Uuid);
+
+impl OperationId {
+    fn at(ms: i64) -> Self {
+        let ms = u64::try_from(ms).unwrap_or_default();
+        let nanos = u32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
+        Self(Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, ms / 1000, nanos)))
+    }
+}
 
 impl fmt::Display for OperationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -192,15 +200,14 @@ impl From<&Error> for Failure {
     }
 }
 
-impl Outcome {
-    pub(crate) fn new(state: OutcomeState, error: Option<&Error>) -> Self {
-        Self { state, ended_ms: now_ms(), error: error.map(Failure::from) }
+/// What the caller is told whose operation has done its work, when the journal does not take its end.
+fn not_ended(error: &Error) -> Error {
+    let goes_on = "it was done, and ends by itself when that is mended: see the operations";
+    match error {
+        Error::Full { what, why } => Error::Full { what: what.clone(), why: format!("{why}; {goes_on}") },
+        Error::WrongState { what } => Error::WrongState { what: format!("{what}; {goes_on}") },
+        _ => Error::Host { doing: format!("end the operation ({goes_on})"), source: error.chain().into() },
     }
-}
-
-/// Milliseconds since 1970, for people; nothing is decided by it.
-pub(crate) fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }
 
 /// What is still to be done of an operation that could not be ended.
@@ -219,6 +226,15 @@ pub(crate) struct Work {
 }
 
 impl Agent {
+    fn outcome(&self, state: OutcomeState, error: Option<&Error>) -> Outcome {
+        Outcome { state, ended_ms: self.now_ms(), error: error.map(Failure::from) }
+    }
+
+    /// Milliseconds since 1970, for people; nothing is decided by it.
+    fn now_ms(&self) -> i64 {
+        jiff::Timestamp::try_from(self.host.now()).map_or(0, jiff::Timestamp::as_millisecond)
+    }
+
     /// An attachment with its own lock and its volume's; `None` if there is none.
     async fn hold(&self, verb: &str, id: &AttachmentId) -> Result<Option<(Held, Record)>> {
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
@@ -241,9 +257,9 @@ impl Agent {
     /// Commits the intent and tells the watchers.
     async fn begin(&self, plan: Plan, held: Held) -> Result<Work> {
         let operation = Operation {
-            id: OperationId(Uuid::now_v7()),
+            id: OperationId::at(self.now_ms()),
             plan,
-            started_ms: now_ms(),
+            started_ms: self.now_ms(),
             boot_id: self.boot_id.clone(),
             outcome: None,
             ended: false,
@@ -259,11 +275,11 @@ impl Agent {
     /// Ends an operation as asked. If that cannot be committed, the locks stay taken until it can: no later operation on
     /// the same thing must find this one open.
     async fn succeeded(self: &Arc<Self>, work: Work, change: Change) -> Result<OperationId> {
-        let outcome = Outcome::new(OutcomeState::Succeeded, None);
+        let outcome = self.outcome(OutcomeState::Succeeded, None);
         match self.conclude(&work.operation, outcome.clone(), change.clone()).await {
             Ok(()) => Ok(work.operation.id),
             Err(error) => {
-                let told = Error::Host { doing: "end the operation".into(), source: error.chain().into() };
+                let told = not_ended(&error);
                 self.keep_trying(work, Rest::Conclude(outcome, change), error);
                 Err(told)
             }
@@ -272,7 +288,7 @@ impl Agent {
 
     /// Ends an operation that failed and whose effects were undone, and hands its error on.
     async fn failed<T>(self: &Arc<Self>, work: Work, error: Error, change: Change) -> Result<T> {
-        let outcome = Outcome::new(OutcomeState::Failed, Some(&error));
+        let outcome = self.outcome(OutcomeState::Failed, Some(&error));
         if let Err(journal) = self.conclude(&work.operation, outcome.clone(), change.clone()).await {
             self.keep_trying(work, Rest::Conclude(outcome, change), journal);
         }

@@ -3,7 +3,7 @@
 use crate::{
     agent::Agent,
     convert::{self, Patience},
-    hostinfo, status,
+    hostinfo, status, unrecorded,
     watch::{Event, Watch},
 };
 use driver::{Error, Result as DriverResult};
@@ -104,6 +104,11 @@ impl v1::attachments_server::Attachments for Service {
         _request: Request<v1::ListAttachmentsRequest>,
     ) -> Result<Response<v1::ListAttachmentsResponse>, Status> {
         let work = async {
+            if let Some(why) = self.agent.journal.lost() {
+                let found = unrecorded::list(&self.agent)?;
+                let attachments = found.into_iter().map(|one| convert::unrecorded(one, &why)).collect();
+                return Ok(v1::ListAttachmentsResponse { attachments });
+            }
             let mut attachments = Vec::new();
             for record in self.agent.journal.attachments().await? {
                 attachments.push(convert::attachment(self.agent.look(record, false).await));

@@ -29,7 +29,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -163,7 +163,17 @@ pub trait Host: Send + Sync + 'static {
     /// How much room a file system has, by any path on it.
     async fn room(&self, path: &Path, timeout: Duration) -> Result<Room>;
 
-    /// Told of an effect outside this trait (a commit of the journal), so that a test can crash there too.
+    /// The time of day, for people. It can be set back: nothing is decided by it.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// Told of an effect outside this trait (a commit of the journal) before it is tried, so that a test can refuse it.
+    async fn commits(&self, _what: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// Told of such an effect when it is done, so that a test can crash there too.
     async fn effect(&self, _what: &str) {}
 }
 

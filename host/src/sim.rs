@@ -33,7 +33,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -144,6 +144,16 @@ impl Machine {
     /// Lets every file system have so much room.
     pub fn set_room(&self, room: Room) {
         self.with(|world| world.room = room);
+    }
+
+    /// The disk that the process keeps its own on is full, or (`false`) has room again: no commit is taken.
+    pub fn fill_disk(&self, full: bool) {
+        self.with(|world| world.disk_full = full);
+    }
+
+    /// Sets the clock, which stands still from then on.
+    pub fn set_now(&self, time: SystemTime) {
+        self.with(|world| world.now = Some(time));
     }
 
     /// Writes a file, which keeps its identity if it is there. Missing directories are made.
@@ -551,6 +561,22 @@ impl Host for Machine {
     async fn room(&self, path: &Path, _timeout: Duration) -> Result<Room> {
         let name = format!("room {}", path.display());
         self.call(&name, |world| world.attempt(&name, |world| Ok(world.room))).await
+    }
+
+    fn now(&self) -> SystemTime {
+        self.with(|world| world.now.unwrap_or_else(SystemTime::now))
+    }
+
+    async fn commits(&self, what: &str) -> Result<()> {
+        let name = format!("commit {what}");
+        self.call(&name, |world| {
+            let full = world.disk_full;
+            world.attempt(&name, |_| match full {
+                true => Err(Error::io("write", "the journal")(io::ErrorKind::StorageFull.into())),
+                false => Ok(()),
+            })
+        })
+        .await
     }
 
     async fn effect(&self, what: &str) {

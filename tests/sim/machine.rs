@@ -10,7 +10,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 
 /// What the simulated machine has volumes of.
@@ -24,25 +24,35 @@ pub(crate) const DIRECTORY: &str = "/srv/volumes";
 
 pub(crate) struct SimStage {
     pub(crate) machine: Machine,
+    /// Of the next agent that is started; its state directory is the stage's.
+    pub(crate) config: Config,
     directory: TempDir,
     generation: u32,
     agent: Option<JoinHandle<()>>,
+    stop: Arc<Notify>,
     next_lun: u16,
 }
 
 impl SimStage {
     pub(crate) async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub(crate) async fn with(mut config: Config) -> Self {
         let machine = Machine::new();
         machine.put_directory(DIRECTORY);
         machine.add_target(IQN, &[PORTAL]);
         machine.add_vg(VG, &["vda"]);
         machine.add_cluster(CLUSTER, "127.0.0.1:6789");
-        let mut stage = Self { machine, directory: TempDir::new().unwrap(), generation: 0, agent: None, next_lun: 0 };
+        let directory = TempDir::new().unwrap();
+        config.agent.state_directory = directory.path().to_owned();
+        let mut stage =
+            Self { machine, config, directory, generation: 0, agent: None, stop: Arc::default(), next_lun: 0 };
         stage.start().await;
         stage
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(format!("agent-{}.sock", self.generation))
     }
 
@@ -58,8 +68,7 @@ impl SimStage {
 
     /// As `start`; `false` if it crashed while it recovered.
     pub(crate) async fn start_or_crash(&mut self) -> bool {
-        let mut config = Config::default();
-        config.agent.state_directory = self.directory.path().to_owned();
+        let config = self.config.clone();
         self.generation += 1;
         let listener = UnixListener::bind(self.socket()).unwrap();
         let host = Arc::new(self.machine.clone());
@@ -67,11 +76,23 @@ impl SimStage {
             mortard = Mortard::start(config, host) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
+        self.stop = Arc::default();
+        let stop = Arc::clone(&self.stop);
         let serve = async move {
-            mortard.serve(UnixListenerStream::new(listener), std::future::pending()).await.unwrap();
+            let stop = async move { stop.notified().await };
+            mortard.serve(UnixListenerStream::new(listener), stop).await.unwrap();
         };
         self.agent = Some(tokio::spawn(serve));
         true
+    }
+
+    /// The process is told to stop, and ends.
+    pub(crate) async fn stop(&mut self) {
+        self.stop.notify_one();
+        if let Some(agent) = self.agent.take() {
+            agent.await.unwrap();
+        }
+        self.machine.restart();
     }
 
     /// The process dies, wherever it is.

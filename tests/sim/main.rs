@@ -8,6 +8,7 @@ mod doctor;
 mod export;
 mod extend;
 mod identity;
+mod journal;
 mod machine;
 mod reboot;
 mod volumes;

@@ -11,10 +11,11 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-/// All five services.
+/// All five services, and the agent's health.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub attachments: AttachmentsClient<Channel>,
@@ -22,6 +23,7 @@ pub struct Client {
     pub exports: ExportsClient<Channel>,
     pub operations: OperationsClient<Channel>,
     pub host: HostClient<Channel>,
+    pub health: HealthClient<Channel>,
 }
 
 /// The code, reason and message of a refusal.
@@ -57,7 +59,8 @@ impl Client {
             volumes: VolumesClient::new(channel.clone()),
             exports: ExportsClient::new(channel.clone()),
             operations: OperationsClient::new(channel.clone()),
-            host: HostClient::new(channel),
+            host: HostClient::new(channel.clone()),
+            health: HealthClient::new(channel),
         }
     }
 
@@ -118,6 +121,18 @@ impl Client {
 
     pub async fn exported(&mut self, id: &str) -> Answer<v1::Export> {
         Ok(self.exports.get(v1::GetExportRequest { id: id.into() }).await?.into_inner())
+    }
+
+    /// Whether the agent says that all of it can be used.
+    pub async fn serves(&mut self) -> bool {
+        let reply = self.health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        reply.status() == ServingStatus::Serving
+    }
+
+    /// The operations that have not ended, newest first.
+    pub async fn running(&mut self) -> Vec<v1::Operation> {
+        let request = v1::ListOperationsRequest { running_only: true, limit: 0 };
+        self.operations.list(request).await.unwrap().into_inner().operations
     }
 
     pub async fn volumes(&mut self, scope: &str) -> Answer<Vec<v1::Volume>> {

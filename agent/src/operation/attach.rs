@@ -1,6 +1,6 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key, now_ms};
+use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -256,7 +256,7 @@ impl Agent {
             return self.undo(work, error).await;
         }
         let boot_id = work.operation.boot_id.clone();
-        let record = Record { id, attached, persistent, boot_id, created_ms: now_ms(), residuals: Vec::new() };
+        let record = Record { id, attached, persistent, boot_id, created_ms: self.now_ms(), residuals: Vec::new() };
         let operation = self.succeeded(work, Change::Put(vec![record.clone()])).await?;
         let attachment = self.attachment_with(record, device);
         self.watch.send(Event::Attachment(attachment.clone()));

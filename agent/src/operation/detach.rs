@@ -1,6 +1,6 @@
 //! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
 
-use super::{Operation, OperationId, Outcome, OutcomeState, Plan, Rest, attach::left_over};
+use super::{Operation, OperationId, OutcomeState, Plan, Rest, attach::left_over, not_ended};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -61,7 +61,7 @@ impl Agent {
             Ok(detached) => {
                 let operation = work.operation.id;
                 self.gone(&work.operation, record, &detached).await.map_err(|error| {
-                    let told = Error::Host { doing: "end the detach".into(), source: error.chain().into() };
+                    let told = not_ended(&error);
                     self.keep_trying(work, Rest::Recover, error);
                     told
                 })?;
@@ -112,13 +112,13 @@ impl Agent {
     pub(super) async fn gone(&self, operation: &Operation, mut record: Record, detached: &Detached) -> Result<()> {
         let Some(left) = detached.residuals.first() else {
             let id = record.id;
-            let outcome = Outcome::new(OutcomeState::Succeeded, None);
+            let outcome = self.outcome(OutcomeState::Succeeded, None);
             self.conclude(operation, outcome, Change::Remove(id.clone())).await?;
             self.watch.send(Event::Gone(id));
             return Ok(());
         };
         record.residuals.clone_from(&detached.residuals);
-        let outcome = Outcome::new(OutcomeState::Failed, Some(&left_over(left)));
+        let outcome = self.outcome(OutcomeState::Failed, Some(&left_over(left)));
         self.conclude(operation, outcome, Change::Put(vec![record.clone()])).await?;
         let attachment = self.look(record, false).await;
         self.watch.send(Event::Attachment(attachment));

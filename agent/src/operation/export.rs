@@ -10,11 +10,11 @@
 //! reboot every export comes back in the background, from its record and the host's key.
 
 use super::{
-    Operation, OperationId, Outcome, OutcomeState, Plan, Rest,
+    Operation, OperationId, OutcomeState, Plan, Rest,
     attach::{UNDO_TIMEOUT, left_over},
     identity_key,
     manage::attached_as,
-    now_ms,
+    not_ended,
     recover::FIRST_PAUSE,
 };
 use crate::{
@@ -254,7 +254,8 @@ impl Agent {
         }
         attached.identity = Some(device.identity.clone());
         self.exporter.serve(export, &device.path).await?;
-        let created_ms = self.journal.export(&export.id).await?.map_or_else(now_ms, |record| record.created_ms);
+        let before = self.journal.export(&export.id).await?;
+        let created_ms = before.map_or_else(|| self.now_ms(), |record| record.created_ms);
         Ok(ExportRecord {
             export: export.clone(),
             attached,
@@ -344,7 +345,7 @@ impl Agent {
             Ok(residuals) => {
                 let operation = work.operation.id;
                 self.unexported(&work.operation, record, &residuals).await.map_err(|error| {
-                    let told = Error::Host { doing: "end the unexport".into(), source: error.chain().into() };
+                    let told = not_ended(&error);
                     self.keep_trying(work, Rest::Recover, error);
                     told
                 })?;
@@ -369,18 +370,18 @@ impl Agent {
     /// Ends an unexport: the record goes, or stays with what could not be removed.
     async fn unexported(&self, operation: &Operation, mut record: ExportRecord, left: &[Residual]) -> Result<()> {
         let Some(first) = left.first() else {
-            let outcome = Outcome::new(OutcomeState::Succeeded, None);
+            let outcome = self.outcome(OutcomeState::Succeeded, None);
             return self.conclude(operation, outcome, Change::RemoveExport(record.export.id)).await;
         };
         record.residuals = left.to_vec();
-        let outcome = Outcome::new(OutcomeState::Failed, Some(&left_over(first)));
+        let outcome = self.outcome(OutcomeState::Failed, Some(&left_over(first)));
         self.conclude(operation, outcome, Change::PutExports(vec![record])).await
     }
 
     /// Recovers an unexport after a crash: forward, unless the initiator is logged in by now; it keeps what it has.
     pub(super) async fn recover_unexport(&self, operation: &Operation, id: &ExportId) -> Result<()> {
         let Some(record) = self.journal.export(id).await? else {
-            return self.conclude(operation, Outcome::new(OutcomeState::Succeeded, None), Change::None).await;
+            return self.conclude(operation, self.outcome(OutcomeState::Succeeded, None), Change::None).await;
         };
         match self.withdraw(&record, Instant::now() + UNDO_TIMEOUT).await {
             Ok(left) => self.unexported(operation, record, &left).await,
@@ -388,7 +389,7 @@ impl Agent {
                 if let Some(device) = self.exported_device(&record).await? {
                     self.exporter.serve(&record.export, &device.path).await?;
                 }
-                let outcome = Outcome::new(OutcomeState::Undone, Some(&in_use));
+                let outcome = self.outcome(OutcomeState::Undone, Some(&in_use));
                 self.conclude(operation, outcome, Change::None).await
             }
             Err(error) => Err(error),

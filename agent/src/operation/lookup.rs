@@ -144,11 +144,12 @@ impl Agent {
         Ok(places)
     }
 
-    /// Where volumes of a backend are looked for: where its driver looks by itself, and where some were managed.
+    /// Where volumes of a backend are looked for: where its driver looks by itself, and where some were managed, which only
+    /// the journal knows.
     async fn places(&self, backend: Backend) -> Result<Vec<Place>> {
         let driver = self.drivers.get(backend)?;
         let mut places = vec![Place { driver: Arc::clone(&driver), scope: None }];
-        if matches!(backend, Backend::File | Backend::Rbd) {
+        if matches!(backend, Backend::File | Backend::Rbd) && self.journal.lost().is_none() {
             for place in self.journal.places().await? {
                 let scope: Scope = place.parse()?;
                 if scope.backend() == backend {

@@ -155,6 +155,10 @@ impl Agent {
         let mut candidates = driver.manageable(scope).await?;
         // Once for all of them: there may be a thousand.
         let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        if self.journal.lost().is_some() {
+            // Who has it open is known all the same.
+            return Ok(candidates);
+        }
         for record in self.journal.attachments().await? {
             users.entry(record.attached.spec.locator.key()).or_default().push(attached_as(&record));
         }

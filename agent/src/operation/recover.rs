@@ -2,7 +2,7 @@
 //! boot, before anybody is served.
 
 use super::{
-    Operation, Outcome, OutcomeState, Plan, Rest, Work,
+    Operation, OutcomeState, Plan, Rest, Work,
     attach::UNDO_TIMEOUT,
     manage::{managed, released, undo_of},
 };
@@ -23,10 +23,16 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// The pause before the first repetition of what failed; it doubles up to the longest.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The longest while all that is missing is room for the journal, which may come at any moment.
+const UNTIL_THERE_IS_ROOM: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// Recovers everything, as far as it goes within [`START_PATIENCE`]. Fails only if the journal cannot be read.
+    /// Recovers everything, as far as it goes within [`START_PATIENCE`]. Without a journal nothing is touched: nobody knows
+    /// what is whose. Fails only if the journal cannot be read.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
+        if self.journal.lost().is_some() {
+            return Ok(());
+        }
         let unfinished = self.journal.unfinished().await?;
         // The ways of a multipath attachment log in without an operation of their own.
         let has_ways =
@@ -82,8 +88,8 @@ impl Agent {
     async fn recover_one(&self, operation: &Operation) -> Result<()> {
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         tracing::info!(operation = %operation.id, subject, "recovering {verb} {subject}");
-        let done = Outcome::new(OutcomeState::Succeeded, None);
-        let undone = |error: Option<&Error>| Outcome::new(OutcomeState::Undone, error);
+        let done = self.outcome(OutcomeState::Succeeded, None);
+        let undone = |error: Option<&Error>| self.outcome(OutcomeState::Undone, error);
         match &operation.plan {
             Plan::Attach { .. } => {
                 self.undo_attach(operation).await?;
@@ -149,12 +155,15 @@ impl Agent {
             let Work { operation, held: _until_done } = work;
             let (mut error, mut pause) = (first, FIRST_PAUSE);
             loop {
-                let outcome = Outcome::new(OutcomeState::Stuck, Some(&error));
+                let outcome = agent.outcome(OutcomeState::Stuck, Some(&error));
                 tracing::error!(operation = %operation.id, "{} is stuck: {}", operation.plan.verb(), error.chain());
                 if let Err(error) = agent.journal.stuck(operation.id, &outcome).await {
                     tracing::error!("{}", error.chain());
                 }
                 agent.watch.send(Event::Operation(Operation { outcome: Some(outcome), ..operation.clone() }));
+                if let Error::Full { .. } = error {
+                    pause = pause.min(UNTIL_THERE_IS_ROOM);
+                }
                 if timeout(pause, agent.stop.cancelled()).await.is_ok() {
                     return;
                 }

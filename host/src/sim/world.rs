@@ -9,7 +9,7 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::sync::broadcast;
 
@@ -37,6 +37,9 @@ pub(crate) struct World {
     pub(crate) room: Room,
     pub(crate) boot_id: String,
     boots: u64,
+    /// `None`: it goes as ours does.
+    pub(crate) now: Option<SystemTime>,
+    pub(crate) disk_full: bool,
     pub(crate) process: Process,
     pub(crate) events: broadcast::Sender<Uevent>,
     pub(crate) later: Vec<Later>,
@@ -86,6 +89,8 @@ impl World {
             room: Room { total_bytes: 100 << 30, free_bytes: 50 << 30 },
             boot_id: String::new(),
             boots: 0,
+            now: None,
+            disk_full: false,
             process: Process::new(),
             events: broadcast::Sender::new(1024),
             later: Vec::new(),
