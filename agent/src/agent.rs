@@ -5,6 +5,7 @@ use driver::{Error, Result};
 use export::Exporter;
 use host::Host;
 use std::{future::Future, sync::Arc};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Everything that an operation works with.
@@ -20,6 +21,10 @@ pub(crate) struct Agent {
     pub(crate) boot_id: String,
     /// Operations under way.
     pub(crate) tasks: TaskTracker,
+    /// Room for more of them.
+    pub(crate) room: Arc<Semaphore>,
+    /// Room for more who watch.
+    pub(crate) seats: Arc<Semaphore>,
     /// Cancelled when the agent is to stop: no operation begins any more, watchers are let go, retries end.
     pub(crate) stop: CancellationToken,
 }
@@ -34,6 +39,15 @@ impl Agent {
             return Err(Error::ShuttingDown);
         }
         self.journal.usable()?;
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            let most = self.config.limits.operations;
+            let what = format!("{most} operations run already; wait for one to end (`mortar operations --running`)");
+            Error::Limit { what, key: "limits.operations" }
+        })?;
+        let work = async move {
+            let _room = room;
+            work.await
+        };
         match self.tasks.spawn(work).await {
             Ok(result) => result,
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),

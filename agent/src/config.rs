@@ -86,11 +86,33 @@ pub struct Limits {
     /// How long a stop waits for running operations, in milliseconds. What is not done then is recovered at the next
     /// start.
     pub stop_timeout_ms: u64,
+    /// Operations that run at a time, waited for or not. One more is refused; so it is with everything below.
+    pub operations: usize,
+    /// Attachments of this host.
+    pub attachments: u32,
+    /// Connections to the socket.
+    pub connections: usize,
+    /// Requests that are under way on one connection.
+    pub requests_per_connection: u32,
+    /// Those who watch.
+    pub watchers: usize,
+    /// Bytes of one request.
+    pub request_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { processes: 8, operation_timeout_ms: 60_000, stop_timeout_ms: 80_000 }
+        Self {
+            processes: 8,
+            operation_timeout_ms: 60_000,
+            stop_timeout_ms: 80_000,
+            operations: 256,
+            attachments: 4096,
+            connections: 256,
+            requests_per_connection: 128,
+            watchers: 64,
+            request_bytes: 256 << 10,
+        }
     }
 }
 
@@ -218,11 +240,19 @@ impl Config {
         if !ours.is_some_and(|name| name.starts_with("mortar") && !name.contains('/')) {
             return value("agent.device_directory", "write /dev/mortar, or another name in /dev that begins so");
         }
-        if self.limits.processes == 0 {
-            return value("limits.processes", "write 1 or more");
-        }
-        if self.limits.operation_timeout_ms == 0 {
-            return value("limits.operation_timeout_ms", "write 1 or more");
+        let limits = &self.limits;
+        let none = [
+            ("limits.processes", limits.processes == 0),
+            ("limits.operation_timeout_ms", limits.operation_timeout_ms == 0),
+            ("limits.operations", limits.operations == 0),
+            ("limits.attachments", limits.attachments == 0),
+            ("limits.connections", limits.connections == 0),
+            ("limits.requests_per_connection", limits.requests_per_connection == 0),
+            ("limits.watchers", limits.watchers == 0),
+            ("limits.request_bytes", limits.request_bytes == 0),
+        ];
+        if let Some((key, _)) = none.into_iter().find(|(_, none)| *none) {
+            return value(key, "write 1 or more");
         }
         if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
             return value("file.directories", "write absolute paths");
@@ -267,6 +297,7 @@ mod tests {
             error("[agent]\nsokcet = '/x'")
         );
         assert!(error("[limits]\nprocesses = 0").contains("limits.processes"));
+        assert!(error("[limits]\nwatchers = 0").contains("limits.watchers: write 1 or more"));
         assert!(error("[agent]\nsocket = 'x'").contains("agent.socket"));
         for directory in ["/dev", "/dev/mapper", "/dev/mortar/../mapper", "/srv/mortar"] {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");

@@ -66,6 +66,14 @@ const SCHEMA_OF_EXPORTS: &str = "
     CREATE INDEX export_volume ON export (volume);
 ";
 
+/// How many attachments there are, or will be when what is under way has ended, without one; 0 if that one is there.
+const ATTACHMENTS_BUT: &str = "
+    SELECT iif(EXISTS (SELECT 1 FROM attachment WHERE id = ?1), 0,
+        (SELECT count(*) FROM attachment) +
+        (SELECT count(*) FROM operation WHERE ended IS NULL AND plan ->> 'verb' = 'attach'
+            AND subject NOT IN (SELECT id FROM attachment)))
+";
+
 /// An attachment as the journal keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -258,20 +266,34 @@ impl Journal {
         })
     }
 
-    /// Commits the intent. After this, a crash is recovered.
-    pub(crate) async fn begin(&self, operation: &Operation) -> Result<()> {
+    /// Commits the intent. After this, a crash is recovered. [`Error::Limit`] if it would bring one attachment more than
+    /// `attachments`.
+    pub(crate) async fn begin(&self, operation: &Operation, attachments: u32) -> Result<()> {
         let (id, subject, locator) =
             (operation.id.to_string(), operation.plan.subject(), operation.plan.locator().to_string());
         let (plan, started, boot) = (json(&operation.plan)?, operation.started_ms, operation.boot_id.clone());
         let what = format!("journal: begin {}", operation.plan.verb());
+        let most = matches!(operation.plan, Plan::Attach { .. }).then_some(attachments);
         self.may_commit(&what).await?;
-        self.ask("write the intent to the journal", move |db| {
-            db.execute(
-                "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
-                params![id, subject, locator, plan, started, boot],
-            )
-        })
-        .await?;
+        let begun = self
+            .ask("write the intent to the journal", move |db| {
+                let all = db.transaction()?;
+                if let Some(most) = most
+                    && all.query_row(ATTACHMENTS_BUT, [&subject], |row| row.get::<_, u32>(0))? >= most
+                {
+                    return Ok(false);
+                }
+                all.execute(
+                    "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
+                    params![id, subject, locator, plan, started, boot],
+                )?;
+                all.commit().map(|()| true)
+            })
+            .await?;
+        if !begun {
+            let what = format!("there are {attachments} attachments already; detach one first");
+            return Err(Error::Limit { what, key: "limits.attachments" });
+        }
         self.host.effect(&what).await;
         Ok(())
     }
@@ -698,7 +720,7 @@ mod tests {
         };
         let used = limit(1).await.unwrap();
         let refused = loop {
-            match journal.begin(&operation()).await {
+            match journal.begin(&operation(), 1).await {
                 Ok(()) => {}
                 Err(error) => break error,
             }
@@ -706,7 +728,7 @@ mod tests {
         assert!(matches!(&refused, Error::Full { .. }) && refused.chain().contains("make room"), "{}", refused.chain());
         let begun = journal.unfinished().await.unwrap().len();
         limit(used + 100).await.unwrap();
-        journal.begin(&operation()).await.unwrap();
+        journal.begin(&operation(), 1).await.unwrap();
         assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
     }
 
@@ -728,7 +750,7 @@ mod tests {
         let met: Result<()> =
             journal.ask("read", |_| Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), None))).await;
         assert!(matches!(&met, Err(Error::WrongState { what }) if what.contains("move it away")), "{met:?}");
-        assert!(matches!(journal.begin(&operation()).await, Err(Error::WrongState { .. })));
+        assert!(matches!(journal.begin(&operation(), 1).await, Err(Error::WrongState { .. })));
         journal.is_lost().await;
     }
 }

@@ -7,6 +7,7 @@
 //!   status ◀──────┘        locks     journal
 //! ```
 
+mod admission;
 mod agent;
 pub mod config;
 mod connector;
@@ -24,7 +25,8 @@ mod unrecorded;
 mod watch;
 
 use crate::{
-    agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks, service::Service, watch::Watch,
+    admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
+    service::Service, watch::Watch,
 };
 use export::{ExportConfig, Exporter};
 use host::Host;
@@ -36,6 +38,7 @@ use std::{future::Future, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
+    sync::Semaphore,
     time::timeout,
 };
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
@@ -102,6 +105,8 @@ impl Mortard {
             journal,
             locks: Locks::default(),
             watch: Watch::new(),
+            room: Arc::new(Semaphore::new(config.limits.operations)),
+            seats: Arc::new(Semaphore::new(config.limits.watchers)),
             config,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -126,16 +131,22 @@ impl Mortard {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let failed = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+        let limits = &self.agent.config.limits;
+        let bytes = limits.request_bytes;
         let routes = Server::builder()
-            .add_service(AttachmentsServer::new(service.clone()))
-            .add_service(VolumesServer::new(service.clone()))
-            .add_service(ExportsServer::new(service.clone()))
-            .add_service(OperationsServer::new(service.clone()))
-            .add_service(HostServer::new(service))
+            // More than are served: those past that are told so.
+            .max_concurrent_streams(limits.requests_per_connection.saturating_add(TO_BE_REFUSED))
+            .layer(Admission::new(limits))
+            .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(ExportsServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(OperationsServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(HostServer::new(service).max_decoding_message_size(bytes))
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
         let agent = Arc::clone(&self.agent);
+        let incoming = admission::admit(incoming, limits, agent.stop.clone());
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, agent.stop.clone().cancelled_owned()));
         tokio::pin!(serving);
         let early = tokio::select! {
@@ -167,6 +178,9 @@ impl Mortard {
         }
     }
 }
+
+/// Requests on one connection that are refused at a time; a client that sends more waits for its turn to be refused.
+const TO_BE_REFUSED: u32 = 64;
 
 /// Every service, and all of them together (the empty name), until the journal is lost: then only what needs none.
 async fn report_health(health: HealthReporter, journal: Journal) {

@@ -264,7 +264,7 @@ impl Agent {
             outcome: None,
             ended: false,
         };
-        self.journal.begin(&operation).await?;
+        self.journal.begin(&operation, self.config.limits.attachments).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         let locator = operation.plan.locator();
         tracing::info!(operation = %operation.id, subject, %locator, "{verb} {subject} ({locator}) begins");

@@ -138,11 +138,16 @@ impl v1::attachments_server::Attachments for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
 
     async fn watch(&self, _request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let seat = Arc::clone(&self.agent.seats).try_acquire_owned().map_err(|_| {
+            let what = format!("{} watch already; let one of them go", self.agent.config.limits.watchers);
+            status::status(&Error::Limit { what, key: "limits.watchers" })
+        })?;
         let (events, stream) = tokio::sync::mpsc::channel(16);
         let agent = Arc::clone(&self.agent);
         // Subscribed before the records are read: nothing falls between.
         let mut changes = Watch::subscribe(&agent.watch);
         tokio::spawn(async move {
+            let _seat = seat;
             let follow = async {
                 let records = match agent.journal.attachments().await {
                     Ok(records) => records,

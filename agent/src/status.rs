@@ -18,7 +18,7 @@ pub(crate) fn code(error: &Error) -> Code {
         Error::Unreachable { .. } | Error::ShuttingDown => Code::Unavailable,
         Error::TimedOut { .. } => Code::DeadlineExceeded,
         Error::Denied { .. } => Code::PermissionDenied,
-        Error::Full { .. } => Code::ResourceExhausted,
+        Error::Full { .. } | Error::Limit { .. } | Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Flush { .. } => Code::DataLoss,
         Error::Tool { .. } | Error::Host { .. } => Code::Internal,
     }
@@ -66,6 +66,8 @@ pub(crate) fn status(error: &Error) -> Status {
             put("age_ms", age.as_millis().to_string());
         }
         Error::Unreachable { what, .. } => drop(put("what", what.clone())),
+        Error::Limit { key, .. } => drop(put("limit", (*key).to_owned())),
+        Error::Exhausted { lack, .. } => drop(put("what", (*lack).to_owned())),
         Error::Denied { who, .. } => drop(put("who", who.clone())),
         Error::AlreadyExists { .. }
         | Error::WrongState { .. }

@@ -278,6 +278,7 @@ impl Initiator {
                 _ if session.ours => return self.rescan(place, unit, deadline).await,
                 _ => return Ok(()),
             },
+            Err(error @ Error::Exhausted { .. }) => return Err(error),
             Err(error) if session.ours => error.chain(),
             Err(error) => return Err(error),
         };

@@ -4,6 +4,7 @@
 //! kernel does not notice: the old device stands, with the old name and the old size, and reads and writes the new volume. So
 //! nothing that the kernel remembers is a proof.
 
+use crate::machine;
 use driver::{Error, Result, Wwn};
 use host::Host;
 use std::{path::Path, time::Duration};
@@ -43,12 +44,22 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
 
 /// Asks a device for its name: VPD page 0x83, or else 0x80 (SPC-4 sections 7.8.6 and 7.8.15).
 pub(crate) async fn ask(host: &dyn Host, node: &Path) -> Result<Answer> {
-    let silent = |error: host::Error| Error::Unreachable { what: node.display().to_string(), why: chain(&error) };
+    let silent = |error: host::Error| {
+        let why = chain(&error);
+        match machine(format!("ask {} for its name", node.display()))(error) {
+            // Nobody has asked the device.
+            lack @ Error::Exhausted { .. } => lack,
+            _ => Error::Unreachable { what: node.display().to_string(), why },
+        }
+    };
     let page = match host.inquiry(node, 0x83, PATIENCE).await {
         Ok(page) => page,
         Err(error @ host::Error::TimedOut { .. }) => return Err(silent(error)),
-        // It may not have this page; whether it is there at all, the next one tells.
-        Err(_) => Vec::new(),
+        Err(error) => match silent(error) {
+            lack @ Error::Exhausted { .. } => return Err(lack),
+            // It may not have this page; whether it is there at all, the next one tells.
+            _ => Vec::new(),
+        },
     };
     stands(node, &page)?;
     if let Some(wwn) = Wwn::from_page_83(&page) {

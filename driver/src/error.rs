@@ -1,7 +1,7 @@
 //! One taxonomy for everything that can go wrong with a volume. Each variant stands for what the caller should do next;
 //! only the agent's `status` module turns them into gRPC codes.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error as StdError, io, iter, time::Duration};
 
 /// The result of everything in the driver contract.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -99,6 +99,25 @@ pub enum Error {
         /// In the tool's own words.
         why: String,
     },
+    /// So many of them, or so much, is not allowed at a time. Wait, or raise the limit.
+    #[error("{what}: {key} in the config")]
+    Limit {
+        /// What there is too much of, how much is allowed, and what to do.
+        what: String,
+        /// The key of the config that says so: `limits.operations`.
+        key: &'static str,
+    },
+    /// The machine is short of something that others use, too. Retry.
+    #[error("{doing}: this host has no {lack} left; free some, then try again")]
+    Exhausted {
+        /// What we were doing.
+        doing: String,
+        /// What is used up: `file descriptors`.
+        lack: &'static str,
+        /// What the machine said.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
     /// Data could not be written to the volume, so it was not detached.
     #[error("cannot flush {what}; nothing was detached")]
     Flush {
@@ -143,7 +162,10 @@ impl Error {
     /// For `map_err`: the machine failed while we were `doing` something.
     pub fn host<E: StdError + Send + Sync + 'static>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
         let doing = doing.into();
-        move |source| Self::Host { doing, source: Box::new(source) }
+        move |source| match lack(&source) {
+            Some(lack) => Self::Exhausted { doing, lack, source: Box::new(source) },
+            None => Self::Host { doing, source: Box::new(source) },
+        }
     }
 
     /// The stable word for this error in `google.rpc.ErrorInfo`.
@@ -161,6 +183,8 @@ impl Error {
             Self::TimedOut { .. } => "TIMED_OUT",
             Self::Denied { .. } => "DENIED",
             Self::Full { .. } => "NO_SPACE",
+            Self::Limit { .. } => "LIMIT",
+            Self::Exhausted { .. } => "NO_RESOURCES",
             Self::Flush { .. } => "FLUSH_FAILED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Tool { .. } => "TOOL_FAILED",
@@ -181,9 +205,39 @@ impl Error {
     }
 }
 
+/// What the machine is short of, if the kernel said that.
+fn lack(error: &(dyn StdError + 'static)) -> Option<&'static str> {
+    /// errno(3); the standard library has no name for them.
+    const TOO_MANY_FILES: [i32; 2] = [23, 24];
+    let mut causes = iter::successors(Some(error), |cause| (**cause).source());
+    let said = causes.find_map(|cause| cause.downcast_ref::<io::Error>())?;
+    match (said.kind(), said.raw_os_error()) {
+        (_, Some(number)) if TOO_MANY_FILES.contains(&number) => Some("file descriptors"),
+        // Of fork(2) and of a thread's start.
+        (io::ErrorKind::WouldBlock, _) => Some("processes"),
+        (io::ErrorKind::OutOfMemory, _) => Some("memory"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_host_is_short_of_is_said() {
+        let said = |errno| Error::host("start lvm")(io::Error::from_raw_os_error(errno));
+        for (errno, lack) in [(11, "processes"), (12, "memory"), (23, "file descriptors"), (24, "file descriptors")] {
+            let error = said(errno);
+            assert_eq!(error.reason(), "NO_RESOURCES");
+            assert!(
+                error.chain().starts_with(&format!("start lvm: this host has no {lack} left")),
+                "{}",
+                error.chain()
+            );
+        }
+        assert_eq!(said(5).reason(), "INTERNAL");
+    }
 
     #[test]
     fn chain_names_every_cause_once() {

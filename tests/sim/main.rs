@@ -9,6 +9,7 @@ mod export;
 mod extend;
 mod identity;
 mod journal;
+mod limits;
 mod machine;
 mod reboot;
 mod volumes;

@@ -1,0 +1,248 @@
+//! Who is let in: so many connections, and so many requests on each. Whoever comes past that is told so at once and keeps
+//! nobody waiting; what is held for him is small, and gone soon.
+//!
+//! ```text
+//!   accept ──▶ a place is free? ── yes ──▶ served: a request past its connection's limit is refused
+//!                    │
+//!                    └── no ──▶ few are being refused? ── yes ──▶ each request is refused, and soon it is hung up
+//!                                          └── no ──▶ hung up
+//! ```
+
+use crate::{config::Limits, status::status};
+use driver::Error;
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, body::Body, codegen::http, transport::server::Connected};
+use tower::{Layer, Service};
+
+/// How many connections are told at a time that there are too many.
+const REFUSED: usize = 16;
+/// How long each of them has to hear it.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long nobody is let in after the kernel could not: it has no descriptor for him.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
+
+/// One connection, as its requests know it.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    /// For requests; none are to be had on a connection that is one too many.
+    free: Arc<Semaphore>,
+    too_many: Option<usize>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// A connection that was let in, or is about to hear why not.
+pub(crate) struct Connection<C> {
+    stream: C,
+    visit: Arc<Visit>,
+    hung_up: Option<Pin<Box<Sleep>>>,
+}
+
+/// The connections that are let in, until `stop`. An accept that fails for want of descriptors ends nothing.
+pub(crate) fn admit<S, C>(
+    incoming: S,
+    limits: &Limits,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection<C>>>
+where
+    S: Stream<Item = io::Result<C>> + Send + 'static,
+    C: Send + 'static,
+{
+    let (connections, requests) = (limits.connections, limits.requests_per_connection);
+    let (places, farewells) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(REFUSED)));
+    let (let_in, stream) = mpsc::channel(1);
+    let door = async move {
+        tokio::pin!(incoming);
+        let mut well = true;
+        while let Some(next) = incoming.next().await {
+            let stream = match next {
+                Ok(stream) => stream,
+                Err(error) => {
+                    if well {
+                        tracing::error!(%error, "cannot let anybody in: {error}");
+                    }
+                    well = false;
+                    // The kernel keeps him waiting meanwhile; to ask again at once would be to spin.
+                    let _a_pause = timeout(OUT_OF_DESCRIPTORS, std::future::pending::<()>()).await;
+                    continue;
+                }
+            };
+            if !well {
+                tracing::info!("others are let in again");
+            }
+            well = true;
+            let free = Arc::new(Semaphore::new(requests as usize));
+            let connection = match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => {
+                    let visit = Visit { free, too_many: None, _place: Some(place) };
+                    Connection { stream, visit: Arc::new(visit), hung_up: None }
+                }
+                Err(_) => {
+                    let Ok(place) = Arc::clone(&farewells).try_acquire_owned() else { continue };
+                    let visit = Visit { free, too_many: Some(connections), _place: Some(place) };
+                    let hung_up = Some(Box::pin(sleep_until(Instant::now() + FAREWELL)));
+                    Connection { stream, visit: Arc::new(visit), hung_up }
+                }
+            };
+            if let_in.send(Ok(connection)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = door => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    ReceiverStream::new(stream)
+}
+
+impl Visit {
+    /// Room for one more request on this connection.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        if let Some(most) = self.too_many {
+            let what = format!("there are {most} connections already; close one, or use it for several calls");
+            return Err(Error::Limit { what, key: "limits.connections" });
+        }
+        Arc::clone(&self.free).try_acquire_owned().map_err(|_| Error::Limit {
+            what: "too many requests are under way on this connection; wait for one to end".into(),
+            key: "limits.requests_per_connection",
+        })
+    }
+}
+
+impl<C> Connected for Connection<C> {
+    type ConnectInfo = Arc<Visit>;
+
+    fn connect_info(&self) -> Arc<Visit> {
+        Arc::clone(&self.visit)
+    }
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Connection<C> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(hung_up) = &mut self.hung_up
+            && hung_up.as_mut().poll(context).is_ready()
+        {
+            // As if he had closed it.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Connection<C> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Refuses requests past the limits; around all services.
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    request_bytes: usize,
+}
+
+impl Admission {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self { request_bytes: limits.request_bytes }
+    }
+}
+
+impl<S> Layer<S> for Admission {
+    type Service = Admitted<S>;
+
+    fn layer(&self, inner: S) -> Admitted<S> {
+        Admitted { inner, admission: self.clone() }
+    }
+}
+
+/// A service that is reached through [`Admission`].
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted<S> {
+    inner: S,
+    admission: Admission,
+}
+
+impl<S> Service<http::Request<Body>> for Admitted<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let room = request.extensions().get::<Arc<Visit>>().map(|visit| visit.enter()).transpose();
+        let room = match room {
+            Ok(room) => room,
+            Err(refused) => return Box::pin(std::future::ready(Ok(status(&refused).into_http()))),
+        };
+        let (answer, most) = (self.inner.call(request), self.admission.request_bytes);
+        Box::pin(async move {
+            let response = answer.await?;
+            drop(room);
+            Ok(if is_too_long(&response) { too_long(most) } else { response })
+        })
+    }
+}
+
+/// tonic's word for a request that is larger than it may be; nobody else says it.
+fn is_too_long(response: &http::Response<Body>) -> bool {
+    let code = response.headers().get("grpc-status").map(http::HeaderValue::as_bytes);
+    code.is_some_and(|code| Code::from_bytes(code) == Code::OutOfRange)
+}
+
+fn too_long(most: usize) -> http::Response<Body> {
+    let what = format!("the request is larger than {most} bytes");
+    status(&Error::Limit { what, key: "limits.request_bytes" }).into_http()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_accept_that_fails_ends_nothing_and_does_not_spin() {
+        let failed = || Err(io::Error::from_raw_os_error(24));
+        let incoming = tokio_stream::iter([failed(), failed(), failed(), Ok("first"), failed(), Ok("second")]);
+        let start = Instant::now();
+        let mut let_in = admit(incoming, &Limits::default(), CancellationToken::new());
+        for who in ["first", "second"] {
+            assert_eq!(let_in.next().await.unwrap().unwrap().stream, who);
+        }
+        assert_eq!(start.elapsed(), 4 * OUT_OF_DESCRIPTORS);
+    }
+}
