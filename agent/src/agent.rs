@@ -1,6 +1,6 @@
 //! The agent: a host, its drivers, a journal, locks; and the tasks that work with them.
 
-use crate::{config::Config, drivers::Drivers, journal::Journal, locks::Locks, watch::Watch};
+use crate::{config::Config, drivers::Drivers, journal::Journal, locks::Locks, running::Running, watch::Watch};
 use driver::{Error, Result};
 use export::Exporter;
 use host::Host;
@@ -15,6 +15,7 @@ pub(crate) struct Agent {
     pub(crate) exporter: Exporter,
     pub(crate) journal: Journal,
     pub(crate) locks: Locks,
+    pub(crate) running: Running,
     pub(crate) watch: Watch,
     pub(crate) config: Config,
     /// Of this boot of the host: what was noted in another means nothing now.

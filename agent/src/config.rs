@@ -86,6 +86,8 @@ pub struct Limits {
     /// How long a stop waits for running operations, in milliseconds. What is not done then is recovered at the next
     /// start.
     pub stop_timeout_ms: u64,
+    /// How long after its own deadline an operation that still waits for the machine is shown as wedged, in milliseconds.
+    pub wedged_after_ms: u64,
     /// Operations that run at a time, waited for or not. One more is refused; so it is with everything below.
     pub operations: usize,
     /// Attachments of this host.
@@ -106,6 +108,7 @@ impl Default for Limits {
             processes: 8,
             operation_timeout_ms: 60_000,
             stop_timeout_ms: 80_000,
+            wedged_after_ms: 10_000,
             operations: 256,
             attachments: 4096,
             connections: 256,
@@ -120,6 +123,11 @@ impl Limits {
     /// See `operation_timeout_ms`.
     pub fn operation_timeout(&self) -> Duration {
         Duration::from_millis(self.operation_timeout_ms)
+    }
+
+    /// See `wedged_after_ms`.
+    pub fn wedged_after(&self) -> Duration {
+        Duration::from_millis(self.wedged_after_ms)
     }
 
     /// See `stop_timeout_ms`.

@@ -10,6 +10,7 @@ use crate::{
         AttachRequest, Attachment, DetachReply, ExportReply, ExportRequest, ExportTarget, Exported, ManageRequest,
         Operation, OutcomeState, Plan, State, Target, UnexportReply,
     },
+    running::Waiting,
     unrecorded::Unrecorded,
     watch::Event,
 };
@@ -398,7 +399,7 @@ pub(crate) fn volume(from: Volume) -> v1::Volume {
     }
 }
 
-pub(crate) fn operation(from: Operation) -> v1::Operation {
+pub(crate) fn operation(from: Operation, waiting: Option<Waiting>) -> v1::Operation {
     let kind = match from.plan {
         Plan::Attach { .. } => v1::OperationKind::Attach,
         Plan::Detach { .. } => v1::OperationKind::Detach,
@@ -429,6 +430,12 @@ pub(crate) fn operation(from: Operation) -> v1::Operation {
             reason: failure.reason,
             message: failure.message,
         }),
+        waiting: waiting.map(|waiting| v1::Waiting {
+            r#for: waiting.what,
+            since_ms: u64::try_from(waiting.since.as_millis()).unwrap_or(u64::MAX),
+            process_id: waiting.process.unwrap_or_default(),
+            wedged: waiting.wedged,
+        }),
     }
 }
 
@@ -437,7 +444,7 @@ pub(crate) fn event(from: Event) -> v1::WatchEvent {
     let event = match from {
         Event::Attachment(there) => Wire::Attachment(attachment(there)),
         Event::Gone(id) => Wire::AttachmentGone(id.to_string()),
-        Event::Operation(changed) => Wire::Operation(operation(changed)),
+        Event::Operation(changed) => Wire::Operation(operation(changed, None)),
     };
     v1::WatchEvent { event: Some(event) }
 }

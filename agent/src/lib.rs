@@ -18,6 +18,7 @@ mod hostinfo;
 mod journal;
 mod locks;
 mod operation;
+mod running;
 mod service;
 mod socket;
 mod status;
@@ -26,10 +27,10 @@ mod watch;
 
 use crate::{
     admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
-    service::Service, watch::Watch,
+    running::Running, service::Service, watch::Watch,
 };
 use export::{ExportConfig, Exporter};
-use host::Host;
+use host::{Attended, Host};
 use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
     operations_server::OperationsServer, volumes_server::VolumesServer,
@@ -78,6 +79,7 @@ impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
     /// there and be ours alone. Without a journal it starts read-only.
     pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
+        let host: Arc<dyn Host> = Arc::new(Attended::new(host));
         let drivers = Self::check(&config, &host).await?;
         Self::recover(config, host, drivers).await
     }
@@ -99,6 +101,7 @@ impl Mortard {
         let facts = host.facts().map_err(|error| StartError::Recover(error.to_string()))?;
         let agent = Arc::new(Agent {
             boot_id: facts.boot_id,
+            running: Running::default(),
             exporter: Exporter::new(Arc::clone(&host), exports),
             host,
             drivers,
@@ -209,6 +212,7 @@ pub async fn run(
     ready: impl FnOnce(Option<&str>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    let host: Arc<dyn Host> = Arc::new(Attended::new(host));
     let drivers = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();

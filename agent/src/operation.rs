@@ -8,9 +8,13 @@
 //!                              │
 //!                           effects ──── error ──▶ undo ──▶ journal: finish(failed)
 //!                              │                     └── undo fails ──▶ stuck: locks kept, tried again
-//!               journal: finish(done, records)
+//!               journal: finish(done, records)      ◀── from here on, a cancel comes too late
 //!                              │
 //!                            reply
+//!
+//!  in the middle of the effects:
+//!     cancelled              → undo, or refused and forward (`cancel`)
+//!     the machine does not answer in time → the caller is told; locks kept; undone or forward when it has answered
 //!
 //!  at the next start, for a plan without an outcome:
 //!     attach               → undo      nobody was told of the device, and the undo needs no secret
@@ -22,6 +26,7 @@
 //! ```
 
 mod attach;
+mod cancel;
 mod detach;
 mod export;
 mod extend;
@@ -38,13 +43,15 @@ use crate::{
     agent::Agent,
     journal::{Change, Record},
     locks::Held,
+    running::Listed,
     status,
     watch::Event,
 };
 use ::export::{Export, ExportId};
 use driver::{Adoption, Attached, AttachmentId, Error, Identity, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Names an operation; it holds the time of day.
@@ -223,6 +230,19 @@ enum Rest {
 pub(crate) struct Work {
     operation: Operation,
     held: Held,
+    listed: Listed,
+}
+
+impl Work {
+    fn can_be_undone(&self) -> bool {
+        matches!(self.operation.plan, Plan::Attach { .. } | Plan::Export { .. })
+    }
+
+    /// Whether the machine goes on with it though nobody waits: until it answers, nobody can say what is to be undone.
+    fn goes_on(&self, error: &Error) -> bool {
+        let untouched = matches!(error, Error::Cancelled { .. }) && !self.can_be_undone();
+        !untouched && self.listed.course.steps.is_changing()
+    }
 }
 
 impl Agent {
@@ -255,7 +275,7 @@ impl Agent {
     }
 
     /// Commits the intent and tells the watchers.
-    async fn begin(&self, plan: Plan, held: Held) -> Result<Work> {
+    async fn begin(&self, plan: Plan, held: Held, deadline: Instant) -> Result<Work> {
         let operation = Operation {
             id: OperationId::at(self.now_ms()),
             plan,
@@ -264,12 +284,28 @@ impl Agent {
             outcome: None,
             ended: false,
         };
+        let undoable = matches!(operation.plan, Plan::Attach { .. } | Plan::Export { .. });
+        let listed = self.running.begin(operation.id, undoable, deadline);
         self.journal.begin(&operation, self.config.limits.attachments).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         let locator = operation.plan.locator();
         tracing::info!(operation = %operation.id, subject, %locator, "{verb} {subject} ({locator}) begins");
         self.watch.send(Event::Operation(operation.clone()));
-        Ok(Work { operation, held })
+        Ok(Work { operation, held, listed })
+    }
+
+    /// Runs what an operation is to do, in sight of those who ask what it waits for, and to its end or until it is
+    /// cancelled. An attach that was cancelled at its very end is one that was cancelled.
+    async fn effects<T>(&self, work: &Work, effects: impl Future<Output = Result<T>>) -> Result<T> {
+        let steps = &work.listed.course.steps;
+        let done = steps.during(effects).await;
+        let cancelled =
+            || Error::Cancelled { what: format!("{} {}", work.operation.plan.verb(), work.operation.plan.subject()) };
+        match done {
+            Err(_) if steps.is_cancelled() => Err(cancelled()),
+            Ok(_) if !steps.close() && work.can_be_undone() => Err(cancelled()),
+            done => done,
+        }
     }
 
     /// Ends an operation as asked. If that cannot be committed, the locks stay taken until it can: no later operation on
@@ -292,6 +328,13 @@ impl Agent {
         if let Err(journal) = self.conclude(&work.operation, outcome.clone(), change.clone()).await {
             self.keep_trying(work, Rest::Conclude(outcome, change), journal);
         }
+        Err(error)
+    }
+
+    /// Answers the caller of an operation that the machine goes on with. It is finished or undone when that has ended.
+    fn left_waiting<T>(self: &Arc<Self>, work: Work, error: Error) -> Result<T> {
+        let why = Error::TimedOut { waiting_for: error.chain() };
+        self.keep_trying(work, Rest::Recover, why);
         Err(error)
     }
 

@@ -3,7 +3,9 @@
 use crate::{
     agent::Agent,
     convert::{self, Patience},
-    hostinfo, status, unrecorded,
+    hostinfo,
+    operation::Operation,
+    status, unrecorded,
     watch::{Event, Watch},
 };
 use driver::{Error, Result as DriverResult};
@@ -44,6 +46,14 @@ impl Service {
         timeout_at(answer_by, work).await.unwrap_or_else(|_| {
             Err(Error::TimedOut { waiting_for: format!("{what}, which goes on: see the operations") })
         })
+    }
+
+    /// An operation, with what it waits for.
+    fn operation_now(&self, operation: Operation) -> v1::Operation {
+        let course = self.agent.running.get(operation.id).filter(|_| !operation.ended);
+        let patience = self.agent.config.limits.wedged_after();
+        let waiting = course.and_then(|course| course.waiting(self.agent.host.as_ref(), patience));
+        convert::operation(operation, waiting)
     }
 
     async fn attachment(&self, id: &str) -> DriverResult<v1::Attachment> {
@@ -309,7 +319,8 @@ impl v1::operations_server::Operations for Service {
         let work = async {
             let id = request.into_inner().id.parse()?;
             let operation = self.agent.journal.operation(id).await?;
-            operation.map(convert::operation).ok_or_else(|| Error::NotFound { what: format!("operation {id}") })
+            let operation = operation.ok_or_else(|| Error::NotFound { what: format!("operation {id}") })?;
+            Ok(self.operation_now(operation))
         };
         answer(work.await)
     }
@@ -328,7 +339,28 @@ impl v1::operations_server::Operations for Service {
                 asked => asked,
             };
             let operations = self.agent.journal.operations(running_only, limit).await?;
-            Ok(v1::ListOperationsResponse { operations: operations.into_iter().map(convert::operation).collect() })
+            let operations = operations.into_iter().map(|operation| self.operation_now(operation)).collect();
+            Ok(v1::ListOperationsResponse { operations })
+        };
+        answer(work.await)
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationResponse>, Status> {
+        let patience = self.patience(&request);
+        let work = async {
+            let id = request.into_inner().id.parse()?;
+            let cancel = self.agent.cancel(id);
+            let answer_by = patience.answer_by(Some(patience.deadline(0)?));
+            let waiting_for = || format!("operation {id} to give up, which it will when the machine answers it");
+            let late = |_| Error::TimedOut { waiting_for: waiting_for() };
+            let (operation, changed) = match answer_by {
+                Some(answer_by) => timeout_at(answer_by, cancel).await.map_err(late)??,
+                None => cancel.await?,
+            };
+            Ok(v1::CancelOperationResponse { operation: Some(self.operation_now(operation)), changed })
         };
         answer(work.await)
     }

@@ -17,6 +17,7 @@ pub(crate) fn code(error: &Error) -> Code {
         Error::Busy { .. } => Code::Aborted,
         Error::Unreachable { .. } | Error::ShuttingDown => Code::Unavailable,
         Error::TimedOut { .. } => Code::DeadlineExceeded,
+        Error::Cancelled { .. } => Code::Cancelled,
         Error::Denied { .. } => Code::PermissionDenied,
         Error::Full { .. } | Error::Limit { .. } | Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Flush { .. } => Code::DataLoss,
@@ -35,6 +36,7 @@ pub(crate) fn code_name(error: &Error) -> &'static str {
         Code::Aborted => "ABORTED",
         Code::Unavailable => "UNAVAILABLE",
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::Cancelled => "CANCELLED",
         Code::PermissionDenied => "PERMISSION_DENIED",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         Code::DataLoss => "DATA_LOSS",
@@ -73,6 +75,7 @@ pub(crate) fn status(error: &Error) -> Status {
         | Error::WrongState { .. }
         | Error::Unsupported { .. }
         | Error::Flush { .. }
+        | Error::Cancelled { .. }
         | Error::ShuttingDown
         | Error::Tool { .. }
         | Error::Host { .. } => {}

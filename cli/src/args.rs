@@ -236,6 +236,16 @@ pub(crate) enum Command {
         limit: u32,
     },
 
+    /// Make an operation give up, and take back what it has done
+    ///
+    /// An attach or an export can be cancelled until its end, everything else until its first change; otherwise it is
+    /// refused, and goes on. What has ended is as it is: success.
+    Cancel {
+        /// The operation's id, a UUID
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        id: String,
+    },
+
     /// Print the attachments, then every change to an attachment or operation as it happens
     Watch,
 

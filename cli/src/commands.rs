@@ -51,6 +51,7 @@ async fn ask(cli: Cli) -> Result<(), Error> {
         Command::Operations { id: None, running, limit } => {
             operations::list(&agent().await?, running, limit, format).await
         }
+        Command::Cancel { id } => operations::cancel(&agent().await?, id, format).await,
         Command::Watch => attachments::watch(&agent().await?, format).await,
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(dir.as_deref()),

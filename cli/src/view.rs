@@ -12,7 +12,7 @@ pub(crate) use attachment::{Attached, Attachment, Detached, Event};
 pub(crate) use doctor::Diagnosis;
 pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
-pub(crate) use operation::Operation;
+pub(crate) use operation::{Cancelled, Operation};
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
 
 use crate::table;

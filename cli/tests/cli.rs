@@ -377,6 +377,10 @@ fn operations_host_and_events_are_shown() {
     assert_eq!(agent.asked().operations, [v1::ListOperationsRequest { running_only: true, limit: 5 }]);
     assert!(stdout(&agent.run(&["operations", "0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10"]).success()).contains("attach"));
     assert_eq!(parsed(&stdout(&agent.run(&["host", "-ojson"]).success()))["name"], "hv1");
+    let cancelled = parsed(&stdout(&agent.run(&["cancel", "o", "-ojson"]).success()));
+    assert_eq!((&cancelled["changed"], &cancelled["operation"]["kind"]), (&json!(true), &json!("attach")));
+    assert!(stdout(&agent.run(&["cancel", "o"]).success()).contains("| changed |"));
+    refused(agent.run(&["cancel", "late"]), 4, "changed something already");
 
     let watched = agent.run(&["watch", "-ojson"]).code(5);
     let events: Vec<_> = stdout(&watched).lines().map(|line| parsed(line)["event"].clone()).collect();

@@ -367,8 +367,10 @@ fn all_failed(mut errors: Vec<Error>) -> Error {
 impl Walkers {
     fn set_out(self: &Arc<Self>, walks: &Walks, places: &[Place], first: Instant, tell: &mpsc::UnboundedSender<Tried>) {
         let (stop, stopped) = watch::channel(false);
-        let walker =
-            |place: &Place| tokio::spawn(Arc::clone(self).walk(place.clone(), first, tell.clone(), stopped.clone()));
+        let walker = |place: &Place| {
+            let walk = Arc::clone(self).walk(place.clone(), first, tell.clone(), stopped.clone());
+            tokio::spawn(host::carried(walk))
+        };
         let walkers = places.iter().map(walker).collect();
         walks.begin(self.spec.locator.to_string(), Walk { stop, walkers, problems: Arc::clone(&self.problems) });
     }

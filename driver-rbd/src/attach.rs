@@ -44,8 +44,10 @@ impl RbdDriver {
         let (sender, receiver) = oneshot::channel();
         let (driver, written) = (self.parts(), Arc::clone(&noted));
         let (key, mark_of_write) = (cluster.lend(&mark), mark.clone());
+        let writer = self.parts();
+        let write = host::carried(async move { writer.host.write_with_key(writer.add(), &request, &key).await });
         tokio::spawn(async move {
-            let done = driver.host.write_with_key(driver.add(), &request, &key).await;
+            let done = write.await;
             // Whoever takes the answer takes the note, too: once he has settled, nothing holds the mapping back.
             if let Err((Ok(()), _noted)) = sender.send((done, written)) {
                 tracing::warn!(mark = %mark_of_write, "mapped after nobody waited for it any more: unmapping it");
@@ -83,7 +85,7 @@ impl RbdDriver {
         let mut tries = JoinSet::new();
         for monitor in monitors.iter().copied() {
             let host = Arc::clone(&self.host);
-            tries.spawn(async move { (monitor, host.reach(monitor, deadline).await) });
+            tries.spawn(host::carried(async move { (monitor, host.reach(monitor, deadline).await) }));
         }
         let mut seen = Vec::new();
         while let Some(tried) = tries.join_next().await {
@@ -106,9 +108,13 @@ impl RbdDriver {
     ) -> Result<()> {
         let late =
             || Error::TimedOut { waiting_for: format!("the kernel to map {image}: its cluster does not answer") };
-        let answer = match timeout_at(deadline, &mut answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
+        let answered = tokio::select! {
+            answered = timeout_at(deadline, &mut answer) => answered.ok(),
+            () = host::cancelled() => None,
+        };
+        let answer = match answered {
+            Some(answer) => answer,
+            None => {
                 // What is sent from now on is not taken any more, and then its sender unmaps it.
                 answer.close();
                 answer.try_recv().map_err(|_| late()).map(Ok)?

@@ -127,6 +127,12 @@ pub enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// Somebody asked for it to be given up, and it was; nothing is left of it.
+    #[error("{what} was cancelled")]
+    Cancelled {
+        /// What was given up.
+        what: String,
+    },
     /// The agent is stopping. Retry when it is back.
     #[error("the agent is stopping; try again when it is back")]
     ShuttingDown,
@@ -186,6 +192,7 @@ impl Error {
             Self::Limit { .. } => "LIMIT",
             Self::Exhausted { .. } => "NO_RESOURCES",
             Self::Flush { .. } => "FLUSH_FAILED",
+            Self::Cancelled { .. } => "CANCELLED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Tool { .. } => "TOOL_FAILED",
             Self::Host { .. } => "INTERNAL",

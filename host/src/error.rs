@@ -48,6 +48,9 @@ pub enum Error {
         /// The name.
         path: PathBuf,
     },
+    /// The work that the call is part of was asked to give up; the call did nothing.
+    #[error("it was cancelled")]
+    Cancelled,
     /// Nobody answers at an address.
     #[error("{why}")]
     Unreachable {

@@ -14,6 +14,7 @@ mod module;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod step;
 mod uevent;
 
 pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
@@ -22,6 +23,7 @@ pub use error::{Error, Result};
 pub use key::KernelKey;
 pub use linux::Linux;
 pub use module::{Module, module};
+pub use step::{Attended, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;

@@ -17,7 +17,7 @@ mod usage;
 
 use crate::{
     Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,
-    Uevents, User, wait_for,
+    Uevents, User, step, wait_for,
 };
 use async_trait::async_trait;
 use nix::{
@@ -85,10 +85,15 @@ async fn blocking<T: Send + 'static>(
     let late = move |what: String| Error::TimedOut { what, after: limit };
     let what = what.into();
     let named = what.clone();
-    let mut running = Running(tokio::task::spawn_blocking(move || match std::time::Instant::now() < deadline {
-        true => work(),
-        // There was no thread for it until now.
-        false => Err(late(named)),
+    let step = step::current();
+    let mut running = Running(tokio::task::spawn_blocking(move || {
+        // As long as the thread is in the kernel, whether somebody waits for it or not.
+        let _step = step;
+        match std::time::Instant::now() < deadline {
+            true => work(),
+            // There was no thread for it until now.
+            false => Err(late(named)),
+        }
     }));
     match timeout(limit, &mut running.0).await {
         Ok(Ok(result)) => result,

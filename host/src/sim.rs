@@ -19,12 +19,12 @@ pub mod target;
 mod world;
 
 pub(crate) use files::{Files, Node};
-pub use process::Fault;
+pub use process::{Fault, Held};
 pub(crate) use world::{Reach, World};
 
 use crate::{
     Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,
-    Uevents, User,
+    Uevents, User, step,
 };
 use async_trait::async_trait;
 use std::{
@@ -35,7 +35,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// A simulated machine, or rather one process's view of it: a clone is another view of the same machine, and belongs to
 /// the same process.
@@ -108,6 +108,12 @@ impl Machine {
     /// Just before the next call whose name holds `name`, somebody else does something: for races.
     pub fn before_next(&self, name: impl Into<String>, interfere: impl FnOnce(&Machine) + Send + 'static) {
         self.with(|world| world.process.interfere(name.into(), Box::new(interfere)));
+    }
+
+    /// After so many effects more, the next call whose name holds `name` waits in the kernel until it is let go. Who gives
+    /// it up before does not get it done.
+    pub fn hang(&self, effects: usize, name: impl Into<String>) -> Held {
+        self.with(|world| world.process.hang(effects, name.into()))
     }
 
     /// The effects so far, each with the name of its call: `run lvm lvchange …`, `write /sys/…`, `rename A B`.
@@ -253,6 +259,23 @@ impl Machine {
 
     /// A call of the process. It never returns if the process is dead, or dies of it.
     async fn call<T>(&self, name: &str, ask: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+        self.held(name).await;
+        self.do_call(name, ask).await
+    }
+
+    /// Waits where a test wants it to.
+    async fn held(&self, name: &str) {
+        let Some(held) = self.with(|world| world.process.holds(self.life, name)) else { return };
+        let step = step::current();
+        let let_go = async move {
+            held.until_let_go().await;
+            drop(step);
+        };
+        // Whether somebody waits for it or not.
+        let _let_go = tokio::spawn(let_go).await;
+    }
+
+    async fn do_call<T>(&self, name: &str, ask: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
         if let Some(interfere) = self.with(|world| world.process.interference(self.life, name)) {
             interfere(self);
         }
@@ -280,7 +303,10 @@ impl Machine {
         ask: impl FnOnce(&mut World) -> Result<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + timeout;
-        let answer = self.call(name, ask).await;
+        if timeout_at(deadline, self.held(name)).await.is_err() {
+            return Err(Error::TimedOut { what: name.into(), after: timeout });
+        }
+        let answer = self.do_call(name, ask).await;
         if let Err(Error::TimedOut { .. }) = &answer {
             tokio::time::sleep_until(deadline).await;
         }

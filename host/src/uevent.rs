@@ -3,7 +3,7 @@
 //! An event is only a reason to look. Events can be lost (the socket's buffer, a container without them), so a waiter
 //! looks again four times a second without any.
 
-use crate::{Host, Result};
+use crate::{Host, Result, step};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::{sync::broadcast, time::Instant};
 
@@ -57,6 +57,7 @@ pub async fn wait_for<T>(
 ) -> Result<Option<T>> {
     let mut events = host.uevents();
     loop {
+        step::proceed()?;
         if let Some(found) = probe()? {
             return Ok(Some(found));
         }
@@ -64,7 +65,10 @@ pub async fn wait_for<T>(
             return Ok(None);
         }
         let look_again = deadline.min(Instant::now() + LOOK_AGAIN);
-        let _woken_or_not = tokio::time::timeout_at(look_again, events.next()).await;
+        tokio::select! {
+            _woken_or_not = tokio::time::timeout_at(look_again, events.next()) => {}
+            () = step::cancelled() => {}
+        }
     }
 }
 

@@ -196,7 +196,7 @@ async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran 
 }
 
 /// The lines that only one of them has.
-fn difference(before: &str, after: &str) -> String {
+pub(crate) fn difference(before: &str, after: &str) -> String {
     let (before, after): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());
     let gone = before.difference(&after).map(|line| format!("- {line}\n"));
     let new = after.difference(&before).map(|line| format!("+ {line}\n"));

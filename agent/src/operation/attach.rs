@@ -104,15 +104,18 @@ impl Agent {
             {
                 request.spec.check(&device)?;
                 let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
-                let work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
+                let plan = Plan::Attach { id, attached: attached.clone() };
+                let work = self.begin(plan, held, request.attempt.deadline).await?;
                 return self.publish(work, attached, device, request.persistent).await;
             }
         }
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
-        let mut work = self.begin(Plan::Attach { id, attached: attached.clone() }, held).await?;
-        match driver.attach(&request.spec, &attached.footprint, &request.attempt).await {
+        let plan = Plan::Attach { id, attached: attached.clone() };
+        let mut work = self.begin(plan, held, request.attempt.deadline).await?;
+        let attach = driver.attach(&request.spec, &attached.footprint, &request.attempt);
+        match self.effects(&work, attach).await {
             Ok(device) => {
                 if let Err(error) = self.only_by_this_locator(&mut work, driver.as_ref(), &attached, &device).await {
                     return self.undo(work, error).await;
@@ -266,6 +269,9 @@ impl Agent {
     /// Takes away what a failed attach brought, and hands its error on. If that fails too, it is tried again in the
     /// background, its locks taken until it is done.
     async fn undo<T>(self: &Arc<Self>, work: Work, error: Error) -> Result<T> {
+        if work.goes_on(&error) {
+            return self.left_waiting(work, error);
+        }
         match self.undo_attach(&work.operation).await {
             Ok(()) => self.failed(work, error, Change::None).await,
             Err(undo) => {

@@ -56,8 +56,9 @@ impl Agent {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
         let shared = self.shares_device(&record).await?;
-        let work = self.begin(Plan::Detach { id: id.clone(), attached: record.attached.clone() }, held).await?;
-        match self.take_away(&record, shared, deadline).await {
+        let plan = Plan::Detach { id: id.clone(), attached: record.attached.clone() };
+        let work = self.begin(plan, held, deadline).await?;
+        match self.effects(&work, self.take_away(&record, shared, deadline)).await {
             Ok(detached) => {
                 let operation = work.operation.id;
                 self.gone(&work.operation, record, &detached).await.map_err(|error| {
@@ -68,6 +69,7 @@ impl Agent {
                 let Detached { residuals, kept } = detached;
                 Ok(DetachReply { id: Some(id), changed: true, residuals, kept, operation: Some(operation) })
             }
+            Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => {
                 // It is still attached.
                 self.link_again(&record).await;

@@ -162,17 +162,18 @@ impl Agent {
             None => self.new_export(id, &request, &attached.footprint)?,
         };
         let plan = Plan::Export { export: export.clone(), attached: attached.clone() };
-        let work = self.begin(plan, held).await?;
+        let work = self.begin(plan, held, request.deadline).await?;
         let brought = async {
             let record = self.bring(driver.as_ref(), &export, attached, request.deadline).await?;
             Ok((record, self.exporter.chap(&export).await?))
         };
-        match brought.await {
+        match self.effects(&work, brought).await {
             Ok((record, chap)) => {
                 let operation = self.succeeded(work, Change::PutExports(vec![record.clone()])).await?;
                 let export = self.look_at_export(record);
                 Ok(ExportReply { export, chap, changed: true, operation: Some(operation) })
             }
+            Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => match self.undo_export(&work.operation).await {
                 Ok(()) => self.failed(work, error, Change::None).await,
                 Err(undo) => {
@@ -340,8 +341,8 @@ impl Agent {
             return Err(Error::InUse { what: format!("export {id}"), by });
         }
         let plan = Plan::Unexport { id: id.clone(), locator: record.attached.spec.locator.clone() };
-        let work = self.begin(plan, held).await?;
-        match self.withdraw(&record, deadline).await {
+        let work = self.begin(plan, held, deadline).await?;
+        match self.effects(&work, self.withdraw(&record, deadline)).await {
             Ok(residuals) => {
                 let operation = work.operation.id;
                 self.unexported(&work.operation, record, &residuals).await.map_err(|error| {
@@ -352,7 +353,9 @@ impl Agent {
                 Ok(UnexportReply { id: Some(id), changed: true, residuals, operation: Some(operation) })
             }
             // Somebody came in at the last moment: it is served as before.
-            Err(error @ Error::InUse { .. }) => self.failed(work, error, Change::None).await,
+            Err(error @ (Error::InUse { .. } | Error::Cancelled { .. })) => {
+                self.failed(work, error, Change::None).await
+            }
             Err(error) => {
                 let again = Error::Host { doing: "unexport".into(), source: error.chain().into() };
                 self.keep_trying(work, Rest::Recover, again);

@@ -15,8 +15,8 @@ impl Agent {
         let driver = self.drivers.get(locator.backend())?;
         let before = driver.prove(&record.attached).await?;
         let before = before.ok_or_else(|| Error::NotFound { what: format!("the device of attachment {id}") })?;
-        let work = self.begin(Plan::Extend { id, locator }, held).await?;
-        match driver.extend(&record.attached, deadline).await {
+        let work = self.begin(Plan::Extend { id, locator }, held, deadline).await?;
+        match self.effects(&work, driver.extend(&record.attached, deadline)).await {
             Ok(device) => {
                 let changed = device.size_bytes != before.size_bytes;
                 let operation = self.succeeded(work, Change::None).await?;
@@ -24,6 +24,7 @@ impl Agent {
                 self.watch.send(Event::Attachment(attachment.clone()));
                 Ok(AttachReply { attachment, changed, operation: Some(operation) })
             }
+            Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => self.failed(work, error, Change::None).await,
         }
     }

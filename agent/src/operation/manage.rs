@@ -8,6 +8,7 @@ use crate::{
 };
 use driver::{Adoption, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName};
 use std::{collections::HashMap, sync::Arc};
+use tokio::time::Instant;
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -99,12 +100,13 @@ impl Agent {
         held.extend(volume_key(id))?;
         held.extend(adoption.to.key())?;
         let change = managed(&adoption, users)?;
-        let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held).await?;
-        match driver.manage(&adoption).await {
+        let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held, self.usual_deadline()).await?;
+        match self.effects(&work, driver.manage(&adoption)).await {
             Ok(volume) => {
                 let operation = self.succeeded(work, change).await?;
                 Ok(ManageReply { volume, changed: true, operation: Some(operation) })
             }
+            Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => match driver.unmanage(&undo_of(&adoption)).await {
                 Ok(()) | Err(Error::NotFound { .. }) => self.failed(work, error, Change::None).await,
                 Err(_) if driver.inspect(from).await.is_ok_and(|now| now.managed.is_none()) => {
@@ -116,6 +118,11 @@ impl Agent {
                 }
             },
         }
+    }
+
+    /// Of what its caller gives no time.
+    pub(super) fn usual_deadline(&self) -> Instant {
+        Instant::now() + self.config.limits.operation_timeout()
     }
 
     /// Lets a volume go. What is not managed is let go already.
@@ -130,12 +137,13 @@ impl Agent {
         let driver = self.drivers.ready(volume.locator.backend()).await?;
         let users = self.with_locator(&volume.locator).await?;
         let release = Release { id, from: volume.locator, to: to.clone(), identity: volume.identity };
-        let work = self.begin(Plan::Unmanage { release: release.clone() }, held).await?;
-        match driver.unmanage(&release).await {
+        let work = self.begin(Plan::Unmanage { release: release.clone() }, held, self.usual_deadline()).await?;
+        match self.effects(&work, driver.unmanage(&release)).await {
             Ok(()) => {
                 let operation = self.succeeded(work, released(&release, users)).await?;
                 Ok(UnmanageReply { locator: Some(to), changed: true, operation: Some(operation) })
             }
+            Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => {
                 // Before its first effect it still has its managed name and its origin.
                 let still = driver.inspect(&release.from).await.is_ok_and(|now| now.managed.is_some());

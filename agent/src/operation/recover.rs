@@ -61,7 +61,9 @@ impl Agent {
             for operation in waiting {
                 match self.locks.take(&format!("recovery of operation {}", operation.id), operation.plan.keys()) {
                     Ok(held) => {
-                        let recovery = Arc::clone(self).recover_or_keep_trying(Work { operation, held });
+                        let listed = self.running.begin(operation.id, false, self.usual_deadline());
+                        listed.course.steps.close();
+                        let recovery = Arc::clone(self).recover_or_keep_trying(Work { operation, held, listed });
                         round.spawn(recovery);
                     }
                     Err(_) => next.push(operation),
@@ -79,7 +81,7 @@ impl Agent {
     }
 
     async fn recover_or_keep_trying(self: Arc<Self>, work: Work) {
-        if let Err(error) = self.recover_one(&work.operation).await {
+        if let Err(error) = work.listed.course.steps.during(self.recover_one(&work.operation)).await {
             self.keep_trying(work, Rest::Recover, error);
         }
     }
@@ -152,8 +154,10 @@ impl Agent {
     pub(super) fn keep_trying(self: &Arc<Self>, work: Work, rest: Rest, first: Error) {
         let agent = Arc::clone(self);
         tokio::spawn(async move {
-            let Work { operation, held: _until_done } = work;
+            let Work { operation, held: _until_done, listed } = work;
             let (mut error, mut pause) = (first, FIRST_PAUSE);
+            // It is being undone or finished: there is nothing to cancel any more.
+            listed.course.steps.close();
             loop {
                 let outcome = agent.outcome(OutcomeState::Stuck, Some(&error));
                 tracing::error!(operation = %operation.id, "{} is stuck: {}", operation.plan.verb(), error.chain());
@@ -168,6 +172,11 @@ impl Agent {
                     return;
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
+                // What the machine still does to it would come after what is done now.
+                tokio::select! {
+                    () = listed.course.steps.settled() => {}
+                    () = agent.stop.cancelled() => return,
+                }
                 let done = match &rest {
                     Rest::Conclude(outcome, change) => {
                         agent.conclude(&operation, outcome.clone(), change.clone()).await

@@ -16,6 +16,24 @@ pub(crate) struct Operation {
     started_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
     error: Option<Problem>,
+    waiting: Option<Waiting>,
+}
+
+/// What an operation waits for.
+#[derive(Debug, Serialize)]
+struct Waiting {
+    #[serde(rename = "for")]
+    what: String,
+    since_ms: u64,
+    process_id: Option<u32>,
+    wedged: bool,
+}
+
+/// What cancel prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cancelled {
+    operation: Option<Operation>,
+    changed: bool,
 }
 
 /// Why an operation failed.
@@ -37,6 +55,43 @@ impl From<v1::Operation> for Operation {
             started_at: timestamp(operation.started_at),
             ended_at: timestamp(operation.ended_at),
             error: operation.error.map(Problem::from),
+            waiting: operation.waiting.map(Waiting::from),
+        }
+    }
+}
+
+impl From<v1::Waiting> for Waiting {
+    fn from(waiting: v1::Waiting) -> Self {
+        Self {
+            what: waiting.r#for,
+            since_ms: waiting.since_ms,
+            process_id: (waiting.process_id != 0).then_some(waiting.process_id),
+            wedged: waiting.wedged,
+        }
+    }
+}
+
+impl From<v1::CancelOperationResponse> for Cancelled {
+    fn from(reply: v1::CancelOperationResponse) -> Self {
+        Self { operation: reply.operation.map(Operation::from), changed: reply.changed }
+    }
+}
+
+impl Waiting {
+    /// For people: `flush /dev/sdb, for 93 s (process 4711), wedged`.
+    fn words(&self) -> String {
+        let process = self.process_id.map(|process| format!(" (process {process})")).unwrap_or_default();
+        let wedged = if self.wedged { ", wedged" } else { "" };
+        format!("{}, for {} s{process}{wedged}", self.what, self.since_ms / 1000)
+    }
+}
+
+impl View for Cancelled {
+    fn table(&self) -> String {
+        let changed = table::properties([("changed", self.changed.to_string())]);
+        match &self.operation {
+            Some(operation) => format!("{}\n{changed}", operation.table()),
+            None => changed,
         }
     }
 }
@@ -67,6 +122,7 @@ impl View for Operation {
         rows.extend(self.locator.clone().map(|locator| ("locator", locator)));
         rows.extend(self.started_at.map(|time| ("started_at", seconds(time))));
         rows.extend(self.ended_at.map(|time| ("ended_at", seconds(time))));
+        rows.extend(self.waiting.iter().map(|waiting| ("waiting_for", waiting.words())));
         if let Some(error) = &self.error {
             rows.extend([
                 ("code", error.code.clone()),
@@ -79,7 +135,7 @@ impl View for Operation {
 }
 
 impl Row for Operation {
-    const COLUMNS: &'static [&'static str] = &["id", "kind", "state", "subject", "started_at", "error"];
+    const COLUMNS: &'static [&'static str] = &["id", "kind", "state", "subject", "started_at", "waiting_for", "error"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -88,6 +144,7 @@ impl Row for Operation {
             self.state.clone(),
             self.subject.clone(),
             self.started_at.map(seconds).unwrap_or_default(),
+            self.waiting.as_ref().map(Waiting::words).unwrap_or_default(),
             self.error.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
         ]
     }
@@ -113,6 +170,12 @@ mod tests {
                 reason: "NOT_FOUND".into(),
                 message: "no LV vg/lv".into(),
             }),
+            waiting: Some(v1::Waiting {
+                r#for: "flush /dev/sdb".into(),
+                since_ms: 93_500,
+                process_id: 4711,
+                wedged: true,
+            }),
         };
         let operation = Operation::from(operation);
         assert_eq!(
@@ -126,8 +189,10 @@ mod tests {
                 "started_at": "2026-11-22T16:00:00Z",
                 "ended_at": null,
                 "error": { "code": "NOT_FOUND", "reason": "NOT_FOUND", "message": "no LV vg/lv" },
+                "waiting": { "for": "flush /dev/sdb", "since_ms": 93_500, "process_id": 4711, "wedged": true },
             })
         );
+        assert!(operation.table().contains("flush /dev/sdb, for 93 s (process 4711), wedged"));
         assert_eq!(operation.line(), "operation o attach a failed: no LV vg/lv");
     }
 }

@@ -333,6 +333,13 @@ impl v1::operations_server::Operations for Canned {
         self.asked().operations.push(request.into_inner());
         Ok(Response::new(v1::ListOperationsResponse { operations: vec![operation()] }))
     }
+
+    async fn cancel(&self, request: Request<v1::CancelOperationRequest>) -> Reply<v1::CancelOperationResponse> {
+        match request.into_inner().id.as_str() {
+            "late" => Err(refused(Code::FailedPrecondition, "WRONG_STATE", "it has changed something already")),
+            _ => Ok(Response::new(v1::CancelOperationResponse { operation: Some(operation()), changed: true })),
+        }
+    }
 }
 
 #[tonic::async_trait]

@@ -1,7 +1,7 @@
 //! Threads apart from the runtime's, for calls that nobody can end and that may last as long as a cluster is away. The runtime
 //! has a limited number of threads, which everything else needs.
 
-use crate::{Error, Result};
+use crate::{Error, Result, step};
 use std::{sync::Arc, thread};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -28,8 +28,10 @@ impl Threads {
             });
         };
         let (sender, receiver) = oneshot::channel();
+        let step = step::current();
         let run = move || {
             let done = work();
+            drop(step);
             drop(taken);
             let _nobody_waits = sender.send(done);
         };

@@ -1,6 +1,6 @@
 //! Starting tools: an empty environment, a bounded number at a time, and never a write killed half-way.
 
-use crate::{Command, Error, Output, Result, Tool};
+use crate::{Command, Error, Output, Result, Tool, step};
 use secrecy::ExposeSecret;
 use std::{
     fs,
@@ -72,6 +72,8 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
         .kill_on_drop(!command.writes)
         .spawn()
         .map_err(|source| Error::Start { tool, source })?;
+    step::is_process(child.id());
+    let step = step::current();
     let stdin = child.stdin.take().zip(command.input.clone());
     let ended = async move {
         if let Some((mut stdin, input)) = stdin {
@@ -79,7 +81,7 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
             let _unread = stdin.write_all(input.expose_secret().as_bytes()).await;
         }
         let output = child.wait_with_output().await;
-        drop(slot);
+        drop((slot, step));
         output
     };
     let output = if command.writes {

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::{Error, Output};
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::watch;
 
 /// How a call ends that was told to fail.
@@ -36,6 +36,30 @@ pub(crate) struct Planned {
     pub(crate) done: bool,
 }
 
+/// A call that waits in the kernel, or will.
+#[derive(Debug, Clone)]
+pub struct Held {
+    reached: Arc<watch::Sender<bool>>,
+    let_go: Arc<watch::Sender<bool>>,
+}
+
+impl Held {
+    /// Ends when the call is there.
+    pub async fn reached(&self) {
+        let _seen = self.reached.subscribe().wait_for(|there| *there).await.is_ok();
+    }
+
+    /// The kernel answers.
+    pub fn let_go(&self) {
+        self.let_go.send_replace(true);
+    }
+
+    pub(crate) async fn until_let_go(self) {
+        self.reached.send_replace(true);
+        let _seen = self.let_go.subscribe().wait_for(|free| *free).await.is_ok();
+    }
+}
+
 /// What somebody else does just before a call.
 pub(crate) type Interference = Box<dyn FnOnce(&Machine) + Send>;
 
@@ -51,6 +75,8 @@ pub(crate) struct Process {
     faults: VecDeque<Planned>,
     /// With a part of the call's name.
     interferences: Vec<(String, Interference)>,
+    /// With how many effects there have to be, and a part of the call's name.
+    holds: Vec<(usize, String, Held)>,
 }
 
 impl Process {
@@ -63,6 +89,7 @@ impl Process {
             commands: Vec::new(),
             faults: VecDeque::new(),
             interferences: Vec::new(),
+            holds: Vec::new(),
         }
     }
 
@@ -88,6 +115,18 @@ impl Process {
         self.effects_left = None;
         self.dead.send_replace(false);
         self.life
+    }
+
+    pub(crate) fn hang(&mut self, effects: usize, name: String) -> Held {
+        let held = Held { reached: Arc::new(watch::Sender::new(false)), let_go: Arc::new(watch::Sender::new(false)) };
+        self.holds.push((self.effects.len() + effects, name, held.clone()));
+        held
+    }
+
+    pub(crate) fn holds(&mut self, life: u64, call: &str) -> Option<Held> {
+        let is_it = |(effects, name, _): &(usize, String, Held)| *effects <= self.effects.len() && call.contains(name);
+        let place = self.holds.iter().position(is_it).filter(|_| self.lives(life))?;
+        Some(self.holds.remove(place).2)
     }
 
     pub(crate) fn did(&mut self, effect: &str) {
