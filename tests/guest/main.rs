@@ -13,6 +13,7 @@ mod cli;
 mod connection;
 mod crash;
 mod export;
+mod faults;
 mod file;
 mod inside;
 mod iscsi;

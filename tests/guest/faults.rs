@@ -1,0 +1,180 @@
+//! What goes wrong around the agent: its journal's disk, its journal, its share of the host's processes and descriptors, a
+//! device that stands still.
+
+use crate::{
+    cli::{attach, detach, figure, main_pid, mortar, start, text, until},
+    machine::{GuestStage, SOCKET, sh, try_sh},
+};
+use driver::Backend;
+use serde_json::Value;
+use std::{
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+use tests::stage::Stage;
+
+const SIZE: u64 = 16 << 20;
+const STATE: &str = "/var/lib/mortar";
+
+/// Puts something back as it was, also after a failure.
+struct Afterwards(&'static str);
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        try_sh(self.0);
+    }
+}
+
+/// The journal's disk is full: refused before any effect, reads go on, and when there is room so does the rest.
+#[tokio::test]
+async fn a_full_journal() {
+    let mut stage = GuestStage::bare();
+    let (first, second) = (stage.volume(Backend::File, "v", SIZE).await, stage.volume(Backend::File, "w", SIZE).await);
+    sh(&format!("systemctl stop mortard; mount -t tmpfs -o size=512k none {STATE}; systemctl start mortard"));
+    let _afterwards = Afterwards("systemctl stop mortard; umount /var/lib/mortar; systemctl start mortard");
+    attach("a", &first);
+    let before = stage.snapshot().await;
+    sh(&format!("dd if=/dev/zero of={STATE}/filler bs=1k status=none || true"));
+    for call in [&["attach", &*second, "--id", "b"][..], &["detach", "a"], &["manage", &*second]] {
+        let said = mortar(call).refused(5, "NO_SPACE");
+        assert!(said.contains("journal.sqlite is full: make room"), "{said}");
+    }
+    assert_eq!(stage.snapshot().await, before);
+    assert_eq!(text(&mortar(&["show", "a"]).ok(), "state"), "ready");
+    assert_eq!(mortar(&["list"]).ok().as_array().unwrap().len(), 1);
+    assert_eq!(mortar(&["operations", "--running"]).ok(), Value::Array(Vec::new()));
+    sh(&format!("rm {STATE}/filler"));
+    attach("b", &second);
+    detach("a");
+    detach("b");
+}
+
+/// The journal is overwritten: the agent says so, changes nothing, tells what it sees, and is well again when it is told to.
+#[tokio::test]
+async fn a_damaged_journal() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    let path = text(&attach("a", &locator), "path").to_owned();
+    sh(&format!(
+        "systemctl stop mortard; mkdir /run/kept; cp -a {STATE}/journal.sqlite* /run/kept/
+         dd if=/dev/urandom of={STATE}/journal.sqlite bs=1k count=8 conv=notrunc status=none; systemctl start mortard"
+    ));
+    let _afterwards = Afterwards("rm -rf /run/kept /run/damaged");
+    let before = (stage.snapshot().await, sh(&format!("sha256sum {STATE}/journal.sqlite")));
+    let said = mortar(&["detach", "a"]).refused(4, "WRONG_STATE");
+    assert!(said.contains("mortard is read-only") && said.contains("move it away"), "{said}");
+    mortar(&["attach", &locator]).refused(4, "WRONG_STATE");
+    mortar(&["manage", &locator]).refused(4, "WRONG_STATE");
+    let listed = mortar(&["list"]).ok();
+    assert_eq!((text(&listed[0], "id"), text(&listed[0], "path")), ("a", &*path), "{listed}");
+    mortar(&["volumes"]).ok();
+    assert_eq!(mortar(&["manageable", &stage.scope(Backend::Lvm)]).ok().as_array().unwrap().len(), 1);
+    mortar(&["host"]).ok();
+    let status = sh("systemctl show --property StatusText --value mortard");
+    assert!(status.contains("is damaged"), "{status}");
+    assert_eq!((stage.snapshot().await, sh(&format!("sha256sum {STATE}/journal.sqlite"))), before);
+    // As it says; then with the one that was kept, so that nothing of the test is left.
+    sh(&format!("mkdir /run/damaged; mv {STATE}/journal.sqlite* /run/damaged/; systemctl restart mortard"));
+    let again = mortar(&["attach", &locator, "--id", "a"]).ok();
+    assert_eq!(text(&again, "path"), path);
+    sh(&format!(
+        "systemctl stop mortard; rm {STATE}/journal.sqlite*; cp -a /run/kept/* {STATE}/; systemctl start mortard"
+    ));
+    detach("a");
+}
+
+/// The process's own time in ticks of the clock (proc_pid_stat(5)).
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", main_pid())).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+/// Leaves so many descriptors to the agent.
+fn leave_descriptors(free: usize) {
+    let pid = main_pid();
+    let mut used: Vec<usize> =
+        crate::cli::names(&format!("/proc/{pid}/fd")).iter().map(|name| name.parse().unwrap()).collect();
+    used.sort_unstable();
+    let limit = (0..).find(|limit| limit - used.iter().filter(|used| **used < *limit).count() == free).unwrap();
+    sh(&format!("prlimit --pid {pid} --nofile={limit}:"));
+}
+
+/// Without descriptors nobody is let in, and the agent neither dies nor spins; a device that cannot be opened is a clear
+/// error, and nothing is left.
+#[tokio::test]
+async fn no_descriptors() {
+    let mut stage = GuestStage::bare();
+    let locator = stage.volume(Backend::File, "v", SIZE).await;
+    mortar(&["list"]).ok();
+    let pid = main_pid();
+    let _afterwards = Afterwards("prlimit --pid \"$(systemctl show -P MainPID mortard)\" --nofile=65536:");
+    leave_descriptors(4);
+    let crowd: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(SOCKET).unwrap()).collect();
+    let (before, watched) = (ticks(), Duration::from_secs(2));
+    std::thread::sleep(watched);
+    let spent = ticks() - before;
+    figure("ticks in 2 s without descriptors", spent);
+    assert!(spent < 50, "it spins: {spent} of 200 ticks");
+    drop(crowd);
+    until("the next caller", Duration::from_secs(10), || (mortar(&["list"]).code == 0).then_some(()));
+    assert_eq!(main_pid(), pid, "it died");
+
+    let before = stage.snapshot().await;
+    // One is the caller's.
+    leave_descriptors(2);
+    let said = mortar(&["attach", &locator, "--id", "a"]).refused(5, "NO_RESOURCES");
+    assert!(said.contains("no file descriptors left"), "{said}");
+    assert_eq!(stage.snapshot().await, before);
+    sh(&format!("prlimit --pid {pid} --nofile=65536:"));
+    attach("a", &locator);
+    detach("a");
+}
+
+/// No process can be started: said, nothing left, and the retry works.
+#[tokio::test]
+async fn no_processes() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    // So that its threads are there.
+    attach("a", &locator);
+    detach("a");
+    let before = stage.snapshot().await;
+    let _afterwards = Afterwards("echo max >/sys/fs/cgroup/system.slice/mortard.service/pids.max");
+    sh("cd /sys/fs/cgroup/system.slice/mortard.service; cat pids.current >pids.max");
+    let said = mortar(&["attach", &locator, "--id", "a"]).refused(5, "NO_RESOURCES");
+    assert!(said.contains("no processes left"), "{said}");
+    assert_eq!(stage.snapshot().await, before);
+    sh("echo max >/sys/fs/cgroup/system.slice/mortard.service/pids.max");
+    attach("a", &locator);
+    detach("a");
+}
+
+/// A device that stands still: the detach is seen to wait for it, nobody else does, and it ends when the device goes on.
+#[tokio::test]
+async fn a_stuck_device() {
+    let mut stage = GuestStage::with_vg();
+    let (locator, other) = (stage.volume(Backend::Lvm, "v", SIZE).await, stage.volume(Backend::File, "w", SIZE).await);
+    let before = stage.snapshot().await;
+    let device = text(&attach("a", &locator), "path").to_owned();
+    let map = format!("{}-v", stage.vg());
+    sh(&format!("dmsetup suspend --nolockfs --noflush {map}"));
+    let begun = Instant::now();
+    let ran = start(&["--timeout", "2s", "detach", "a"]).end();
+    ran.refused(5, "TIMED_OUT");
+    assert!(ran.took < Duration::from_secs(5), "{:?}", ran.took);
+    attach("b", &other);
+    detach("b");
+    let waiting = until("the detach to be wedged", Duration::from_secs(20), || {
+        let operations = mortar(&["operations", "--running"]).ok();
+        let waiting = operations[0]["waiting"].clone();
+        (waiting["wedged"] == true).then_some(waiting)
+    });
+    figure("wedged after", format!("{:.1?}: {waiting}", begun.elapsed()));
+    assert!(text(&waiting, "for").contains(&device), "{waiting}");
+    sh(&format!("dmsetup resume {map}"));
+    until("the end of the detach", Duration::from_secs(20), || {
+        (mortar(&["operations", "--running"]).ok() == Value::Array(Vec::new())).then_some(())
+    });
+    assert_eq!(mortar(&["list"]).ok(), Value::Array(Vec::new()));
+    assert_eq!(stage.snapshot().await, before);
+}
