@@ -81,7 +81,7 @@ pub(crate) enum Repair {
 /// How an orphan is taken away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Remains {
-    Attached(Attached),
+    Attached(Box<Attached>),
     Export(Export),
     Link { path: PathBuf, id: Option<AttachmentId> },
 }

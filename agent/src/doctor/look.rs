@@ -102,7 +102,7 @@ fn judge(object: Object, known: &Known) -> Judged {
             Judged::new(object, Whose::Ours, how)
         }
         (Mark::Ours, _) if object.holders.is_empty() => {
-            let remains = object.remains.clone().map(Remains::Attached);
+            let remains = object.remains.clone().map(|attached| Remains::Attached(Box::new(attached)));
             Judged { remains, ..Judged::new(object, Whose::Orphan, NOBODYS) }
         }
         (Mark::Ours, Some(stale)) => {
