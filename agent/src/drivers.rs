@@ -69,6 +69,13 @@ impl Drivers {
         }
     }
 
+    /// [`Driver::tidy`] of every driver.
+    pub(crate) async fn tidy(&self) {
+        for driver in self.all.values() {
+            driver.tidy().await;
+        }
+    }
+
     /// A driver that can work here.
     pub(crate) async fn ready(&self, backend: Backend) -> Result<Arc<dyn Driver>> {
         let driver = self.get(backend)?;

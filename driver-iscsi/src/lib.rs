@@ -344,6 +344,10 @@ impl Driver for IscsiDriver {
         }
     }
 
+    async fn tidy(&self) {
+        self.initiator.database.tidy(self.initiator.host()).await;
+    }
+
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {
         match Place::all(&at.spec.locator)?.as_slice() {
             [place] => self.initiator.find_disk(place, at),

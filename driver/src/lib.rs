@@ -55,6 +55,10 @@ pub trait Driver: Send + Sync {
     /// the agent. Returns at once; a detach ends it.
     async fn tend(&self, _at: &Attached) {}
 
+    /// Removes what of ours is on this host and belongs to no attachment, such as a file that a reboot left. Called at the
+    /// start, when what a crash left is undone.
+    async fn tidy(&self) {}
+
     /// The device as the kernel lists it, or `None` where there is none. Asks no device.
     async fn find(&self, at: &Attached) -> Result<Option<Device>>;
 

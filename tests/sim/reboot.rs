@@ -46,6 +46,19 @@ async fn what_is_not_persistent_is_forgotten() {
 }
 
 #[tokio::test]
+async fn what_is_forgotten_leaves_no_file() {
+    for backend in crate::machine::BACKENDS {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        let before = stage.snapshot().await;
+        stage.client().attach(attach("a", &locator)).await.unwrap();
+        stage.reboot().await;
+        let left = crate::crash::difference(&before, &stage.snapshot().await);
+        assert!(left.lines().all(|line| line.contains("boot_id")), "{backend}: something was left behind\n{left}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_persistent_comes_back() {
     for backend in crate::machine::BACKENDS {
         let mut stage = SimStage::new().await;

@@ -50,6 +50,7 @@ impl Agent {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
         self.settle().await?;
+        self.drivers.tidy().await;
         self.remove_stray_links().await
     }
 
