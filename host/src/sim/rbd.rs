@@ -388,12 +388,22 @@ impl Machine {
 
     /// Lets an image grow. (The kernel hears of it when it looks.)
     pub fn grow_image(&self, cluster: &str, pool: &str, name: &str, size: u64) {
-        let id = self.with(|world| {
+        let id = self.image_id(cluster, pool, name);
+        self.change_image(cluster, &id, |image| image.size = size);
+    }
+
+    fn image_id(&self, cluster: &str, pool: &str, name: &str) -> String {
+        self.with(|world| {
             let mut images = world.rbd.clusters[cluster].images.iter();
             let found = images.find(|(key, image)| key.0 == pool && image.name == name);
             found.expect("a test makes the image first").1.id.clone()
-        });
-        self.change_image(cluster, &id, |image| image.size = size);
+        })
+    }
+
+    /// Renames an image (`rbd rename`).
+    pub fn rename_image(&self, cluster: &str, pool: &str, from: &str, to: &str) {
+        let id = self.image_id(cluster, pool, from);
+        self.change_image(cluster, &id, |image| image.name = to.into());
     }
 
     /// Takes a snapshot of an image. Returns its id.
