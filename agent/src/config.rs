@@ -286,6 +286,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_file_that_we_ship_holds_the_defaults() {
@@ -318,5 +319,23 @@ mod tests {
     #[test]
     fn a_missing_file_is_the_defaults_only_if_nobody_named_it() {
         assert!(Config::load(Some("/nowhere/mortard.toml".into())).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_config_panics(text in "(\\PC|[\n\\[\\]='\"]|agent|socket|limits|volumes|name_template){0,60}") {
+            let _config = Config::parse(&text, Path::new("mortard.toml"));
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(socket in "/[a-z]{1,20}", keep in 1..100_000_u32, template in "[a-z]{1,9}-%s") {
+            let mut config = Config::default();
+            config.agent.socket = socket.into();
+            config.journal.keep_operations = keep;
+            config.volumes.name_template = template;
+            prop_assume!(config.check().is_ok());
+            let text = toml::to_string(&config).unwrap();
+            prop_assert_eq!(Config::parse(&text, Path::new("mortard.toml")).unwrap(), config);
+        }
     }
 }

@@ -113,6 +113,7 @@ pub(crate) fn classify(verb: Verb, place: &Place, output: &Output) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn place() -> Place {
         Place::all(&"iscsi://10.0.0.5/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap().remove(0)
@@ -206,5 +207,19 @@ mod tests {
         let place = Place::all(&"iscsi://[::1]/iqn.2026-11.org.example:t1/1".parse().unwrap()).unwrap().remove(0);
         let line = login(&place, Duration::from_secs(1)).line();
         assert_eq!(line, "iscsiadm -m node -T iqn.2026-11.org.example:t1 -p [::1]:3260 -I mortar --login");
+    }
+
+    proptest! {
+        #[test]
+        fn no_words_panic(code in any::<i32>(), stdout in "\\PC{0,80}", stderr in "(\\PC|\n){0,80}", prefix in any::<bool>()) {
+            let stdout = if prefix { format!("iscsiadm version{stdout}") } else { stdout };
+            let output = Output { code, stdout, stderr };
+            let _version = version(&output);
+            let _just_started = has_just_started(&output);
+            for verb in [Verb::Login, Verb::Logout] {
+                let ended = classify(verb, &place(), &output);
+                prop_assert!(code != 0 || ended.is_ok());
+            }
+        }
     }
 }

@@ -28,6 +28,7 @@ pub(crate) fn is_pv(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// The first 2 KiB of a PV, made by lvm2 2.03.16.
     const REAL: &[u8] = include_bytes!("../testdata/pv.head");
@@ -46,5 +47,24 @@ mod tests {
         moved.copy_within(SECTOR..2 * SECTOR, 0);
         moved[SECTOR..].fill(0);
         assert!(!is_pv(&moved));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(head in proptest::collection::vec(any::<u8>(), 0..3000), at in 0..3000_usize) {
+            let mut head = head;
+            let at = at.min(head.len());
+            head.splice(at.., b"LABELONE".iter().copied());
+            let _is_pv = is_pv(&head);
+        }
+
+        #[test]
+        fn a_label_counts_in_the_sector_that_it_names(sector in 0..4_usize, named in 0..5_u64) {
+            let mut head = vec![0; LENGTH];
+            let label = sector * SECTOR;
+            head[label..label + SECTOR].copy_from_slice(&REAL[SECTOR..2 * SECTOR]);
+            head[label + 8..label + 16].copy_from_slice(&named.to_le_bytes());
+            prop_assert_eq!(is_pv(&head), named == sector as u64);
+        }
     }
 }

@@ -356,6 +356,7 @@ fn open<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// As lvm2 2.03.16 says it.
     #[test]
@@ -433,6 +434,17 @@ mod tests {
             ("x", false),
         ] {
             assert_eq!(can_restrict(version), fine, "{version}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_words_panic(
+            code in any::<i32>(),
+            stderr in "(\\PC|\"|\n|Volume group \"|\" not found|Failed to find logical volume \"){0,12}",
+        ) {
+            let output = Output { code, stderr, ..Output::default() };
+            prop_assert_eq!(classify(|| "do it".into(), &output).is_ok(), code == 0);
         }
     }
 }

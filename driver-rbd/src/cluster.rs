@@ -298,6 +298,7 @@ fn parsed(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn monitors_in_all_forms() {
@@ -361,5 +362,29 @@ mod tests {
         assert_eq!(key("client.admin").as_deref(), Some("first=="));
         assert_eq!(key("client.b").as_deref(), Some("second=="));
         assert_eq!(key("client.c"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_of_others_panics(text in "(\\PC|[\\[\\]=:,/;#\\\\\n]|v[12]:|mon host){0,80}") {
+            let _monitors = Monitors::parse(&text);
+            let _sections = parsed(&text);
+            let _key = key_of(&text.into(), "client.admin");
+        }
+
+        #[test]
+        fn monitors_are_read_back(addresses in proptest::collection::btree_set(any::<SocketAddr>(), 1..4)) {
+            prop_assume!(addresses.iter().all(|address| address.port() != 0));
+            // A zone is a name of this host's, and in no conf.
+            let addresses: Vec<SocketAddr> =
+                addresses.into_iter().map(|address| (address.ip(), address.port()).into()).collect();
+            let one: Vec<String> = addresses.iter().map(|address| format!("v1:{address}/0")).collect();
+            let mut read = Monitors::parse(&one.join(",")).unwrap().speaking(Messenger::One);
+            let mut given = addresses;
+            read.sort();
+            given.sort();
+            given.dedup();
+            prop_assert_eq!(read, given);
+        }
     }
 }

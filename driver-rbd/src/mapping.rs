@@ -174,6 +174,7 @@ fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_mark_is_read_back_and_knows_its_locator() {
@@ -184,6 +185,15 @@ mod tests {
         assert_ne!(Mark::new(&one), mark, "two writes");
         for other in ["", "mortar-", "client.admin", "mortar"] {
             assert_eq!(Mark::parse(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_mark_panics_and_each_is_read_back(text in "(mortar-)?\\PC{0,40}") {
+            if let Some(mark) = Mark::parse(&text) {
+                prop_assert_eq!(mark.to_string(), text);
+            }
         }
     }
 }

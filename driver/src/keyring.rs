@@ -56,6 +56,7 @@ fn is_key(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const KEY: &str = "AQBvaBVgAAAAABAAnm5LmZdPAyXSEJBPVcXfRg==";
     const OTHER: &str = "AQBvaBVgAAAAABAAothertPAyXSEJBPVcXfRzg==";
@@ -90,6 +91,25 @@ mod tests {
         ] {
             let error = of(text, "cinder").unwrap_err();
             assert!(error.contains(says) && !error.contains("hush"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_or_is_shown(text in "(\\PC|[\\[\\]=\n]){0,120}") {
+            let marked = format!("{text}\nhush-hush");
+            if let Err(error) = of(&marked, "cinder") {
+                prop_assert!(!error.contains("hush"), "{}", error);
+            }
+        }
+
+        #[test]
+        fn a_key_is_found_among_others(
+            key in "[A-Za-z0-9+/]{20,40}", before in "[a-z]{1,8}", caps in "[ -Z^-~]{0,20}",
+        ) {
+            prop_assume!(key.len() % 4 == 0 && before != "cinder");
+            let text = format!("[client.{before}]\nkey = {OTHER}\n[client.cinder]\n\tcaps mon = \"{caps}\"\n\tkey = {key}\n");
+            prop_assert_eq!(of(&text, "cinder"), Ok(key));
         }
     }
 }

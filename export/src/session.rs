@@ -53,6 +53,7 @@ fn parse(info: &str) -> Option<Session> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn reads_what_the_kernel_writes() {
@@ -64,5 +65,12 @@ mod tests {
         assert_eq!(lost.to_string(), "iqn.2026-11.org.example:guest, whose connection is lost");
         assert_eq!(parse("No active iSCSI Session for Initiator Endpoint: iqn.2026-11.org.example:guest"), None);
         assert_eq!(parse(""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(info in "(\\PC|\n|InitiatorName:|Address ){0,60}") {
+            let _session = parse(&info);
+        }
     }
 }

@@ -323,6 +323,7 @@ mod secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     const JOB: &str = r#"{"job":"manage","cluster":"ceph","conf":"/etc/ceph/ceph.conf","user":"admin","key":"c2VjcmV0",
@@ -377,5 +378,23 @@ mod tests {
         let failure = reply::<Pool>(&output(134, "")).unwrap_err();
         assert_eq!((failure.step, failure.message.as_str()), (Step::Job, "exit code 134: dlopen"));
         assert_eq!(reply::<Pool>(&output(0, "{}")).unwrap_err().step, Step::Job);
+    }
+
+    proptest! {
+        #[test]
+        fn no_reply_panics(code in 0..3_i32, stdout in "(\\PC|[{}\"\\[\\]:,]|error|fsid|images|step){0,60}") {
+            let _pool = reply::<Pool>(&Output { code, stdout, ..Output::default() });
+        }
+
+        #[test]
+        fn what_is_answered_is_read_back(
+            fsid in "\\PC{0,20}", pool_id in any::<i64>(), name in "\\PC{0,20}", size in any::<u64>(), id in "[0-9a-f]{1,12}",
+        ) {
+            let image = Image { name, id, size, ..Image::default() };
+            let pool = Pool { fsid, pool_id, images: vec![image], trash: Vec::new() };
+            let stdout = serde_json::to_string(&pool).unwrap();
+            let read = reply::<Pool>(&Output { stdout: stdout.clone(), ..Output::default() }).unwrap();
+            prop_assert_eq!(serde_json::to_string(&read).unwrap(), stdout);
+        }
     }
 }

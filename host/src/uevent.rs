@@ -75,6 +75,7 @@ pub async fn wait_for<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn parses_what_the_kernel_sends() {
@@ -85,5 +86,20 @@ mod tests {
         assert!(event.devpath.ends_with("/block/sdb"));
         assert_eq!(Uevent::parse(b"libudev\0\xfe\xed"), None);
         assert_eq!(Uevent::parse(b""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics(message in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _parsed = Uevent::parse(&message);
+        }
+
+        #[test]
+        fn what_is_sent_is_read_back(
+            action in "[a-z]{1,8}", devpath in "/[!-?A-~]{0,40}", subsystem in "[a-z_]{0,10}", noise in "[A-Z]{1,5}=[ -~]{0,9}",
+        ) {
+            let message = format!("{action}@{devpath}\0{noise}\0SUBSYSTEM={subsystem}\0");
+            prop_assert_eq!(Uevent::parse(message.as_bytes()), Some(Uevent { action, devpath, subsystem }));
+        }
     }
 }

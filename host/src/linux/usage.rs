@@ -193,6 +193,7 @@ fn openers(devices: &Devices, look: &Look) -> Vec<User> {
 mod tests {
     use super::{super::loops, *};
     use crate::Host;
+    use proptest::prelude::*;
 
     fn devices(number: &str) -> Devices {
         Devices { numbers: BTreeSet::from([number.to_owned()]), rdevs: BTreeSet::new(), directories: Vec::new() }
@@ -246,5 +247,27 @@ mod tests {
     fn unescapes_what_the_kernel_escapes() {
         assert_eq!(unescape("a\\040b\\134c"), "a b\\c");
         assert_eq!(unescape("a\\9"), "a\\9");
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_panics(table in "(\\PC|[\\\\0-9: \n-]){0,200}") {
+            let _mounted = mounted(&table, &devices("8:16"));
+        }
+
+        #[test]
+        fn what_is_mounted_is_found_under_its_name(at in "/[^\0]{0,30}") {
+            let escaped: String = at
+                .chars()
+                .map(|c| match c {
+                    ' ' | '\t' | '\n' | '\\' => format!("\\{:03o}", u32::from(c)),
+                    c => c.to_string(),
+                })
+                .collect();
+            // The kernel ends a line with a newline alone; so do we.
+            prop_assume!(!escaped.contains('\r'));
+            let table = format!("36 35 8:16 / {escaped} rw,noatime shared:1 - ext4 /dev/sdb rw\n");
+            prop_assert_eq!(mounted(&table, &devices("8:16")), [at]);
+        }
     }
 }
