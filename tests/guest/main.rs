@@ -12,6 +12,7 @@ mod brick;
 mod cli;
 mod connection;
 mod crash;
+mod doctor;
 mod export;
 mod faults;
 mod file;
