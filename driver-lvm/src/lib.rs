@@ -66,7 +66,7 @@ impl LvmDriver {
     async fn candidates(&self, vg: &Vg, lvs: &[&Lv]) -> Result<Vec<Candidate>> {
         let active = active::list(self.host())?;
         let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
-        let pvs: BTreeSet<PathBuf> = self.lvm.labels.among(lvs.iter().copied().filter_map(node).collect()).await;
+        let pvs: BTreeSet<PathBuf> = self.lvm.labels.among(lvs.iter().copied().filter_map(node).collect()).await.pvs;
         let mut candidates = Vec::new();
         for lv in lvs {
             let node = node(lv);

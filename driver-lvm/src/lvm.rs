@@ -6,7 +6,7 @@
 use crate::{
     failed,
     report::{self, Vg},
-    scan::{self, Labels},
+    scan::{self, Labelled, Labels},
     uuids,
 };
 use driver::{Error, Identity, LogicalVolume, Result, VgName};
@@ -31,6 +31,15 @@ pub(crate) enum Change<'a> {
     Activate,
     Deactivate,
     Tag { add: &'a [String], remove: &'a [String] },
+}
+
+/// What a look at all disks has found.
+struct Look {
+    vgs: Vec<Vg>,
+    /// What lvm was not content with.
+    complaint: Option<Error>,
+    /// Disks that did not answer.
+    silent: Vec<PathBuf>,
 }
 
 /// LVM on this host.
@@ -85,7 +94,7 @@ impl Lvm {
             }
             open(&self.known).remove(name);
         }
-        let (vgs, complaint) = self.look().await?;
+        let Look { vgs, complaint, silent } = self.look().await?;
         let mut named: Vec<Vg> = vgs.into_iter().filter(|vg| vg.name == name.as_str()).collect();
         match (named.pop(), named.is_empty(), complaint) {
             (Some(vg), true, _) => self.owned(vg).await,
@@ -98,6 +107,14 @@ impl Lvm {
                 ),
             }),
             (None, _, Some(complaint)) => Err(complaint),
+            // It may be there, with what an operation that crashed has left.
+            (None, _, None) if !silent.is_empty() => {
+                let silent: Vec<String> = silent.iter().map(|device| device.display().to_string()).collect();
+                Err(Error::Unreachable {
+                    what: format!("the volume group {name}"),
+                    why: format!("it is not on the disks that answer, and {} does not", silent.join(", ")),
+                })
+            }
             (None, _, None) => Err(Error::NotFound { what: format!("the volume group {name}") }),
         }
     }
@@ -105,8 +122,8 @@ impl Lvm {
     /// Every VG of this host.
     pub(crate) async fn groups(&self) -> Result<Vec<Vg>> {
         match self.look().await? {
-            (vgs, Some(complaint)) if vgs.is_empty() => Err(complaint),
-            (vgs, _) => {
+            Look { vgs, complaint: Some(complaint), .. } if vgs.is_empty() => Err(complaint),
+            Look { vgs, .. } => {
                 let mut owned = Vec::new();
                 for vg in vgs {
                     owned.push(self.owned(vg).await?);
@@ -172,9 +189,10 @@ impl Lvm {
     }
 
     /// Looks at all disks, and learns which VG is on which of them.
-    async fn look(&self) -> Result<(Vec<Vg>, Option<Error>)> {
+    async fn look(&self) -> Result<Look> {
         let suspects = scan::suspects(self.host.as_ref(), &self.links).await?;
-        let pvs: Vec<PathBuf> = self.labels.among(suspects).await.into_iter().collect();
+        let Labelled { pvs, silent } = self.labels.among(suspects).await;
+        let pvs: Vec<PathBuf> = pvs.into_iter().collect();
         let (vgs, complaint) = self.report(&pvs).await?;
         let mut known = open(&self.known);
         known.clear();
@@ -183,7 +201,7 @@ impl Lvm {
                 known.insert(name, vg.pvs.clone());
             }
         }
-        Ok((vgs, complaint))
+        Ok(Look { vgs, complaint, silent })
     }
 
     /// The VGs on some PVs, and what lvm complained about if it was not content.

@@ -42,6 +42,15 @@ pub(crate) struct Labels {
     reads: Arc<Mutex<BTreeMap<PathBuf, Read>>>,
 }
 
+/// What devices said.
+#[derive(Debug, Default)]
+pub(crate) struct Labelled {
+    /// They carry a PV label.
+    pub(crate) pvs: BTreeSet<PathBuf>,
+    /// They did not answer, so nobody knows.
+    pub(crate) silent: Vec<PathBuf>,
+}
+
 /// A read that is under way.
 #[derive(Clone)]
 struct Read {
@@ -55,8 +64,8 @@ impl Labels {
         Self { host, reads: Arc::default() }
     }
 
-    /// Those of the devices that carry a PV label.
-    pub(crate) async fn among(&self, devices: Vec<PathBuf>) -> BTreeSet<PathBuf> {
+    /// Which of the devices carry a PV label.
+    pub(crate) async fn among(&self, devices: Vec<PathBuf>) -> Labelled {
         let mut looks = JoinSet::new();
         for device in devices {
             let (read, is_new) = self.read(&device);
@@ -64,18 +73,24 @@ impl Labels {
                 let Read { since, mut answer } = read;
                 // The other end goes with the read.
                 let told = async { answer.wait_for(Option::is_some).await.is_ok_and(|told| *told == Some(true)) };
-                match timeout_at(since + PATIENCE, told).await {
-                    Ok(is_pv) => is_pv.then_some(device),
-                    Err(_) if is_new => {
-                        let device = device.display();
-                        tracing::warn!(%device, "it does not answer: left out of the search for PVs until it does");
-                        None
-                    }
-                    Err(_) => None,
+                let is_pv = timeout_at(since + PATIENCE, told).await.ok();
+                if is_pv.is_none() && is_new {
+                    let device = device.display();
+                    tracing::warn!(%device, "it does not answer: left out of the search for PVs until it does");
                 }
+                (device, is_pv)
             });
         }
-        looks.join_all().await.into_iter().flatten().collect()
+        let mut labelled = Labelled::default();
+        for (device, is_pv) in looks.join_all().await {
+            match is_pv {
+                Some(true) => drop(labelled.pvs.insert(device)),
+                Some(false) => {}
+                None => labelled.silent.push(device),
+            }
+        }
+        labelled.silent.sort();
+        labelled
     }
 
     /// The read of a device that is under way, or one that begins now.

@@ -5,7 +5,7 @@ use crate::machine::{CLUSTER, DIRECTORY, IQN, POOL, SimStage, VG};
 use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proto::v1;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tests::{
     client::{Client, attach, manage},
     stage::Stage,
@@ -247,6 +247,31 @@ async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran 
     let open = stage.client().operations.list(unfinished).await.unwrap().into_inner().operations;
     assert!(open.is_empty(), "{place}: {open:?}");
     Ran::Whole
+}
+
+/// A volume that cannot be looked at when the agent starts again may hold what the dead one has left: so its operation is
+/// not over.
+#[tokio::test]
+async fn a_manage_whose_disk_is_silent_at_the_restart() {
+    for at in 2..=3 {
+        let mut stage = SimStage::new().await;
+        let locator = LVM.make(&mut stage).await;
+        let bare = stage.snapshot().await;
+        assert!(crash(&stage, Verb::Manage, &locator, at).await, "a manage has fewer than {at} effects");
+        stage.kill();
+        let never = host::Error::TimedOut { what: "/dev/vda".into(), after: Duration::ZERO };
+        stage.machine.fail_next("head /dev/vda", never);
+        stage.start().await;
+        let running = v1::ListOperationsRequest { running_only: true, limit: 0 };
+        let open = stage.client().operations.list(running).await.unwrap().into_inner().operations;
+        assert_eq!(open.len(), 1, "crash after effect {at}: {open:?}");
+        stage.kill();
+        stage.start().await;
+        Verb::Manage.call(stage.client(), &locator).await;
+        assert!(Verb::Unmanage.call(stage.client(), &locator).await);
+        let left = difference(&bare, &stage.snapshot().await);
+        assert!(left.is_empty(), "crash after effect {at}: something was left behind\n{left}");
+    }
 }
 
 /// The lines that only one of them has.
