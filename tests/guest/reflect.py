@@ -124,7 +124,9 @@ def main(socket, locator, lv):
     assert client.call(attachments, "Extend", id="python").changed is False
     assert client.call(operations, "Get", id=attached.operation_id).subject == "python"
     assert client.call(operations, "List", limit=3).operations
+    assert client.call(operations, "Cancel", id=attached.operation_id).changed is False
     assert client.call(host, "GetHost").name
+    assert any(there.name == attached.attachment.path for there in client.call(host, "Diagnose").objects)
     assert client.call(attachments, "Detach", id="python").changed is True
     assert client.call(attachments, "Get", id="python") == "NOT_FOUND"
     scope = locator.rsplit("/", 1)[0]
