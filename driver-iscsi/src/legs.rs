@@ -35,6 +35,12 @@ impl Leg {
     }
 }
 
+/// Those of a map's paths that are none of these legs.
+pub(crate) fn strangers(mut slaves: Vec<String>, legs: &[Leg]) -> Vec<String> {
+    slaves.retain(|slave| !legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave));
+    slaves
+}
+
 impl Initiator {
     /// What stands at a place, of ours or from before the attachment.
     pub(crate) fn leg(&self, place: &Place, footprint: &Footprint) -> Result<Option<Leg>> {
@@ -128,8 +134,7 @@ impl Initiator {
         // First its paths, then ours: one that comes in between is no stranger.
         let slaves = map.slaves(self.host()).map_err(machine("list the map's paths"))?;
         let legs = self.legs(places, footprint)?;
-        let ours = |slave: &String| legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave);
-        if matches!(footprint, Footprint::Iscsi { map_was_here: true, .. }) || !slaves.iter().all(ours) {
+        if matches!(footprint, Footprint::Iscsi { map_was_here: true, .. }) || !strangers(slaves, &legs).is_empty() {
             return Err(Error::WrongState {
                 what: format!(
                     "{} has paths from elsewhere and is writable; detach it there to have it read-only",
@@ -183,8 +188,7 @@ impl Initiator {
     pub(crate) async fn prove_strangers(&self, map: &Map, legs: &[Leg]) -> Result<()> {
         let host = self.host();
         let slaves = map.slaves(host).map_err(machine("list the map's paths"))?;
-        let is_known = |slave: &String| legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave);
-        for slave in slaves.iter().filter(|slave| !is_known(slave)) {
+        for slave in &strangers(slaves, legs) {
             if !multipath::is_running(host, slave).map_err(machine("read a path's state"))? {
                 continue;
             }

@@ -15,7 +15,7 @@
 
 use crate::{
     Initiator,
-    legs::Leg,
+    legs::{Leg, strangers},
     machine,
     multipath::{self, Map, Said},
     proof,
@@ -58,20 +58,17 @@ impl Initiator {
     /// Whether it has a path that is none of these.
     pub(crate) fn has_strangers(&self, map: &Map, legs: &[Leg]) -> Result<bool> {
         let slaves = map.slaves(self.host()).map_err(machine("list the map's paths"))?;
-        let ours = |slave: &String| legs.iter().filter_map(|leg| leg.disk.as_ref()).any(|disk| disk.name == *slave);
-        Ok(!slaves.iter().all(ours))
+        Ok(!strangers(slaves, legs).is_empty())
     }
 
     /// Takes our paths out of somebody else's map.
     async fn leave_map(&self, map: &Map, legs: &[Leg], deadline: Instant) -> Result<Option<Residual>> {
         for disk in legs.iter().filter_map(|leg| leg.disk.as_ref()) {
-            let over = || Map::over(self.host(), &disk.name);
-            if over().map_err(machine("look for the multipath map"))?.as_ref() != Some(map) {
+            let over = Map::over(self.host(), &disk.name).map_err(machine("look for the multipath map"))?;
+            if over.as_ref() != Some(map) {
                 continue;
             }
-            let said = multipath::del_path(self.host(), &disk.name).await?;
-            let left = || Ok(over()?.is_none().then_some(()));
-            if wait_for(self.host(), deadline, left).await.map_err(machine("wait for the path to leave"))?.is_none() {
+            if let Some(said) = self.take_out(map, disk, deadline).await? {
                 return Ok(Some(Residual {
                     kind: ResidualKind::Device,
                     name: disk.node().display().to_string(),
@@ -117,13 +114,19 @@ impl Initiator {
         self.flush(&node, deadline).await
     }
 
-    /// Sees that a path which is another volume by now gets nothing of what is flushed.
-    async fn leave_out(&self, map: &Map, disk: &BlockDevice, found: &Identity, deadline: Instant) -> Result<()> {
+    /// Takes a path out of a map, and sees that it has left it; if it has not, what the daemon said.
+    async fn take_out(&self, map: &Map, disk: &BlockDevice, deadline: Instant) -> Result<Option<Said>> {
         let said = multipath::del_path(self.host(), &disk.name).await?;
         let left = || Ok((!map.slaves(self.host())?.contains(&disk.name)).then_some(()));
-        match wait_for(self.host(), deadline, left).await.map_err(machine("wait for the path to leave"))? {
-            Some(()) => Ok(()),
-            None => Err(Error::TimedOut {
+        let left = wait_for(self.host(), deadline, left).await.map_err(machine("wait for the path to leave"))?;
+        Ok(left.is_none().then_some(said))
+    }
+
+    /// Sees that a path which is another volume by now gets nothing of what is flushed.
+    async fn leave_out(&self, map: &Map, disk: &BlockDevice, found: &Identity, deadline: Instant) -> Result<()> {
+        match self.take_out(map, disk, deadline).await? {
+            None => Ok(()),
+            Some(said) => Err(Error::TimedOut {
                 waiting_for: format!(
                     "{}, which is {found} by now, to leave {}; multipathd said {said:?} to `del path {}`. Nothing was \
                      flushed, and nothing detached",
