@@ -22,6 +22,14 @@ fn machine() -> Machine {
     machine
 }
 
+/// With a unit at a target of its own, the second way of [`two_targets`].
+fn also_at_another_target(unit: LogicalUnit) -> Machine {
+    let machine = machine();
+    machine.add_target(T2, &["10.9.0.5:3260"]);
+    machine.map_lun(T2, 5, unit);
+    machine
+}
+
 fn four() -> Spec {
     spec(&format!("iscsi://{}/{T1}/0", PORTALS.join(",")))
 }
@@ -182,9 +190,7 @@ async fn ways_that_disagree_are_refused() {
     for (unit, named) in
         [(LogicalUnit::disk(B, SIZE), format!("3{B}")), (LogicalUnit::disk(A, 2 * SIZE), (2 * SIZE).to_string())]
     {
-        let machine = machine();
-        machine.add_target(T2, &["10.9.0.5:3260"]);
-        machine.map_lun(T2, 5, unit);
+        let machine = also_at_another_target(unit);
         let before = machine.snapshot();
         let error = attach_with(&driver(&machine), &two_targets(), &all()).await.unwrap_err();
         assert!(matches!(error, Error::Mismatch { .. }), "{error:?}");
@@ -197,9 +203,7 @@ async fn ways_that_disagree_are_refused() {
 /// A way that disagrees when the attachment stands already is told, once, and nothing of it stays.
 #[tokio::test(start_paused = true)]
 async fn a_late_way_that_disagrees_is_left_out() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(B, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(B, SIZE));
     let before = machine.snapshot();
     machine.cut_portal("10.9.0.5:3260", true);
     let driver = driver(&machine);
@@ -223,9 +227,7 @@ async fn a_late_way_that_disagrees_is_left_out() {
 
 #[tokio::test(start_paused = true)]
 async fn several_targets_and_units_are_one_volume() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, device) = attach_with(&driver, &two_targets(), &all()).await.unwrap();
@@ -237,9 +239,7 @@ async fn several_targets_and_units_are_one_volume() {
 /// Once attached, a path that became another volume is seen, and gets nothing of what is flushed.
 #[tokio::test(start_paused = true)]
 async fn a_path_that_became_another_volume_is_named() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, _) = attach_with(&driver, &two_targets(), &all()).await.unwrap();
@@ -259,9 +259,7 @@ async fn a_path_that_became_another_volume_is_named() {
 /// As long as such a path is in the map, what is flushed could reach it.
 #[tokio::test(start_paused = true)]
 async fn a_path_that_became_another_volume_and_stays_in_the_map() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
     let before = machine.snapshot();
     let driver = driver(&machine);
     let (at, _) = attach_with(&driver, &two_targets(), &all()).await.unwrap();
@@ -369,9 +367,7 @@ async fn an_operators_map_stays() {
 /// Nor is an operator's map handed out that leads to another volume by one of his own paths.
 #[tokio::test(start_paused = true)]
 async fn an_operators_path_that_became_another_volume() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
     machine.operator_login(T2, "10.9.0.5:3260", "manual");
     operators_map(&machine, PORTALS[1]).await;
     let before = machine.snapshot();
@@ -506,9 +502,7 @@ async fn four_paths_grow_together_or_not_at_all() {
 
 #[tokio::test(start_paused = true)]
 async fn ways_that_grew_differently_are_not_resized() {
-    let machine = machine();
-    machine.add_target(T2, &["10.9.0.5:3260"]);
-    machine.map_lun(T2, 5, LogicalUnit::disk(A, SIZE));
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
     let driver = driver(&machine);
     let (at, _) = attach_with(&driver, &two_targets(), &all()).await.unwrap();
     machine.resize_lun(T2, 5, 2 * SIZE);
