@@ -2,6 +2,7 @@
 //! asked, and how it says no. Pure: no I/O, and no knowledge of any of our other crates.
 
 pub mod connection_info;
+mod derivation;
 mod error;
 mod finding;
 mod image;
@@ -11,6 +12,7 @@ mod locator;
 mod names;
 mod volume;
 
+pub use derivation::{Derivation, Derived, DiskFormat, Means};
 pub use error::{Error, Result};
 pub use finding::{Finding, Severity};
 pub use image::{CephUser, ClusterName, Image, ImageName, Pool, PoolName, RbdNamespace, SnapshotName};
@@ -95,6 +97,24 @@ pub trait Driver: Send + Sync {
     /// only that name is looked at; so one that somebody renamed by hand may be missed.
     async fn named(&self, scope: Option<&Scope>, id: VolumeId) -> Result<Option<Volume>> {
         Ok(self.volumes(scope).await?.into_iter().find(|volume| volume.id == id))
+    }
+
+    /// Checks that a volume can begin as a copy of `image` and says where it will be. `owner` is the UUID of an instance.
+    /// [`Error::WrongState`] if such a volume of this owner is there already. Only reads.
+    async fn plan_derivation(&self, image: &Locator, _owner: &str) -> Result<Derivation> {
+        Err(Error::Unsupported { what: format!("{image} cannot be an image: its backend cannot copy on write") })
+    }
+
+    /// Makes the derived volume, from whichever step is still undone. The image is not written.
+    async fn derive(&self, derivation: &Derivation, _deadline: Instant) -> Result<Derived> {
+        Err(Error::Unsupported { what: format!("{} cannot be made: its backend cannot copy on write", derivation.to) })
+    }
+
+    /// Takes a derived volume away, however far [`Driver::derive`] came, and sees that it is gone; absent is fine.
+    /// [`Error::InUse`], with nothing touched, if somebody uses it; [`Error::WrongState`] if what has its name does not
+    /// bear its mark.
+    async fn discard(&self, derivation: &Derivation, _deadline: Instant) -> Result<()> {
+        Err(Error::Unsupported { what: format!("{} cannot be discarded: its backend makes none", derivation.to) })
     }
 
     /// Everything on this host of the sorts that this driver brings, whoever's. For each it tells to which of the `known` it
