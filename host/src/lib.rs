@@ -14,7 +14,7 @@ mod module;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
-mod step;
+pub mod step;
 mod uevent;
 
 pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
