@@ -106,9 +106,11 @@ impl Judged {
         let plan = &operation.plan;
         let is_named = || self.name.ends_with(&plan.subject());
         let is_export = matches!(plan, Plan::Export { .. } | Plan::Unexport { .. });
-        let is_of = |backend| plan.locator().backend() == backend;
+        let is_of = |backend| plan.locator().is_some_and(|locator| locator.backend() == backend);
         match self.kind {
             ObjectKind::Record | ObjectKind::StablePath => is_named(),
+            ObjectKind::RescueDisk => self.what.ends_with(&plan.subject()),
+            ObjectKind::Seed => self.name.contains(&plan.subject()),
             ObjectKind::Volume => self.what.ends_with(&plan.subject()),
             ObjectKind::Session | ObjectKind::NodeRecord | ObjectKind::Device | ObjectKind::MultipathMap => {
                 is_of(Backend::Iscsi)

@@ -17,13 +17,17 @@ mod drivers;
 mod hostinfo;
 mod journal;
 mod locks;
+mod no_hypervisor;
 mod operation;
 mod running;
+mod seed;
 mod service;
 mod socket;
 mod status;
 mod unrecorded;
 mod watch;
+
+pub use no_hypervisor::NoHypervisor;
 
 use crate::{
     admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
@@ -31,8 +35,9 @@ use crate::{
 };
 use export::{ExportConfig, Exporter};
 use host::{Attended, Host};
+use hypervisor::{Announced, Hypervisor};
 use proto::v1::{
-    attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
+    attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer, instances_server::InstancesServer,
     operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{future::Future, sync::Arc};
@@ -78,10 +83,14 @@ pub struct Mortard {
 impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
     /// there and be ours alone. Without a journal it starts read-only.
-    pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        host: Arc<dyn Host>,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Result<Self, StartError> {
         let host: Arc<dyn Host> = Arc::new(Attended::new(host));
         let drivers = Self::check(&config, &host).await?;
-        Self::recover(config, host, drivers).await
+        Self::recover(config, host, drivers, hypervisor).await
     }
 
     /// What can be known to be wrong before anything is touched.
@@ -92,7 +101,12 @@ impl Mortard {
         Ok(drivers)
     }
 
-    async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
+    async fn recover(
+        config: Config,
+        host: Arc<dyn Host>,
+        drivers: Drivers,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Result<Self, StartError> {
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
             configfs: "/sys/kernel/config".into(),
@@ -103,6 +117,7 @@ impl Mortard {
             boot_id: facts.boot_id,
             running: Running::default(),
             exporter: Exporter::new(Arc::clone(&host), exports),
+            hypervisor: Arc::new(Announced::new(Arc::clone(&host), hypervisor)),
             host,
             drivers,
             journal,
@@ -143,6 +158,7 @@ impl Mortard {
             .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(ExportsServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(InstancesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(OperationsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(HostServer::new(service).max_decoding_message_size(bytes))
             .add_service(health_service)
@@ -193,6 +209,7 @@ async fn report_health(health: HealthReporter, journal: Journal) {
         AttachmentsServer::<Service>::NAME,
         VolumesServer::<Service>::NAME,
         ExportsServer::<Service>::NAME,
+        InstancesServer::<Service>::NAME,
         OperationsServer::<Service>::NAME,
     ];
     for name in need_the_journal {
@@ -209,6 +226,7 @@ async fn report_health(health: HealthReporter, journal: Journal) {
 pub async fn run(
     config: Config,
     host: Arc<dyn Host>,
+    hypervisor: Arc<dyn Hypervisor>,
     ready: impl FnOnce(Option<&str>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
@@ -216,7 +234,7 @@ pub async fn run(
     let drivers = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, drivers).await?;
+    let mortard = Mortard::recover(config, host, drivers, hypervisor).await?;
     let listener: UnixListener = socket::bind(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     ready(mortard.agent.journal.lost().as_deref());

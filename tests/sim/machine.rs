@@ -4,6 +4,7 @@ use agent::{Mortard, config::Config};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
+use hypervisor::sim::Domains;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,6 +25,8 @@ pub(crate) const DIRECTORY: &str = "/srv/volumes";
 
 pub(crate) struct SimStage {
     pub(crate) machine: Machine,
+    /// The virtual machines on it.
+    pub(crate) domains: Domains,
     /// Of the next agent that is started; its state directory is the stage's.
     pub(crate) config: Config,
     directory: TempDir,
@@ -47,7 +50,16 @@ impl SimStage {
         let directory = TempDir::new().unwrap();
         config.agent.state_directory = directory.path().to_owned();
         let mut stage =
-            Self { machine, config, directory, generation: 0, agent: None, stop: Arc::default(), next_lun: 0 };
+            Self {
+                machine,
+                domains: Domains::new(),
+                config,
+                directory,
+                generation: 0,
+                agent: None,
+                stop: Arc::default(),
+                next_lun: 0,
+            };
         stage.start().await;
         stage
     }
@@ -72,8 +84,9 @@ impl SimStage {
         self.generation += 1;
         let listener = UnixListener::bind(self.socket()).unwrap();
         let host = Arc::new(self.machine.clone());
+        let hypervisor = Arc::new(self.domains.on(self.machine.clone()));
         let mortard = tokio::select! {
-            mortard = Mortard::start(config, host) => mortard.unwrap(),
+            mortard = Mortard::start(config, host, hypervisor) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
         self.stop = Arc::default();
@@ -176,6 +189,7 @@ impl Stage for SimStage {
         ["session", "connection"]
             .into_iter()
             .fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
+            + &self.domains.snapshot()
     }
 
     async fn kill_and_restart(&mut self) {

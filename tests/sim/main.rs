@@ -13,6 +13,7 @@ mod journal;
 mod limits;
 mod machine;
 mod reboot;
+mod rescue;
 mod volumes;
 
 use machine::SimStage;

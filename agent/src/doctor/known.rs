@@ -46,6 +46,8 @@ impl Known {
                 }
                 Plan::Unexport { id, .. } => known.hold_export(id, owner),
                 Plan::Extend { .. } | Plan::Manage { .. } | Plan::Unmanage { .. } => {}
+                // Its record stands from its beginning to its end.
+                Plan::Rescue { .. } | Plan::Unrescue { .. } | Plan::Power { .. } => {}
             }
         }
         Ok(known)
