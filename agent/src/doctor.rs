@@ -109,7 +109,7 @@ impl Judged {
         let is_of = |backend| plan.locator().backend() == backend;
         match self.kind {
             ObjectKind::Record | ObjectKind::StablePath => is_named(),
-            ObjectKind::Volume => self.what.ends_with(&plan.subject()),
+            ObjectKind::Volume | ObjectKind::RescueDisk => self.what.ends_with(&plan.subject()),
             ObjectKind::Session | ObjectKind::NodeRecord | ObjectKind::Device | ObjectKind::MultipathMap => {
                 is_of(Backend::Iscsi)
             }

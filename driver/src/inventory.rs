@@ -59,6 +59,8 @@ pub enum ObjectKind {
     Record,
     /// A managed volume.
     Volume,
+    /// A volume that was made for a rescue.
+    RescueDisk,
     /// Our link to a device.
     StablePath,
     /// An iSCSI session.
@@ -88,6 +90,7 @@ impl fmt::Display for ObjectKind {
         f.write_str(match self {
             Self::Record => "record",
             Self::Volume => "volume",
+            Self::RescueDisk => "rescue disk",
             Self::StablePath => "stable path",
             Self::Session => "session",
             Self::NodeRecord => "node record",
