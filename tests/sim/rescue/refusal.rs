@@ -52,7 +52,9 @@ async fn what_a_rescue_would_lose_is_refused() {
         stage.domains.put(&defined.replace("<devices>", &format!("<devices>{what}")));
     };
     is_wrong_state("has a TPM", |stage| with(stage, "<tpm model='tpm-crb'><backend type='emulator'/></tpm>")).await;
-    is_wrong_state("has no hard disk", |stage| drop(stage.domains.put(&domain("")))).await;
+    is_wrong_state("has no hard disk", |stage| {
+        stage.domains.put(&domain(""));
+    }).await;
     is_wrong_state("is not there: /dev/nowhere", |stage| {
         stage.domains.put(&domain(&disk("block", "dev='/dev/nowhere'/>", "vda")));
     })
@@ -188,7 +190,9 @@ async fn a_definition_that_changes_while_it_is_rescued_is_kept() {
     let stage = small(true).await;
     let changed = stage.domains.defined(uuid()).unwrap().replace("<devices>", "<!-- his --><devices>");
     let (domains, his) = (stage.domains.clone(), changed.clone());
-    stage.machine.before_next(format!("commit libvirt: stop {UUID}"), move |_| drop(domains.put(&his)));
+    stage.machine.before_next(format!("commit libvirt: stop {UUID}"), move |_| {
+        domains.put(&his);
+    });
     let refused = stage.client().rescue(image()).await.unwrap_err();
     assert!(refused.message.contains("somebody changed the definition of web1 meanwhile"), "{refused:?}");
     assert_eq!(stage.domains.defined(uuid()).unwrap(), changed);
