@@ -132,6 +132,18 @@ pub trait Host: Send + Sync + 'static {
     /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
     async fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
+    /// Makes a file, for nobody but us to open, that shares the blocks of another and goes ways of its own from then on
+    /// (`FICLONERANGE(2)`). Returns what was copied. [`Error::Io`] of the kind `Unsupported` where the file system cannot, with
+    /// nothing left. [`Error::Exists`] if the name is taken.
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat>;
+
+    /// As [`Host::reflink`], byte by byte, but for the holes. The step tells how far it is. It ends at the deadline, or when
+    /// its work is cancelled, with nothing left.
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat>;
+
+    /// Which processes have a file open, by its path. None of us count.
+    async fn openers(&self, file: &Path) -> Result<Vec<User>>;
+
     /// Removes a file, a link or an empty directory. Absent is fine, and so is a directory that is not empty.
     async fn remove(&self, path: &Path) -> Result<()>;
 

@@ -128,6 +128,8 @@ mod ioctls {
     //! The ioctls on any block device (`include/uapi/linux/fs.h`).
     nix::ioctl_none_bad!(blkflsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), nix::libc::c_int);
+    // And the one on files.
+    nix::ioctl_write_int!(ficlone, 0x94, 9);
 }
 
 #[async_trait]
@@ -288,6 +290,26 @@ impl Host for Linux {
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let (old, new) = (from.to_owned(), to.to_owned());
         blocking(format!("rename of {}", from.display()), PATIENCE, move || files::rename(&old, &new)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let (source, target) = (from.to_owned(), to.to_owned());
+        blocking(format!("share of {}", from.display()), PATIENCE, move || files::reflink(&source, &target)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let (source, target, step) = (from.to_owned(), to.to_owned(), step::current());
+        let left = deadline.saturating_duration_since(Instant::now());
+        // It ends by itself when the time is over, unless a disk hangs.
+        blocking(format!("copy of {}", from.display()), left + PATIENCE, move || {
+            files::copy(&source, &target, left, step.as_ref())
+        })
+        .await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        let owned = file.to_owned();
+        blocking(format!("search for users of {}", file.display()), PATIENCE, move || Ok(usage::of_file(&owned))).await
     }
 
     async fn remove(&self, path: &Path) -> Result<()> {

@@ -172,6 +172,16 @@ impl Machine {
         self.with(|world| world.files.create(path, Vec::new(), size_bytes, 0o600));
     }
 
+    /// Its file systems share blocks between files (`FICLONE`), or (`false`) know nothing of it.
+    pub fn set_reflinks(&self, known: bool) {
+        self.with(|world| world.files.reflinks = known);
+    }
+
+    /// Writes a file of bytes, which begins anew if it is there.
+    pub fn put_bytes(&self, path: impl AsRef<Path>, bytes: &[u8]) {
+        self.with(|world| world.files.create(path, bytes.to_vec(), bytes.len() as u64, 0o600));
+    }
+
     /// Lets a file grow or shrink.
     pub fn truncate(&self, path: impl AsRef<Path>, size_bytes: u64) {
         self.with(|world| {
@@ -491,6 +501,31 @@ impl Host for Machine {
         self.call(&name, |world| world.effect(&name, rename)).await
     }
 
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let share = |world: &mut World| match world.files.reflinks {
+            true => copy(world, from, to),
+            false => Err(Error::io("share the blocks of", from)(io::ErrorKind::Unsupported.into())),
+        };
+        let name = format!("reflink {} {}", from.display(), to.display());
+        self.call(&name, |world| match world.files.reflinks {
+            true => world.effect(&name, share),
+            false => world.attempt(&name, share),
+        })
+        .await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let name = format!("copy {} {}", from.display(), to.display());
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.call_within(&name, left, |world| world.effect(&name, |world| copy(world, from, to))).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        let name = format!("openers {}", file.display());
+        let key = file.display().to_string();
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.users_of(&key)))).await
+    }
+
     async fn remove(&self, path: &Path) -> Result<()> {
         let name = format!("remove {}", path.display());
         self.call(&name, |world| match world.files.stat(path) {
@@ -619,6 +654,13 @@ impl Host for Machine {
     async fn effect(&self, what: &str) {
         // Nobody but a fault can refuse it, and a fault has nobody to tell.
         let _done = self.call(what, |world| world.effect(what, |_| Ok(()))).await;
+    }
+}
+
+fn copy(world: &mut World, from: &Path, to: &Path) -> Result<FileStat> {
+    match world.files.stat(to) {
+        Some(_) => Err(Error::Exists { path: to.into() }),
+        None => world.files.copy(from, to).ok_or_else(|| absent("open", from)),
     }
 }
 

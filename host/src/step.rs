@@ -173,6 +173,21 @@ pub fn current() -> Option<Going> {
     STEP.try_with(Going::clone).ok()
 }
 
+impl Going {
+    /// How far it is, for whoever asks what the work waits for.
+    pub(crate) fn says(&self, what: impl Into<String>) {
+        let Self(mark) = self;
+        if let Some(step) = mark.steps.state().going.get_mut(&mark.number) {
+            step.what = what.into();
+        }
+    }
+
+    /// Whether the work was asked to give up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.steps.is_cancelled()
+    }
+}
+
 /// The step that this call is, is this process.
 pub(crate) fn is_process(process: Option<u32>) {
     let _nobody_asks = STEP.try_with(|Going(mark)| {

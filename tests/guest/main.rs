@@ -12,6 +12,7 @@ mod brick;
 mod cli;
 mod connection;
 mod crash;
+mod derive;
 mod doctor;
 mod export;
 mod faults;
