@@ -242,3 +242,6 @@ impl std::str::FromStr for Bus {
 fn odd(why: impl std::fmt::Display) -> Error {
     Error::WrongState { what: format!("the definition cannot be used: {why}") }
 }
+
+#[cfg(test)]
+mod tests;

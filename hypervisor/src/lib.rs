@@ -3,6 +3,8 @@
 
 mod announced;
 pub mod definition;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 

@@ -122,8 +122,8 @@ fn mark(definition: &Definition<'_>, rescue: &Rescue, edits: &mut Edits<'_>) -> 
             edits.replace(at..range.end, format!(">{}{marker}{indent}</metadata>", deeper(indent)));
         }
         None => {
-            let end = range.start + written.rfind("</").unwrap_or(written.len());
-            edits.insert(end, marker);
+            let content = written.rfind("</").map_or(written, |end| &written[..end]).trim_end();
+            edits.insert(range.start + content.len(), format!("{}{marker}", deeper(indent)));
         }
     }
     Ok(())
