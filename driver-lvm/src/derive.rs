@@ -15,7 +15,7 @@
 //! It is left inactive: attaching activates it, as any other LV.
 
 use crate::{
-    absent, active, attach,
+    absent, attach,
     lvm::{CHUNK, Change, Lvm},
     refuse,
     report::{Lv, Vg},
@@ -116,7 +116,7 @@ impl Lvm {
     async fn rely_on(&self, vg: &Vg, lv: &Lv) -> Result<Vec<String>> {
         let host = self.host.as_ref();
         let mut by = Vec::new();
-        if let Some(active) = active::find(host, &vg.uuid, &lv.uuid)? {
+        if let Some(active) = self.seen.find(host, &vg.uuid, &lv.uuid)? {
             by = attach::users(host, &active.node()).await?;
             let attached = scan::attached(host, &self.links).map_err(crate::failed("look at the stable paths"))?;
             if attached.contains(&active.device) || self.has_attached(&vg.uuid, &lv.uuid) {

@@ -182,6 +182,15 @@ impl Machine {
         self.with(|world| world.files.create(path, bytes.to_vec(), bytes.len() as u64, 0o600));
     }
 
+    /// Removes a raw file and makes one of zeros, which is given its number, as ext4 does.
+    pub fn recreate_raw(&self, path: impl AsRef<Path>) {
+        self.with(|world| {
+            let file = world.files.file_mut(&path).expect("a test makes anew a file that was there");
+            file.content.clear();
+            file.attributes.clear();
+        });
+    }
+
     /// Lets a file grow or shrink.
     pub fn truncate(&self, path: impl AsRef<Path>, size_bytes: u64) {
         self.with(|world| {
@@ -444,6 +453,12 @@ impl Host for Machine {
     async fn head(&self, path: &Path, length: usize, timeout: Duration) -> Result<Vec<u8>> {
         let name = format!("head {}", path.display());
         self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.head(path, length))).await
+    }
+
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        let call = format!("loop_device {name}");
+        let one = |world: &mut World| Ok(world.loops.list().into_iter().find(|device| device.name == name));
+        self.call(&call, |world| world.attempt(&call, one)).await
     }
 
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {

@@ -150,7 +150,7 @@ impl Agent {
         let begun = match record.at().scope() {
             // So that the doctor looks there.
             Ok(scope) => {
-                Change::Both(Box::new(Change::PutRescue(Box::new(record.clone()))), Box::new(Change::Place(scope.to_string())))
+                Change::All(vec![Change::PutRescue(Box::new(record.clone())), Change::Place(scope.to_string())])
             }
             Err(_) => Change::PutRescue(Box::new(record.clone())),
         };
