@@ -17,7 +17,7 @@
 //! was found: nothing is written to it, not even by SQLite itself when it closes it, and the agent is read-only.
 
 use crate::operation::{Operation, OperationId, Outcome, Plan};
-use driver::{Attached, AttachmentId, Error, Locator, Residual, Result};
+use driver::{Attached, AttachmentId, Backend, Error, Identity, Locator, Residual, Result, VolumeId};
 use export::{Export, ExportId};
 use host::Host;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, config::DbConfig, params};
@@ -31,7 +31,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
 
 const SCHEMA: &str = "
     CREATE TABLE attachment (
@@ -64,6 +64,18 @@ const SCHEMA_OF_EXPORTS: &str = "
         record TEXT NOT NULL             -- JSON
     ) STRICT;
     CREATE INDEX export_volume ON export (volume);
+";
+
+/// What layout 3 has that layout 2 had not.
+const SCHEMA_OF_MANAGED: &str = "
+    CREATE TABLE managed (               -- which volume was given a managed name
+        id       TEXT NOT NULL,          -- the volume's
+        backend  TEXT NOT NULL,
+        volume   TEXT NOT NULL,          -- the key of its managed locator
+        identity TEXT NOT NULL,          -- JSON
+        PRIMARY KEY (id, backend)
+    ) STRICT;
+    CREATE INDEX managed_volume ON managed (volume);
 ";
 
 /// How many attachments there are, or will be when what is under way has ended, without one; 0 if that one is there.
@@ -104,6 +116,15 @@ pub(crate) struct ExportRecord {
     pub(crate) residuals: Vec<Residual>,
 }
 
+/// A managed volume as the journal remembers it: the storage tells which volume has a managed name, and this one which had
+/// it when it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Managed {
+    pub(crate) id: VolumeId,
+    pub(crate) at: Locator,
+    pub(crate) identity: Identity,
+}
+
 /// What changes in the records when an operation ends, in the same commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -115,12 +136,16 @@ pub(crate) enum Change {
     Remove(AttachmentId),
     /// Volumes are managed here.
     Place(String),
+    /// This volume has a managed name now.
+    Managed(Box<Managed>),
+    /// The volume of this id has none any more.
+    Released(VolumeId, Backend),
     /// These exports are put in place.
     PutExports(Vec<ExportRecord>),
     /// This export goes.
     RemoveExport(ExportId),
-    /// Both.
-    Both(Box<Change>, Box<Change>),
+    /// Each of these.
+    All(Vec<Change>),
 }
 
 /// A handle to the thread that owns the database.
@@ -336,6 +361,7 @@ impl Journal {
             db.execute("UPDATE operation SET outcome = ? WHERE id = ?", params![outcome, id])
         })
         .await?;
+        self.host.effect("journal: stuck").await;
         Ok(())
     }
 
@@ -433,6 +459,31 @@ impl Journal {
         rows.into_iter().map(OperationRow::parse).collect()
     }
 
+    /// The volume that was given this managed name, and its id.
+    pub(crate) async fn managed_at(&self, locator: &Locator) -> Result<Option<(VolumeId, Identity)>> {
+        let volume = locator.key();
+        let found = self
+            .ask("read the journal", move |db| {
+                let query = "SELECT id, identity FROM managed WHERE volume = ?";
+                db.query_row(query, [volume], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).optional()
+            })
+            .await?;
+        found.map(|(id, identity)| Ok((id.parse()?, parse(&identity)?))).transpose()
+    }
+
+    /// Of which backends a volume is managed under this id.
+    pub(crate) async fn managed_as(&self, id: VolumeId) -> Result<Vec<Backend>> {
+        let id = id.to_string();
+        let found: Vec<String> = self
+            .ask("read the journal", move |db| {
+                let mut statement = db.prepare_cached("SELECT volume FROM managed WHERE id = ? ORDER BY volume")?;
+                let rows = statement.query_map([id], |row| row.get(0))?;
+                rows.collect()
+            })
+            .await?;
+        found.iter().map(|volume| Ok(volume.parse::<Locator>()?.backend())).collect()
+    }
+
     /// Where volumes were managed.
     pub(crate) async fn places(&self) -> Result<Vec<String>> {
         self.ask("read the journal", |db| {
@@ -511,8 +562,11 @@ fn prepare(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     if found == 0 {
         all.execute_batch(SCHEMA)?;
     }
-    all.execute_batch(SCHEMA_OF_EXPORTS)?;
-    name_ways(&all)?;
+    if found < 2 {
+        all.execute_batch(SCHEMA_OF_EXPORTS)?;
+        name_ways(&all)?;
+    }
+    all.execute_batch(SCHEMA_OF_MANAGED)?;
     all.pragma_update(None, "user_version", LAYOUT)?;
     all.commit()
 }
@@ -531,6 +585,7 @@ fn examine(db: &Connection) -> std::result::Result<(), JournalError> {
     }
     each::<Record>(db, "SELECT record FROM attachment")?;
     each::<ExportRecord>(db, "SELECT record FROM export")?;
+    each::<Identity>(db, "SELECT identity FROM managed")?;
     each::<Plan>(db, "SELECT plan FROM operation WHERE ended IS NULL")?;
     let query = "SELECT count(*) FROM operation WHERE NOT json_valid(plan) OR NOT json_valid(ifnull(outcome, 'null'))";
     let torn: i64 = db.query_row(query, [], |row| row.get(0))?;
@@ -566,6 +621,8 @@ enum RowChange {
     Put { id: String, volume: String, record: String },
     Remove(String),
     Place(String),
+    Managed { id: String, backend: String, volume: String, identity: String },
+    Released { id: String, backend: String },
     PutExport { id: String, volume: String, record: String },
     RemoveExport(String),
 }
@@ -588,8 +645,19 @@ impl Change {
                 })
                 .collect(),
             Self::RemoveExport(id) => Ok(vec![RowChange::RemoveExport(id.to_string())]),
-            Self::Both(one, other) => Ok([one.into_rows()?, other.into_rows()?].into_iter().flatten().collect()),
+            Self::All(changes) => {
+                let rows: Result<Vec<_>> = changes.into_iter().map(Self::into_rows).collect();
+                Ok(rows?.into_iter().flatten().collect())
+            }
             Self::Place(scope) => Ok(vec![RowChange::Place(scope)]),
+            Self::Managed(managed) => {
+                let Managed { id, at, identity } = *managed;
+                let (backend, identity) = (at.backend().to_string(), json(&identity)?);
+                Ok(vec![RowChange::Managed { id: id.to_string(), backend, volume: at.key(), identity }])
+            }
+            Self::Released(id, backend) => {
+                Ok(vec![RowChange::Released { id: id.to_string(), backend: backend.to_string() }])
+            }
         }
     }
 }
@@ -603,6 +671,17 @@ impl RowChange {
             ),
             Self::Remove(id) => db.execute("DELETE FROM attachment WHERE id = ?", [id]),
             Self::Place(scope) => db.execute("INSERT OR IGNORE INTO place (scope) VALUES (?)", [scope]),
+            Self::Managed { id, backend, volume, identity } => {
+                // A name is one volume's: whoever had it before has it no more.
+                db.execute("DELETE FROM managed WHERE volume = ?", [&volume])?;
+                db.execute(
+                    "INSERT OR REPLACE INTO managed (id, backend, volume, identity) VALUES (?, ?, ?, ?)",
+                    params![id, backend, volume, identity],
+                )
+            }
+            Self::Released { id, backend } => {
+                db.execute("DELETE FROM managed WHERE id = ? AND backend = ?", [id, backend])
+            }
             Self::PutExport { id, volume, record } => db.execute(
                 "INSERT OR REPLACE INTO export (id, volume, record) VALUES (?, ?, ?)",
                 params![id, volume, record],
@@ -686,6 +765,27 @@ mod tests {
             }
         };
         assert_eq!((ways("a"), ways("b")), (1, 0));
+    }
+
+    #[test]
+    fn layout_2_is_brought_to_layout_3() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(SCHEMA).unwrap();
+        db.execute_batch(SCHEMA_OF_EXPORTS).unwrap();
+        prepare(&mut db, 2).unwrap();
+        let of_each = |change: RowChange| change.apply(&db).unwrap();
+        let managed = |id: &str, identity: &str| RowChange::Managed {
+            id: id.into(),
+            backend: "lvm".into(),
+            volume: "lvm:vg/v".into(),
+            identity: identity.into(),
+        };
+        of_each(managed("one", "first"));
+        of_each(managed("other", "second"));
+        let all = || db.query_row("SELECT group_concat(id || ' ' || identity) FROM managed", [], |row| row.get(0));
+        assert_eq!(all(), Ok(Some("other second".to_owned())), "a name is one volume's");
+        of_each(RowChange::Released { id: "other".into(), backend: "lvm".into() });
+        assert_eq!(all(), Ok(None));
     }
 
     fn plan() -> Plan {

@@ -172,6 +172,15 @@ impl Machine {
         self.with(|world| world.files.create(path, Vec::new(), size_bytes, 0o600));
     }
 
+    /// Removes a raw file and makes one of zeros, which is given its number, as ext4 does.
+    pub fn recreate_raw(&self, path: impl AsRef<Path>) {
+        self.with(|world| {
+            let file = world.files.file_mut(&path).expect("a test makes anew a file that was there");
+            file.content.clear();
+            file.attributes.clear();
+        });
+    }
+
     /// Lets a file grow or shrink.
     pub fn truncate(&self, path: impl AsRef<Path>, size_bytes: u64) {
         self.with(|world| {

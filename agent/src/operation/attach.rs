@@ -112,6 +112,9 @@ impl Agent {
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
+        if let Footprint::Lvm { identity, .. } | Footprint::File { identity } = &attached.footprint {
+            self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
+        }
         let plan = Plan::Attach { id, attached: attached.clone() };
         let mut work = self.begin(plan, held, request.attempt.deadline).await?;
         let attach = driver.attach(&request.spec, &attached.footprint, &request.attempt);
@@ -127,6 +130,13 @@ impl Agent {
                         expected: before.to_string(),
                         found: device.identity.to_string(),
                     };
+                    return self.undo(work, mismatch).await;
+                }
+                // Which image a name stands for is known only now.
+                if let Locator::Rbd(_) = &attached.spec.locator
+                    && let Err(mismatch) =
+                        self.still_managed(driver.as_ref(), &attached.spec.locator, &device.identity).await
+                {
                     return self.undo(work, mismatch).await;
                 }
                 attached.identity = Some(device.identity.clone());
