@@ -735,10 +735,9 @@ impl RowChange {
                 params![id, volume, record],
             ),
             Self::RemoveExport(id) => db.execute("DELETE FROM export WHERE id = ?", [id]),
-            Self::PutRescue { instance, record } => db.execute(
-                "INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)",
-                params![instance, record],
-            ),
+            Self::PutRescue { instance, record } => {
+                db.execute("INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)", params![instance, record])
+            }
             Self::RemoveRescue(instance) => db.execute("DELETE FROM rescue WHERE instance = ?", [instance]),
         }
     }
@@ -888,7 +887,7 @@ mod tests {
     #[tokio::test]
     async fn after_a_stop_the_file_is_the_whole_journal() {
         let (directory, journal) = journal();
-        journal.begin(&operation(), 1).await.unwrap();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
         let log = directory.path().join("journal.sqlite-wal");
         assert_ne!(log.metadata().unwrap().len(), 0);
         journal.complete().await;

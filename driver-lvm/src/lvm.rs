@@ -211,7 +211,7 @@ impl Lvm {
             format!("{}/{image}", vg.name),
         ]);
         let command = Command::write(Tool::Lvm, args.into_iter().chain(devices(&vg.pvs)));
-        let output = self.run(command.within(left(Some(deadline))?)).await?;
+        let output = self.run(command.within(left(&to.vg, Some(deadline))?)).await?;
         classify(|| format!("make {}/{} of {image}", vg.name, to.lv), &output)
     }
 

@@ -53,7 +53,7 @@ async fn main() {
         told.recv().await;
     };
     let ready = |_: Option<&str>| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
-    agent::run(config, Arc::new(host), ready, stop).await.unwrap();
+    agent::run(config, Arc::new(host), Arc::new(agent::NoHypervisor), ready, stop).await.unwrap();
 }
 
 /// The real machine. What is counted is what the simulated machine counts.
@@ -185,6 +185,10 @@ impl Host for Crashing {
         self.machine.loop_devices().await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        self.machine.loop_device(name).await
+    }
+
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
         self.doing(format!("loop_attach {}", setup.file.display()), self.machine.loop_attach(setup)).await
     }
@@ -211,6 +215,18 @@ impl Host for Crashing {
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.doing(format!("rename {} {}", from.display(), to.display()), self.machine.rename(from, to)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        self.doing(format!("reflink {} {}", from.display(), to.display()), self.machine.reflink(from, to)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        self.doing(format!("copy {} {}", from.display(), to.display()), self.machine.copy(from, to, deadline)).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        self.machine.openers(file).await
     }
 
     async fn remove(&self, path: &Path) -> Result<()> {
