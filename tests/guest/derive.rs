@@ -66,7 +66,7 @@ async fn there_and_back(driver: &dyn Driver, image: &str, owner: &str, sum: &str
         let Locator::File(file) = &plan.to else { panic!("{}", plan.to) };
         let path = file.path().display();
         sh(&format!(
-            "qemu-io -f qcow2 -c 'read -v 0 16' {path} | grep 'the image' >/dev/null; qemu-io -f qcow2 -c 'write -P 7 0 1M' {path} >/dev/null"
+            "qemu-io -f qcow2 -c 'read -v 0 16' {path} | grep 'the.image' >/dev/null; qemu-io -f qcow2 -c 'write -P 7 0 1M' {path} >/dev/null"
         ));
     }
     assert_eq!(sh(sum), bytes, "the image was written");
@@ -79,7 +79,8 @@ async fn there_and_back(driver: &dyn Driver, image: &str, owner: &str, sum: &str
 
 /// Opens what a derived volume is on, and it is not discarded.
 async fn is_kept_while_open(driver: &dyn Driver, plan: &Derivation, path: &str) {
-    let script = format!("sleep 60 <{path} >/dev/null 2>&1 & echo $!");
+    // Open before it is there.
+    let script = format!("exec 9<{path}; sleep 60 </dev/null >/dev/null 2>&1 & echo $!");
     let pid = sh(&script);
     let error = driver.discard(plan, soon()).await.unwrap_err();
     sh(&format!("kill {pid}; while kill -0 {pid} 2>/dev/null; do :; done; udevadm settle"));
