@@ -382,8 +382,11 @@ impl Agent {
 
     /// Answers the caller of an operation that the machine goes on with. It is finished or undone when that has ended.
     fn left_waiting<T>(self: &Arc<Self>, work: Work, error: Error) -> Result<T> {
-        let why = Error::TimedOut { waiting_for: error.chain() };
-        self.keep_trying(work, Rest::Recover, why);
+        let waiting_for = match &error {
+            Error::TimedOut { waiting_for } => waiting_for.clone(),
+            other => other.chain(),
+        };
+        self.keep_trying(work, Rest::Recover, Error::TimedOut { waiting_for });
         Err(error)
     }
 

@@ -83,7 +83,7 @@ impl Lvm {
     /// Waits for whoever works on the VG.
     pub(crate) async fn lock(&self, vg: &VgName, deadline: Option<Instant>) -> Result<OwnedMutexGuard<()>> {
         let lock = Arc::clone(open(&self.locks).entry(vg.clone()).or_default());
-        let locked = tokio::time::timeout(left(deadline)?, lock.lock_owned()).await;
+        let locked = tokio::time::timeout(left(vg, deadline)?, lock.lock_owned()).await;
         locked.map_err(|_| Error::TimedOut { waiting_for: format!("another operation on the volume group {vg}") })
     }
 
@@ -161,7 +161,7 @@ impl Lvm {
         change: Change<'_>,
         deadline: Option<Instant>,
     ) -> Result<()> {
-        let ((_, lv_uuid), within) = (uuids(identity)?, left(deadline)?);
+        let ((_, lv_uuid), within) = (uuids(identity)?, left(&at.vg, deadline)?);
         let Some(pvs) = self.known(&at.vg).await? else {
             let pvs = self.group(&at.vg).await?.pvs;
             return self.run_change(at, lv_uuid, change, &pvs, within).await;
@@ -173,7 +173,7 @@ impl Lvm {
         // The VG may have moved to other PVs. Only then is there a reason to try again.
         open(&self.known).remove(&at.vg);
         match self.group(&at.vg).await {
-            Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(deadline)?).await,
+            Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(&at.vg, deadline)?).await,
             _ => Err(error),
         }
     }
@@ -211,7 +211,7 @@ impl Lvm {
             format!("{}/{image}", vg.name),
         ]);
         let command = Command::write(Tool::Lvm, args.into_iter().chain(devices(&vg.pvs)));
-        let output = self.run(command.within(left(Some(deadline))?)).await?;
+        let output = self.run(command.within(left(&to.vg, Some(deadline))?)).await?;
         classify(|| format!("make {}/{} of {image}", vg.name, to.lv), &output)
     }
 
@@ -402,11 +402,13 @@ fn devices(pvs: &[PathBuf]) -> impl Iterator<Item = String> {
     pvs.iter().flat_map(|pv| ["--devices".to_owned(), pv.as_path().to_string_lossy().into_owned()])
 }
 
-/// The time until a deadline.
-fn left(deadline: Option<Instant>) -> Result<Duration> {
+/// The time until a deadline. Once it is over, what took it was a look at the VG.
+fn left(vg: &VgName, deadline: Option<Instant>) -> Result<Duration> {
     let left = deadline.map_or(PATIENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
     match left.is_zero() {
-        true => Err(Error::TimedOut { waiting_for: "its turn".into() }),
+        true => {
+            Err(Error::TimedOut { waiting_for: format!("the volume group {vg}, which another lvm command may hold") })
+        }
         false => Ok(left),
     }
 }

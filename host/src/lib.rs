@@ -83,7 +83,8 @@ pub trait Host: Send + Sync + 'static {
 
     // ---- block devices ----
 
-    /// A vital product data page, as the device itself answers now (SG_IO, INQUIRY with EVPD, SPC-4 section 6.6).
+    /// A vital product data page, as the device itself answers now (SG_IO, INQUIRY with EVPD, SPC-4 section 6.6). That it has
+    /// no such page is an [`Error::Io`] of the kind [`Unsupported`](std::io::ErrorKind::Unsupported).
     async fn inquiry(&self, device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>>;
 
     /// Opens a device for nobody else to mount or hold. [`Error::Busy`] if somebody has.
