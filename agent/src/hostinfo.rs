@@ -8,11 +8,8 @@ use proto::v1;
 pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
     let facts = agent.host.facts().map_err(Error::host("ask what machine this is"))?;
     let mut drivers = Vec::new();
-    let tool = |tool: driver::Tool| v1::Tool {
-        name: tool.name,
-        path: tool.path.display().to_string(),
-        version: tool.version,
-    };
+    let tool =
+        |tool: driver::Tool| v1::Tool { name: tool.name, path: tool.path.display().to_string(), version: tool.version };
     for backend in Backend::ALL {
         let readiness = agent.drivers.readiness(backend).await;
         drivers.push(v1::DriverInfo {

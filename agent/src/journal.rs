@@ -725,10 +725,9 @@ impl RowChange {
                 params![id, volume, record],
             ),
             Self::RemoveExport(id) => db.execute("DELETE FROM export WHERE id = ?", [id]),
-            Self::PutRescue { instance, record } => db.execute(
-                "INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)",
-                params![instance, record],
-            ),
+            Self::PutRescue { instance, record } => {
+                db.execute("INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)", params![instance, record])
+            }
             Self::RemoveRescue(instance) => db.execute("DELETE FROM rescue WHERE instance = ?", [instance]),
         }
     }

@@ -36,8 +36,8 @@ use export::{ExportConfig, Exporter};
 use host::{Attended, Host};
 use hypervisor::{Announced, Hypervisor};
 use proto::v1::{
-    attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer, instances_server::InstancesServer,
-    operations_server::OperationsServer, volumes_server::VolumesServer,
+    attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
+    instances_server::InstancesServer, operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{future::Future, sync::Arc};
 use tokio::{

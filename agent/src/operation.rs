@@ -33,8 +33,8 @@ mod cancel;
 mod detach;
 mod export;
 mod extend;
-mod lookup;
 mod instances;
+mod lookup;
 mod manage;
 mod power;
 mod recover;
@@ -47,7 +47,8 @@ pub(crate) use instances::{InstanceNow, Rescued, Role};
 pub(crate) use manage::ManageRequest;
 pub(crate) use power::{PowerReply, PowerRequest, PowerVerb};
 pub(crate) use rescue::{
-    RescueDisk, RescueRecord, RescueReply, RescueRequest, RescueState, UnrescueReply, UnrescueRequest, instance_key, seed_of,
+    RescueDisk, RescueRecord, RescueReply, RescueRequest, RescueState, UnrescueReply, UnrescueRequest, instance_key,
+    seed_of,
 };
 
 use crate::{
@@ -181,7 +182,9 @@ impl Plan {
                 vec![format!("volume {}", adoption.id), adoption.from.key(), adoption.to.key()]
             }
             Self::Export { export: Export { id, .. }, .. } | Self::Unexport { id, .. } => {
-                std::iter::once(export::export_key(id)).chain(self.locator().into_iter().flat_map(Locator::keys)).collect()
+                std::iter::once(export::export_key(id))
+                    .chain(self.locator().into_iter().flat_map(Locator::keys))
+                    .collect()
             }
             Self::Rescue { instance, .. } | Self::Unrescue { instance, .. } | Self::Power { instance, .. } => {
                 vec![instance_key(*instance)]

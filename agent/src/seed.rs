@@ -117,10 +117,9 @@ fn hash(password: &SecretString) -> Result<String> {
     let mut salt = [0; 12];
     getrandom::fill(&mut salt).map_err(|error| random(error))?;
     let hashed = ShaCrypt::SHA512.hash_password_with_salt(password.expose_secret().as_bytes(), &salt);
-    hashed.map(|hash| hash.to_string()).map_err(|error| Error::Host {
-        doing: "hash the password".into(),
-        source: error.to_string().into(),
-    })
+    hashed
+        .map(|hash| hash.to_string())
+        .map_err(|error| Error::Host { doing: "hash the password".into(), source: error.to_string().into() })
 }
 
 fn random(error: getrandom::Error) -> Error {
@@ -195,7 +194,10 @@ mod tests {
         let disk = seed.disk("a", Uuid::nil()).unwrap();
         assert_eq!(read(disk.clone(), "user-data").unwrap(), data);
         let config = config(disk, "vendor-data");
-        assert_eq!((&config["ssh_authorized_keys"][0], &config["users"][1]["lock_passwd"]), (&json!(KEY), &json!(true)));
+        assert_eq!(
+            (&config["ssh_authorized_keys"][0], &config["users"][1]["lock_passwd"]),
+            (&json!(KEY), &json!(true))
+        );
         assert_eq!(config["password"], Value::Null);
         let largest = Seed { user_data: Some("x".repeat(65_536).into()), ..Seed::default() };
         assert!(largest.check().is_ok() && largest.disk("a", Uuid::nil()).is_ok());

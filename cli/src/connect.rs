@@ -4,8 +4,7 @@ use crate::error::{Error, Failure};
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    instances_client::InstancesClient,
-    operations_client::OperationsClient, volumes_client::VolumesClient,
+    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::{future, io, path::Path, time::Duration};
 use tokio::net::UnixStream;

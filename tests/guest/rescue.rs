@@ -1,11 +1,11 @@
 //! Rescue on the real libvirt, with real QEMU and real storage: what an instance prints when it boots says from which disk.
 
-mod crash;
+mod killed;
 mod trouble;
 
 use crate::{
     cli::{Ran, detach, mortar, mortar_reading},
-    instance::{Libvirtd, booted, bootable, domblklist, dumpxml, instance},
+    instance::{Libvirtd, bootable, booted, domblklist, dumpxml, instance},
     machine::{GuestStage, sh},
 };
 use driver::Backend;
@@ -46,7 +46,10 @@ impl Bench {
         let root = match backend {
             Backend::Rbd => {
                 let native = volume.replace("rbd:", "");
-                sh(&format!("bootable_image {native} '{ROOT}'; bootable_image {} '{RESCUE}'", image.replace("rbd:", "")));
+                sh(&format!(
+                    "bootable_image {native} '{ROOT}'; bootable_image {} '{RESCUE}'",
+                    image.replace("rbd:", "")
+                ));
                 native
             }
             Backend::File => {
@@ -130,9 +133,13 @@ impl Bench {
         let (rescue, root) = (self.rescue_source(), self.root.clone());
         let seed = format!("{SEEDS}/seed-{}.img", self.uuid);
         let order = if layout == "classic" { [rescue, root, seed] } else { [root, rescue, seed] };
-        let expected: BTreeMap<String, String> = ["vda", "vdb", "vdc"].map(str::to_owned).into_iter().zip(order).collect();
+        let expected: BTreeMap<String, String> =
+            ["vda", "vdb", "vdc"].map(str::to_owned).into_iter().zip(order).collect();
         assert_eq!(domblklist(self.uuid), expected, "{at}");
-        assert_eq!(mortar(&["rescue", &self.name, &self.with[0], &self.with[1], "--layout", layout]).ok()["changed"], false);
+        assert_eq!(
+            mortar(&["rescue", &self.name, &self.with[0], &self.with[1], "--layout", layout]).ok()["changed"],
+            false
+        );
 
         assert_eq!(self.unrescue()["changed"], true);
         assert_eq!(dumpxml(self.uuid), definition, "{at}: the definition is another one");

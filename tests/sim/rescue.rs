@@ -2,6 +2,7 @@
 //! an unrescue, again after every effect of the recovery, and then the caller's retry.
 
 mod crash;
+mod doctor;
 mod refusal;
 
 use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage};
@@ -304,12 +305,8 @@ async fn the_original_gets_its_disks_by_what_they_are() {
 /// A rescue outlives a reboot of the host: its disk is attached again.
 #[tokio::test]
 async fn a_rescued_instance_is_rescued_after_a_reboot() {
-    let case = Case {
-        root: Root::Attached(Backend::Lvm),
-        disk: Backend::Lvm,
-        layout: v1::RescueLayout::Classic,
-        runs: true,
-    };
+    let case =
+        Case { root: Root::Attached(Backend::Lvm), disk: Backend::Lvm, layout: v1::RescueLayout::Classic, runs: true };
     let (mut stage, request) = case.make().await;
     let definition = stage.domains.defined(uuid()).unwrap();
     stage.client().rescue(request).await.unwrap();

@@ -3,8 +3,7 @@
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    instances_client::InstancesClient,
-    operations_client::OperationsClient, volumes_client::VolumesClient,
+    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::path::Path;
 use tokio::net::UnixStream;

@@ -19,7 +19,12 @@ use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
 /// How long a guest may take, and the time for everything else on top of it.
-fn times(patience: Patience, config: &config::Rescue, asked: Option<u64>, timeout_ms: u64) -> Result<(Duration, tokio::time::Instant)> {
+fn times(
+    patience: Patience,
+    config: &config::Rescue,
+    asked: Option<u64>,
+    timeout_ms: u64,
+) -> Result<(Duration, tokio::time::Instant)> {
     let grace = asked.map_or_else(|| config.grace(), Duration::from_millis);
     if grace > config::Rescue::LONGEST_GRACE {
         return Err(Error::invalid("grace_ms", "it is more than 10 minutes; write milliseconds"));
@@ -27,7 +32,11 @@ fn times(patience: Patience, config: &config::Rescue, asked: Option<u64>, timeou
     Ok((grace, patience.deadline_after(grace, timeout_ms)?))
 }
 
-pub(crate) fn rescue_request(wire: v1::RescueRequest, patience: Patience, config: &config::Rescue) -> Result<RescueRequest> {
+pub(crate) fn rescue_request(
+    wire: v1::RescueRequest,
+    patience: Patience,
+    config: &config::Rescue,
+) -> Result<RescueRequest> {
     let (grace, deadline) = times(patience, config, wire.grace_ms, wire.timeout_ms)?;
     let layout = match wire.layout() {
         v1::RescueLayout::Stable => Layout::Stable,
@@ -42,7 +51,10 @@ pub(crate) fn rescue_request(wire: v1::RescueRequest, patience: Patience, config
         v1::DiskBus::Usb => Some(Bus::Usb),
     };
     if wire.without_data_disks && layout == Layout::Stable {
-        return Err(Error::invalid("without_data_disks", "in the stable layout every disk keeps its place; leave it out"));
+        return Err(Error::invalid(
+            "without_data_disks",
+            "in the stable layout every disk keeps its place; leave it out",
+        ));
     }
     let some = |text: String| (!text.is_empty()).then(|| SecretString::from(text));
     let seed = Seed { password: some(wire.password), ssh_keys: wire.ssh_keys, user_data: some(wire.user_data) };

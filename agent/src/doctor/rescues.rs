@@ -36,8 +36,7 @@ impl Agent {
 
     /// The derived volumes in all places that are known. The drivers are asked side by side.
     async fn rescue_disks(self: &Arc<Self>) -> Result<(Vec<Derivation>, Vec<Finding>)> {
-        let places: Vec<Scope> =
-            self.journal.places().await?.iter().filter_map(|place| place.parse().ok()).collect();
+        let places: Vec<Scope> = self.journal.places().await?.iter().filter_map(|place| place.parse().ok()).collect();
         let mut asked = JoinSet::new();
         for backend in self.drivers.wanted().iter().copied() {
             let scopes = places.iter().filter(|scope| scope.backend() == backend).cloned().map(Some);
@@ -100,8 +99,11 @@ impl Agent {
             )),
             Err(error) => {
                 let why = error.chain();
-                let finding =
-                    Finding::warning(record.title(), why.clone(), "see that libvirt answers; the rescue stays as it is");
+                let finding = Finding::warning(
+                    record.title(),
+                    why.clone(),
+                    "see that libvirt answers; the rescue stays as it is",
+                );
                 (Judged::new(object, Whose::Ours, why), Some(finding))
             }
         }

@@ -71,7 +71,9 @@ impl Agent {
                 None if Some(&disk.target) == first.as_ref() => Role::Root,
                 None => Role::Own,
                 Some(it) if self.is_rescue_disk(&disk, &it.record) => Role::Rescue,
-                Some(it) if it.record.seed.as_deref() == disk.source.path().map(Path::new) && it.record.seed.is_some() => {
+                Some(it)
+                    if it.record.seed.as_deref() == disk.source.path().map(Path::new) && it.record.seed.is_some() =>
+                {
                     Role::Seed
                 }
                 Some(_) if original.as_ref().is_some_and(|root| root.source == disk.source) => Role::Root,

@@ -1,6 +1,9 @@
 //! Start, stop and reboot: the little that a rescue, and those who drive one, need.
 
-use super::{InstanceNow, OperationId, Plan, rescue::{instance_key, until}};
+use super::{
+    InstanceNow, OperationId, Plan,
+    rescue::{instance_key, until},
+};
 use crate::{agent::Agent, journal::Change};
 use driver::Result;
 use hypervisor::{InstanceName, Power, Stopped};

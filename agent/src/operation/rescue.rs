@@ -38,7 +38,7 @@ use crate::{
     journal::Change,
     seed::{Seed, make_up_password},
 };
-use driver::{Attempt, AttachmentId, Derived, DiskFormat, Error, Locator, Result, Spec};
+use driver::{AttachmentId, Attempt, Derived, DiskFormat, Error, Locator, Result, Spec};
 use hypervisor::{
     Instance, InstanceName, Power,
     definition::{Bus, Definition, Layout, Source},
@@ -204,7 +204,9 @@ impl Agent {
         let place = match (at, &root.source) {
             (Locator::File(_), _) => Place::File,
             // The cluster of the root disk is the one that the host's own conf names, unless the locator says otherwise.
-            (Locator::Rbd(image), Source::Rbd(_)) if image.pool.monitors.is_empty() && image.snapshot.is_none() => Place::Rbd,
+            (Locator::Rbd(image), Source::Rbd(_)) if image.pool.monitors.is_empty() && image.snapshot.is_none() => {
+                Place::Rbd
+            }
             _ => Place::Attached(format!("rescue-{owner}").parse()?),
         };
         if let RescueDisk::Volume(Locator::File(file)) = &request.disk {
@@ -299,7 +301,8 @@ impl Agent {
             self.hypervisor.stop(record.instance, until(grace, deadline), deadline).await?;
         }
         if self.hypervisor.definition(record.instance).await? != record.original {
-            let what = format!("somebody changed the definition of {} meanwhile; look at it, then try again", record.name);
+            let what =
+                format!("somebody changed the definition of {} meanwhile; look at it, then try again", record.name);
             return Err(Error::WrongState { what });
         }
         record.defined = Some(self.hypervisor.define(&definition).await?);

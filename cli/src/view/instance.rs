@@ -108,7 +108,8 @@ impl From<v1::Instance> for Instance {
 
 impl From<v1::Instance> for InstanceRow {
     fn from(instance: v1::Instance) -> Self {
-        let Instance { uuid, name, power, persistent, autostart, managed_save, snapshots, rescue, .. } = instance.into();
+        let Instance { uuid, name, power, persistent, autostart, managed_save, snapshots, rescue, .. } =
+            instance.into();
         Self { uuid, name, power, persistent, autostart, managed_save, snapshots, rescue }
     }
 }
@@ -212,8 +213,7 @@ impl Rescue {
 
 impl Instance {
     fn rows(&self) -> Vec<(&'static str, String)> {
-        let mut rows =
-            vec![("name", self.name.clone()), ("uuid", self.uuid.clone()), ("power", self.power.clone())];
+        let mut rows = vec![("name", self.name.clone()), ("uuid", self.uuid.clone()), ("power", self.power.clone())];
         rows.extend(self.rescue.iter().flat_map(Rescue::rows));
         rows
     }

@@ -3,7 +3,7 @@
 use super::{Bench, RESCUE, ROOT};
 use crate::{
     cli::{mortar, start, until},
-    instance::{Libvirtd, booted, bootable, dumpxml, instance},
+    instance::{Libvirtd, bootable, booted, dumpxml, instance},
     machine::sh,
 };
 use driver::Backend;

@@ -55,7 +55,8 @@ async fn what_a_rescue_would_lose_is_refused() {
     is_wrong_state("has no hard disk", |stage| {
         stage.domains.power(&stage.machine, uuid(), false);
         stage.domains.put(&domain(""));
-    }).await;
+    })
+    .await;
     is_wrong_state("is not there: /dev/nowhere", |stage| {
         stage.domains.power(&stage.machine, uuid(), false);
         stage.domains.put(&domain(&disk("block", "dev='/dev/nowhere'/>", "vda")));
@@ -110,7 +111,10 @@ async fn when_qemu_refuses_the_original_as_well_that_is_said() {
     stage.domains.fail_next_start("no memory");
     stage.domains.fail_next_start("still no memory");
     let refused = stage.client().rescue(image()).await.unwrap_err();
-    assert!(refused.message.contains("web1 does not start again") && refused.message.contains("still no"), "{refused:?}");
+    assert!(
+        refused.message.contains("web1 does not start again") && refused.message.contains("still no"),
+        "{refused:?}"
+    );
     assert_eq!(stage.domains.defined(uuid()).unwrap(), definition);
     assert_eq!(stage.client().instance("web1").await.unwrap().rescue, None);
     // And on the way back from a rescue.
@@ -174,14 +178,13 @@ async fn a_definition_that_somebody_else_changed_is_kept() {
     let changed = stage.domains.defined(uuid()).unwrap().replace("<devices>", "<!-- his --><devices>");
     stage.domains.put(&changed);
     let refused = stage.client().unrescue("web1").await.unwrap_err();
-    assert!(refused.message.contains("somebody changed the definition") && refused.message.contains("--discard-changes"));
+    assert!(
+        refused.message.contains("somebody changed the definition") && refused.message.contains("--discard-changes")
+    );
     assert_eq!(stage.domains.defined(uuid()).unwrap(), changed);
     assert!(stage.client().instance("web1").await.unwrap().rescue.unwrap().changed_since);
-    let discard = v1::UnrescueRequest {
-        instance: "web1".into(),
-        discard_changes: true,
-        ..v1::UnrescueRequest::default()
-    };
+    let discard =
+        v1::UnrescueRequest { instance: "web1".into(), discard_changes: true, ..v1::UnrescueRequest::default() };
     assert!(stage.client().instances.unrescue(discard).await.unwrap().into_inner().changed);
     assert_eq!(stage.domains.defined(uuid()).unwrap(), original);
 }

@@ -10,7 +10,10 @@ use super::{
 use crate::{
     agent::Agent,
     journal::Change,
-    operation::{Operation, OutcomeState, attach::{UNDO_TIMEOUT, left_over}},
+    operation::{
+        Operation, OutcomeState,
+        attach::{UNDO_TIMEOUT, left_over},
+    },
 };
 use driver::{Error, Result};
 use hypervisor::{InstanceName, Power};
@@ -258,11 +261,13 @@ impl End {
         let name = &record.name;
         match self {
             Self::Done(note) => {
-                let error = note.map(|note| Error::WrongState { what: format!("the original of {name} is back, but {note}") });
+                let error =
+                    note.map(|note| Error::WrongState { what: format!("the original of {name} is back, but {note}") });
                 (error, Change::RemoveRescue(record.instance))
             }
             Self::Kept => {
-                let what = format!("somebody changed the definition of {name} at this moment, and it is left as it is now");
+                let what =
+                    format!("somebody changed the definition of {name} at this moment, and it is left as it is now");
                 (Some(Error::WrongState { what }), rescued_still(record))
             }
         }

@@ -83,6 +83,8 @@ fn refuse_live(name: &str, defined: &[Disk], running: &[Disk]) -> Result<()> {
 pub(super) fn warn_of_state(instance: &Instance) -> Option<String> {
     let (name, snapshots) = (&instance.name, instance.snapshots);
     (snapshots > 0).then(|| {
-        format!("{name} has {snapshots} snapshots: to revert to one while it is rescued replaces the rescue's definition")
+        format!(
+            "{name} has {snapshots} snapshots: to revert to one while it is rescued replaces the rescue's definition"
+        )
     })
 }

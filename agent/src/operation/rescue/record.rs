@@ -116,7 +116,11 @@ impl RescueRecord {
     }
 
     /// The definition to rescue by. `path` is the attachment's stable path.
-    pub(super) fn rescued_definition(&self, format: DiskFormat, path: impl FnOnce(&AttachmentId) -> PathBuf) -> Result<String> {
+    pub(super) fn rescued_definition(
+        &self,
+        format: DiskFormat,
+        path: impl FnOnce(&AttachmentId) -> PathBuf,
+    ) -> Result<String> {
         let source = match (&self.place, self.at()) {
             (Place::Attached(id), _) => RescueSource::Block { path: path(id) },
             (Place::Rbd, Locator::Rbd(image)) => {

@@ -99,7 +99,10 @@ impl Sweep {
         self.settled(&place).await;
         self.agent.disarm();
         let recovered = self.picture();
-        assert!(recovered == from || recovered == to, "{place}: it is in neither state\n{recovered}\n==== but\n{from}\n==== or\n{to}");
+        assert!(
+            recovered == from || recovered == to,
+            "{place}: it is in neither state\n{recovered}\n==== but\n{from}\n==== or\n{to}"
+        );
         let changed = self.call(verb).await.unwrap_or_else(|refused| panic!("{place}: {refused:?}"));
         assert_eq!(changed, recovered != to, "{place}: what the repetition says");
         assert_eq!(self.picture(), to, "{place}: the repetition does not end where the call does");
