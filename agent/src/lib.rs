@@ -17,6 +17,7 @@ mod drivers;
 mod hostinfo;
 mod journal;
 mod locks;
+#[cfg(not(feature = "libvirt"))]
 mod no_hypervisor;
 mod operation;
 mod running;
@@ -26,8 +27,6 @@ mod socket;
 mod status;
 mod unrecorded;
 mod watch;
-
-pub use no_hypervisor::NoHypervisor;
 
 use crate::{
     admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
@@ -220,6 +219,18 @@ async fn report_health(health: HealthReporter, journal: Journal) {
     for name in need_the_journal {
         health.set_service_status(name, ServingStatus::NotServing).await;
     }
+}
+
+/// The hypervisor of a real machine, as the config says.
+#[cfg(feature = "libvirt")]
+pub fn hypervisor(config: &Config) -> Arc<dyn Hypervisor> {
+    Arc::new(hypervisor::libvirt::Libvirt::new(&config.hypervisor.uri))
+}
+
+/// The hypervisor of a real machine: this build knows none.
+#[cfg(not(feature = "libvirt"))]
+pub fn hypervisor(_config: &Config) -> Arc<dyn Hypervisor> {
+    Arc::new(no_hypervisor::NoHypervisor)
 }
 
 /// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves, with the

@@ -1,7 +1,7 @@
 //! mortard: arguments, config, logs, signals; then [`agent::run`] until it is told to stop.
 
 use agent::{
-    NoHypervisor, StartError,
+    StartError,
     config::{Config, ConfigError, DEFAULT_PATH},
 };
 use clap::Parser;
@@ -112,7 +112,8 @@ async fn run(config: Config) -> Result<(), StartError> {
         // Without systemd there is nobody to notify.
         let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready, status]);
     };
-    agent::run(config, host, Arc::new(NoHypervisor), ready, stopped()).await
+    let hypervisor = agent::hypervisor(&config);
+    agent::run(config, host, hypervisor, ready, stopped()).await
 }
 
 /// Ends with SIGTERM or SIGINT.

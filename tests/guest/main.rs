@@ -17,7 +17,9 @@ mod doctor;
 mod export;
 mod faults;
 mod file;
+mod hypervisor;
 mod inside;
+mod instance;
 mod iscsi;
 mod librbd;
 mod lvm;
@@ -25,6 +27,7 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod rescue;
 mod witness;
 
 /// What holds on every machine, simulated or real.

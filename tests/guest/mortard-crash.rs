@@ -53,7 +53,8 @@ async fn main() {
         told.recv().await;
     };
     let ready = |_: Option<&str>| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
-    agent::run(config, Arc::new(host), Arc::new(agent::NoHypervisor), ready, stop).await.unwrap();
+    let hypervisor = agent::hypervisor(&config);
+    agent::run(config, Arc::new(host), hypervisor, ready, stop).await.unwrap();
 }
 
 /// The real machine. What is counted is what the simulated machine counts.

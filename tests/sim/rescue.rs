@@ -2,9 +2,10 @@
 //! an unrescue, again after every effect of the recovery, and then the caller's retry.
 
 mod crash;
+mod doctor;
 mod refusal;
 
-use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage, VG};
+use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage};
 use driver::Backend;
 use proto::v1::{self, rescue_request::Disk};
 use tests::{client::attach, stage::Stage};
@@ -299,7 +300,6 @@ async fn the_original_gets_its_disks_by_what_they_are() {
     let back = client.unrescue("web1").await.unwrap();
     assert_eq!(back.rebound, ["vda was /dev/sdx and is /dev/sdy now"]);
     assert_eq!(stage.domains.defined(uuid()).unwrap(), before.replace("/dev/sdx", "/dev/sdy"));
-    let _ = VG;
 }
 
 /// A rescue outlives a reboot of the host: its disk is attached again.

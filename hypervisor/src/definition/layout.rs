@@ -45,7 +45,9 @@ pub(super) fn rescue(definition: &Definition<'_>, rescue: &Rescue) -> Result<Str
     mark(definition, rescue, &mut edits)?;
     boot_from_disks(definition, &mut edits)?;
 
-    let mut taken: Vec<String> = definition.disks().into_iter().map(|disk| disk.target).collect();
+    // What is left out makes room.
+    let stays = |disk: &Disk| rescue.data_disks || !disk.is_hard() || disk.target == root.target;
+    let mut taken: Vec<String> = definition.disks().into_iter().filter(stays).map(|disk| disk.target).collect();
     let moves = rescue.layout == Layout::Classic && root.bus == bus.as_str();
     let place = match moves {
         true => {

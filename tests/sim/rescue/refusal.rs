@@ -53,10 +53,12 @@ async fn what_a_rescue_would_lose_is_refused() {
     };
     is_wrong_state("has a TPM", |stage| with(stage, "<tpm model='tpm-crb'><backend type='emulator'/></tpm>")).await;
     is_wrong_state("has no hard disk", |stage| {
+        stage.domains.power(&stage.machine, uuid(), false);
         stage.domains.put(&domain(""));
     })
     .await;
     is_wrong_state("is not there: /dev/nowhere", |stage| {
+        stage.domains.power(&stage.machine, uuid(), false);
         stage.domains.put(&domain(&disk("block", "dev='/dev/nowhere'/>", "vda")));
     })
     .await;
@@ -254,10 +256,24 @@ async fn a_rescue_can_be_cancelled() {
     let cancel = tokio::spawn(async move {
         client.operations.cancel(v1::CancelOperationRequest { id }).await.unwrap().into_inner().changed
     });
+    // Until it has been asked.
+    for _ in 0..20 {
+        assert_eq!(stage.client().running().await.len(), 1);
+    }
     held.let_go();
     assert!(cancel.await.unwrap());
     assert_eq!(rescue.await.unwrap().unwrap_err().reason, "CANCELLED");
     assert_eq!(after(&before, &stage).await, "", "something was left behind");
+}
+
+#[tokio::test]
+async fn a_volume_that_is_a_qcow2_file_is_refused() {
+    let disk = Some(Disk::Volume(format!("file:{DIRECTORY}/v.img")));
+    let refused = refused_with(v1::RescueRequest { disk, ..image() }, |stage| {
+        stage.machine.put_bytes(format!("{DIRECTORY}/v.img"), b"QFI\xfb\0\0\0\x03");
+    })
+    .await;
+    assert!(refused.reason == "UNSUPPORTED" && refused.message.contains("give it as an image"), "{refused:?}");
 }
 
 /// Names that would break out of XML or of a path, in all that is written of them.
@@ -281,7 +297,7 @@ async fn names_break_out_of_nothing() {
 #[tokio::test]
 async fn twins_are_warned_of() {
     let stage = small(true).await;
-    let xfs = |uuid: &str| format!("XFSB{}{uuid}", "\0".repeat(28));
+    let xfs = |uuid: &str| format!("XFSB{}{uuid}{}", "\0".repeat(28), "\0".repeat(464));
     stage.machine.put_file(format!("{DIRECTORY}/image.raw"), xfs("0123456789abcdef"));
     assert_eq!(stage.client().rescue(image()).await.unwrap().warnings.len(), 0);
     stage.client().unrescue("web1").await.unwrap();
