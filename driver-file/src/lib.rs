@@ -10,6 +10,7 @@ mod inventory;
 mod listing;
 mod provenance;
 mod refusal;
+mod seen;
 mod volume;
 
 use async_trait::async_trait;
@@ -20,6 +21,7 @@ use driver::{
 use host::{Host, LoopDevice, Module, module};
 use listing::Listing;
 use refusal::machine;
+use seen::Seen;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -42,12 +44,13 @@ pub struct FileConfig {
 pub struct FileDriver {
     host: Arc<dyn Host>,
     config: FileConfig,
+    seen: Seen,
 }
 
 impl FileDriver {
     /// The file backend on `host`.
     pub fn new(host: Arc<dyn Host>, config: FileConfig) -> Self {
-        Self { host, config }
+        Self { host, config, seen: Seen::default() }
     }
 
     async fn listing(&self) -> Result<Listing<'_>> {
@@ -61,7 +64,7 @@ impl FileDriver {
 
     /// The loop device of an attachment, unless it is on its way out: then it is nobody's any more.
     async fn staying(&self, at: &Attached) -> Result<Option<LoopDevice>> {
-        Ok(self.bound(at).await?.into_iter().find(|bound| !bound.autoclear))
+        self.seen.find(self.host.as_ref(), &at.spec.locator, identity(at)?).await
     }
 }
 

@@ -139,15 +139,15 @@ impl Driver for LvmDriver {
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {
-        attach::find(self.host(), &at.footprint)
+        attach::find(&self.lvm, &at.footprint)
     }
 
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
-        attach::prove(self.host(), at)
+        attach::prove(&self.lvm, at)
     }
 
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
-        match attach::find(self.host(), &at.footprint)? {
+        match attach::find(&self.lvm, &at.footprint)? {
             // Those who used it before us go on to.
             Some(device) if attach::leaves(at, &device)? => Ok(Vec::new()),
             Some(device) => attach::users(self.host(), &device.path).await,
@@ -161,7 +161,7 @@ impl Driver for LvmDriver {
 
     async fn extend(&self, at: &Attached, _deadline: Instant) -> Result<Device> {
         // lvextend has told the device itself of its new size.
-        let found = attach::find(self.host(), &at.footprint)?;
+        let found = attach::find(&self.lvm, &at.footprint)?;
         found.ok_or_else(|| Error::NotFound { what: format!("the device of {}", at.spec.locator) })
     }
 

@@ -4,7 +4,7 @@
 //! UUID beside its name (`--select lv_uuid=…`): one that was replaced by another of the same name is left alone.
 
 use crate::{
-    failed,
+    active, failed,
     report::{self, Vg},
     scan::{self, Labelled, Labels},
     uuids,
@@ -47,6 +47,7 @@ pub(crate) struct Lvm {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) links: PathBuf,
     pub(crate) labels: Labels,
+    pub(crate) seen: active::Seen,
     /// The PVs that each VG was last seen on.
     known: Mutex<BTreeMap<VgName, Vec<PathBuf>>>,
     /// The LVs, by the UUIDs of the VG and their own, that were attached and not detached since we run.
@@ -58,7 +59,15 @@ pub(crate) struct Lvm {
 impl Lvm {
     pub(crate) fn new(host: Arc<dyn Host>, links: PathBuf) -> Self {
         let labels = Labels::new(Arc::clone(&host));
-        Self { host, links, labels, known: Mutex::default(), attached: Mutex::default(), locks: Mutex::default() }
+        Self {
+            host,
+            links,
+            labels,
+            seen: active::Seen::default(),
+            known: Mutex::default(),
+            attached: Mutex::default(),
+            locks: Mutex::default(),
+        }
     }
 
     /// Waits for whoever works on the VG.

@@ -109,6 +109,9 @@ pub trait Host: Send + Sync + 'static {
     /// that is gone) is left out, and logged: sysfs still has its `loop/backing_file`.
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>>;
 
+    /// One of [`Host::loop_devices`], by its name; `None` if it is bound to nothing, or does not answer.
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>>;
+
     /// Binds a free loop device and returns its node.
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf>;
 

@@ -247,6 +247,10 @@ impl Host for Linux {
         blocking(format!("read of {}", path.display()), limit, move || files::head(&owned, length)).await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        loops::one(&self.loops, name).await
+    }
+
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
         loops::list(&self.loops).await
     }

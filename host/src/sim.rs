@@ -434,6 +434,12 @@ impl Host for Machine {
         self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.head(path, length))).await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        let call = format!("loop_device {name}");
+        let one = |world: &mut World| Ok(world.loops.list().into_iter().find(|device| device.name == name));
+        self.call(&call, |world| world.attempt(&call, one)).await
+    }
+
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
         self.call("loop_devices", |world| world.attempt("loop_devices", |world| Ok(world.loops.list()))).await
     }

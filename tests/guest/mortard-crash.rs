@@ -185,6 +185,10 @@ impl Host for Crashing {
         self.machine.loop_devices().await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        self.machine.loop_device(name).await
+    }
+
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf> {
         self.doing(format!("loop_attach {}", setup.file.display()), self.machine.loop_attach(setup)).await
     }

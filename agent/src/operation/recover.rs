@@ -11,7 +11,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Attached, Attempt, Error, Locator, Result};
+use driver::{Attached, AttachmentId, Attempt, Error, Locator, Result};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
@@ -20,6 +20,9 @@ use tokio::{
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How many attachments are looked at at a time, unless none of them answers within the patience.
+const LOOKS: usize = 8;
+const LOOK_PATIENCE: Duration = Duration::from_millis(100);
 /// The pause before the first repetition of what failed; it doubles up to the longest.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -219,29 +222,35 @@ impl Agent {
             self.unlink(&record.id).await?;
             self.journal.change(Change::Remove(record.id)).await?;
         }
-        let mut looks = JoinSet::new();
-        for record in here {
-            if let Ok(held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
-                let agent = Arc::clone(self);
-                looks.spawn(async move {
-                    let _until_linked = held;
-                    agent.link_again(&record).await;
-                    if let Ok(driver) = agent.drivers.get(record.attached.spec.locator.backend()) {
-                        driver.tend(&record.attached).await;
-                    }
-                });
+        let agent = Arc::clone(self);
+        let all = tokio::spawn(async move {
+            let mut looks = JoinSet::new();
+            for record in here {
+                if looks.len() >= LOOKS {
+                    // One that does not answer holds up nobody else for long.
+                    let _ended = timeout(LOOK_PATIENCE, looks.join_next()).await;
+                }
+                looks.spawn(Arc::clone(&agent).look_again(record.id));
             }
-        }
-        // One that does not answer holds up nobody else.
-        let all = async { while looks.join_next().await.is_some() {} };
+            while looks.join_next().await.is_some() {}
+        });
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("some attachments do not answer; they are looked at while others are served");
-            looks.detach_all();
         }
         for record in persistent {
             self.bring_back(record, boot_id.clone());
         }
         self.settle_exports(&boot_id).await
+    }
+
+    /// Brings one attachment of this boot in line, unless somebody works on it already.
+    async fn look_again(self: Arc<Self>, id: AttachmentId) {
+        let Ok(_until_linked) = self.locks.take("the start", [super::attachment_key(&id)]) else { return };
+        let Ok(Some(record)) = self.journal.attachment(&id).await else { return };
+        self.link_again(&record).await;
+        if let Ok(driver) = self.drivers.get(record.attached.spec.locator.backend()) {
+            driver.tend(&record.attached).await;
+        }
     }
 
     /// Makes the stable path anew, if the device proves to be the volume; without a device there is none.

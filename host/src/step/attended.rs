@@ -73,6 +73,10 @@ impl Host for Attended {
         step(Kind::Reads, || format!("read {}", path.display()), self.0.head(path, length, timeout)).await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        step(Kind::Reads, || format!("ask {name} for its file"), self.0.loop_device(name)).await
+    }
+
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
         step(Kind::Reads, || "ask the loop devices for their files".to_owned(), self.0.loop_devices()).await
     }
