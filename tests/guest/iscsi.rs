@@ -3,6 +3,7 @@
 use crate::{
     cli::{
         Execs, Reconfigured, attach, detach, figure, mortar, mortar_reading, names, read, sessions, start, text, until,
+        wrong_device,
     },
     machine::{GuestStage, PORTAL, sh, try_sh},
 };
@@ -96,6 +97,7 @@ async fn the_wwn_of_another_volume_is_refused() {
     let (right, wrong) = (stage.wwn(0), stage.wwn(1));
     let message = mortar(&["attach", &luns[0], "--wwn", &wrong]).refused(4, "IDENTITY_MISMATCH");
     assert!(message.contains(&right) && message.contains(&wrong), "{message}");
+    wrong_device("another WWN than the caller expects", "iSCSI", &message);
     assert_eq!(stage.snapshot().await, before, "something was left behind");
     let there = mortar(&["attach", &luns[0], "--wwn", &format!("naa.{}", &right[1..])]).ok();
     assert_eq!(text(&there, "scsi_wwn"), right);
@@ -190,6 +192,11 @@ async fn a_lun_that_becomes_another_volume() {
     for id in ["here", "there"] {
         let message = mortar(&["attach", &luns[0], "--id", id]).refused(4, "IDENTITY_MISMATCH");
         assert!(message.contains(&stage.wwn(0)) && message.contains(&stage.wwn(1)), "{message}");
+        wrong_device(
+            &format!("another volume is mapped to the LUN of an attachment, attach as {id}"),
+            "iSCSI",
+            &message,
+        );
     }
     mortar(&["attach", &luns[0]]).refused(4, "IDENTITY_MISMATCH");
     mortar(&["attach", &luns[0], "--id", "there", "--wwn", &stage.wwn(1)]).refused(4, "IDENTITY_MISMATCH");

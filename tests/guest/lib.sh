@@ -362,6 +362,15 @@ ceph_user() {
     >"/etc/ceph/${CEPH_CLUSTER:-ceph}.client.$1.keyring"
 }
 
+# ceph_mon_stop: without its monitor a cluster lets nobody in; ceph_up starts it again.
+ceph_mon_stop() {
+  local name=${CEPH_CLUSTER:-ceph} pid
+  pid=$(ceph_pids "$name" ceph-mon)
+  [[ $pid ]] || return 0
+  kill "$pid"
+  guest_wait 60 ceph_gone "$pid" || guest_die "the monitor of $name does not stop"
+}
+
 # ceph_osd_stop, ceph_osd_start: without its OSD a cluster's images hang, reading and writing, until it is back with all they hold.
 ceph_osd_stop() {
   local name=${CEPH_CLUSTER:-ceph} pid

@@ -1,7 +1,7 @@
 //! Several portals to one volume: multipathd, four paths, dead ones, impostors among them, growth, and the way back.
 
 use crate::{
-    cli::{Execs, attach, detach, figure, mortar, names, read, sessions, start, text, until},
+    cli::{Execs, attach, detach, figure, mortar, names, read, sessions, start, text, until, wrong_device},
     machine::{GuestStage, Multipathd, sh},
 };
 use driver::Backend;
@@ -249,6 +249,8 @@ async fn ways_that_do_not_agree() {
         let refused = try_attach_all(&stage, "no", &ways).await.unwrap_err();
         assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{refused:?}");
         assert!(refused.message.contains(&named), "{refused:?}");
+        let attempt = ["its ways lead to volumes of other names", "its ways lead to volumes of other sizes"][lun - 1];
+        wrong_device(attempt, "iSCSI, two paths", &refused.message);
         assert_eq!(stage.snapshot().await, before, "something was left behind");
     }
 }
@@ -268,6 +270,10 @@ async fn a_lun_is_used_anew_on_one_way() {
     let shown = mortar(&["show", "reused"]).ok();
     assert_ne!(text(&shown, "state"), "ready", "{shown}");
     assert!(shown.to_string().contains(&stage.wwn(1)), "{shown}");
+    let refused = try_attach_all(&stage, "reused", &ways).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{refused:?}");
+    assert!(refused.message.contains(&stage.wwn(0)) && refused.message.contains(&stage.wwn(1)), "{refused:?}");
+    wrong_device("another volume is mapped on one way of a map", "iSCSI, two paths", &refused.message);
     let untouched = sh(&format!("sha256sum /var/tmp/{}.img", stage.store(1)));
     detach("reused");
     assert_eq!(sh(&format!("sha256sum /var/tmp/{}.img", stage.store(1))), untouched);

@@ -1,7 +1,7 @@
 //! RBD on a real cluster: which image a device is, whatever it is called; whose a mapping is; and a cluster that hangs.
 
 use crate::{
-    cli::{attach, detach, mortar, names, read, start, text, until},
+    cli::{attach, detach, mortar, names, read, start, text, until, wrong_device},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
@@ -92,6 +92,69 @@ async fn one_name_in_many_places() {
     assert_eq!(started, 0, "to detach");
     sh(&format!("rbd snap rm --no-progress {pool}/img@s1; ceph_forget_pool {other}"));
     assert_eq!(stage.snapshot().await.replace(&other, ""), before.replace(&other, ""), "something was left behind");
+}
+
+/// A name that leads to another image by now: the image of a pool that has taken the other's name, of another cluster, or a
+/// new one. Whether or not the old one is still mapped, nobody is given the new one for it, and both are named.
+#[tokio::test]
+async fn another_image_by_the_same_name() {
+    let stage = GuestStage::with_pool();
+    let (pool, other) = (stage.pool(), format!("{}b", stage.pool()));
+    sh(&format!(
+        "ceph_up two 6889 3400; CEPH_CLUSTER=two ceph_pool {pool}; ceph_pool {other}
+         rbd_image {pool}/img 8M; rbd_image {other}/img 8M; rbd namespace create {pool}/ns; rbd_image {pool}/ns/img 8M
+         CEPH_CLUSTER=two rbd_image {pool}/img 8M"
+    ));
+    let locator = format!("rbd:{pool}/img");
+    let rename = |from: &str, to: &str| {
+        format!("ceph_ask '{{\"prefix\": \"osd pool rename\", \"srcpool\": \"{from}\", \"destpool\": \"{to}\"}}'\n")
+    };
+    let pools = |from: &str, to: &str| rename(from, "aside") + &rename(to, from) + &rename("aside", to);
+    let files = |one: &str, two: &str| {
+        format!(
+            "mv /etc/ceph/{one} /etc/ceph/aside; mv /etc/ceph/{two} /etc/ceph/{one}; mv /etc/ceph/aside /etc/ceph/{two}\n"
+        )
+    };
+    let clusters = files("ceph.conf", "two.conf") + &files("ceph.client.admin.keyring", "two.client.admin.keyring");
+    let images =
+        format!("rbd mv {pool}/img {pool}/aside; rbd mv {pool}/new {pool}/img; rbd mv {pool}/aside {pool}/new");
+    sh(&format!("rbd_image {pool}/new 8M"));
+    let before = stage.snapshot().await;
+    let swaps = [
+        ("the same image name in another pool", pools(&pool, &other)),
+        ("the same image name in another cluster", clusters),
+        ("another image by the same name", images),
+    ];
+    for (what, swap) in &swaps {
+        let there = attach("a", &locator);
+        let device = text(&there, "path").to_owned();
+        sh(swap);
+        let mapped_still = mortar(&["attach", &locator]).refused(4, "IDENTITY_MISMATCH");
+        let mapping = device.trim_start_matches("/dev/rbd");
+        sh(&format!("printf {mapping} >/sys/bus/rbd/remove_single_major"));
+        let not_mapped = mortar(&["attach", &locator, "--id", "a"]).refused(4, "IDENTITY_MISMATCH");
+        for said in [&mapped_still, &not_mapped] {
+            let identities: Vec<&str> = said
+                .split(|end: char| end.is_whitespace() || end == ',')
+                .filter(|word| word.starts_with("rbd:") && word.matches('/').count() >= 2)
+                .collect();
+            assert!(said.contains(text(&there, "identity")) && identities.len() >= 2, "{said}");
+        }
+        assert_eq!(mapped(), Vec::<String>::new(), "{what}");
+        sh(swap);
+        assert_eq!(attach("a", &locator)["identity"], there["identity"], "{what}");
+        detach("a");
+        assert_eq!(stage.snapshot().await, before, "{what}: something was left behind");
+        wrong_device(what, "RBD", &not_mapped);
+    }
+    // A namespace is a part of the name.
+    attach("a", &locator);
+    let elsewhere = format!("rbd:{pool}/ns/img");
+    let said = mortar(&["attach", &elsewhere, "--id", "a"]).refused(4, "ALREADY_EXISTS");
+    assert!(said.contains(&locator), "{said}");
+    wrong_device("the same image name in another namespace, by the same id", "RBD", &said);
+    detach("a");
+    sh(&format!("ceph_forget_pool {other}; CEPH_CLUSTER=two ceph_forget_pool {pool}"));
 }
 
 /// Each refusal is known at once, says what to do, and leaves nothing. No key shows anywhere.
