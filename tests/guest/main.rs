@@ -14,6 +14,7 @@ mod connection;
 mod crash;
 mod doctor;
 mod export;
+mod extend;
 mod faults;
 mod file;
 mod inside;
