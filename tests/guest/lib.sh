@@ -411,7 +411,8 @@ libvirt_up() {
 libvirt_down() {
   local uuid
   for uuid in $(virsh list --all --uuid); do
-    virsh destroy "$uuid" >/dev/null 2>&1
+    # One that is off cannot be ended.
+    virsh destroy "$uuid" >/dev/null 2>&1 || true
     virsh undefine --managed-save --snapshots-metadata "$uuid" >/dev/null || guest_die "cannot undefine $uuid"
   done
   systemctl stop libvirtd.{socket,service} libvirtd-{ro,admin}.socket virt{log,lock}d.{socket,service} || guest_die "libvirtd does not stop"
