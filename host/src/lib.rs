@@ -8,6 +8,7 @@ mod block;
 mod command;
 mod error;
 mod key;
+pub mod libvirt;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
 mod module;
