@@ -108,6 +108,15 @@ impl SimStage {
         true
     }
 
+    /// The journal is gone, and with it all that the agent knew.
+    #[expect(clippy::disallowed_methods, reason = "the test's own directory")]
+    pub(crate) fn lose_journal(&self) {
+        for end in ["", "-wal", "-shm"] {
+            // Not all of them are there at all times.
+            let _absent = std::fs::remove_file(self.state_directory().join(format!("journal.sqlite{end}")));
+        }
+    }
+
     /// The process is told to stop, and ends.
     pub(crate) async fn stop(&mut self) {
         self.stop.notify_one();
