@@ -9,6 +9,7 @@
 
 mod admission;
 mod agent;
+mod callers;
 pub mod config;
 mod connector;
 mod convert;
@@ -18,6 +19,7 @@ mod hostinfo;
 mod journal;
 mod locks;
 mod operation;
+mod reload;
 mod running;
 mod service;
 mod socket;
@@ -26,8 +28,16 @@ mod unrecorded;
 mod watch;
 
 use crate::{
-    admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
-    running::Running, service::Service, watch::Watch,
+    admission::Admission,
+    agent::Agent,
+    callers::{Callers, Gate},
+    config::Config,
+    drivers::Drivers,
+    journal::Journal,
+    locks::Locks,
+    running::Running,
+    service::Service,
+    watch::Watch,
 };
 use export::{ExportConfig, Exporter};
 use host::{Attended, Host};
@@ -44,11 +54,11 @@ use tokio::{
 };
 use tokio_stream::{Stream, wrappers::UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    server::NamedService,
-    transport::{Server, server::Connected},
-};
+use tonic::{server::NamedService, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use callers::{Introduced, Peer};
+pub use reload::Reloader;
 
 /// Why the daemon does not start, or ended; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +83,7 @@ pub enum StartError {
 /// An agent that has recovered and is about to serve.
 pub struct Mortard {
     agent: Arc<Agent>,
+    callers: Arc<Callers>,
 }
 
 impl Mortard {
@@ -98,6 +109,7 @@ impl Mortard {
             configfs: "/sys/kernel/config".into(),
             key: config.agent.state_directory.join("export.key"),
         };
+        let callers = Arc::new(Callers::new(&config.callers));
         let facts = host.facts().map_err(|error| StartError::Recover(error.to_string()))?;
         let agent = Arc::new(Agent {
             boot_id: facts.boot_id,
@@ -116,14 +128,19 @@ impl Mortard {
         });
         agent.recover().await.map_err(|error| StartError::Recover(error.chain()))?;
         agent.tell_of_orphans();
-        Ok(Self { agent })
+        Ok(Self { agent, callers })
+    }
+
+    /// Lets it have another config while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(Arc::clone(&self.callers), self.agent.config.clone())
     }
 
     /// Serves until `stop` ends; then lets running operations finish, as long as the config allows.
     pub async fn serve<S, C>(self, incoming: S, stop: impl Future<Output = ()>) -> Result<(), StartError>
     where
         S: Stream<Item = std::io::Result<C>> + Send + 'static,
-        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + Introduced + Unpin + Send + 'static,
     {
         let service = Service::new(Arc::clone(&self.agent));
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -140,6 +157,7 @@ impl Mortard {
             // More than are served: those past that are told so.
             .max_concurrent_streams(limits.requests_per_connection.saturating_add(TO_BE_REFUSED))
             .layer(Admission::new(limits))
+            .layer(Gate::new(Arc::clone(&self.callers)))
             .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(ExportsServer::new(service.clone()).max_decoding_message_size(bytes))
@@ -149,7 +167,7 @@ impl Mortard {
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
         let agent = Arc::clone(&self.agent);
-        let incoming = admission::admit(incoming, limits, agent.stop.clone());
+        let incoming = admission::admit(incoming, limits, Arc::clone(&self.callers), agent.stop.clone());
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, agent.stop.clone().cancelled_owned()));
         tokio::pin!(serving);
         let early = tokio::select! {
@@ -205,11 +223,11 @@ async fn report_health(health: HealthReporter, journal: Journal) {
 }
 
 /// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves, with the
-/// reason if it is read-only.
+/// reason if it is read-only, and with what lets it have another config.
 pub async fn run(
     config: Config,
     host: Arc<dyn Host>,
-    ready: impl FnOnce(Option<&str>),
+    ready: impl FnOnce(Option<&str>, Reloader),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let host: Arc<dyn Host> = Arc::new(Attended::new(host));
@@ -219,6 +237,6 @@ pub async fn run(
     let mortard = Mortard::recover(config, host, drivers).await?;
     let listener: UnixListener = socket::bind(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
-    ready(mortard.agent.journal.lost().as_deref());
+    ready(mortard.agent.journal.lost().as_deref(), mortard.reloader());
     mortard.serve(UnixListenerStream::new(listener), stop).await
 }

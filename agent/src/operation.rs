@@ -41,6 +41,7 @@ pub(crate) use manage::ManageRequest;
 
 use crate::{
     agent::Agent,
+    callers,
     journal::{Change, Record},
     locks::Held,
     running::Listed,
@@ -284,6 +285,7 @@ impl Agent {
             outcome: None,
             ended: false,
         };
+        callers::begins(operation.id, &operation.plan)?;
         let undoable = matches!(operation.plan, Plan::Attach { .. } | Plan::Export { .. });
         let listed = self.running.begin(operation.id, undoable, deadline);
         self.journal.begin(&operation, self.config.limits.attachments).await?;

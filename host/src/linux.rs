@@ -11,6 +11,7 @@ mod loops;
 mod multipathd;
 mod netlink;
 mod own_thread;
+mod peer;
 mod process;
 mod scsi;
 mod usage;

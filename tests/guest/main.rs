@@ -9,6 +9,7 @@
 
 mod api;
 mod brick;
+mod callers;
 mod cli;
 mod connection;
 mod crash;

@@ -1,10 +1,14 @@
 //! The stage of the simulated machine: the agent runs in a task, over a Unix socket in a directory of the test's own.
 
-use agent::{Mortard, config::Config};
+use agent::{
+    Mortard, Reloader,
+    config::{CallerRule, Callers, Config, Role},
+};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,6 +16,7 @@ use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
 use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Channel;
 
 /// What the simulated machine has volumes of.
 pub(crate) const BACKENDS: [Backend; 4] = [Backend::File, Backend::Iscsi, Backend::Lvm, Backend::Rbd];
@@ -30,7 +35,15 @@ pub(crate) struct SimStage {
     generation: u32,
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
+    reloader: Option<Reloader>,
     next_lun: u16,
+}
+
+/// A rule for whoever runs the tests.
+pub(crate) fn rule(role: Role, only: &[&str]) -> CallerRule {
+    let user = std::fs::metadata("/proc/self").unwrap().uid().to_string();
+    let only = only.iter().map(ToString::to_string).collect();
+    CallerRule { user: Some(user), only, ..CallerRule::giving(role) }
 }
 
 impl SimStage {
@@ -46,14 +59,30 @@ impl SimStage {
         machine.add_cluster(CLUSTER, "127.0.0.1:6789");
         let directory = TempDir::new().unwrap();
         config.agent.state_directory = directory.path().to_owned();
-        let mut stage =
-            Self { machine, config, directory, generation: 0, agent: None, stop: Arc::default(), next_lun: 0 };
+        if config.callers == Callers::default() {
+            config.callers.rules.push(rule(Role::Admin, &[]));
+        }
+        let mut stage = Self {
+            machine,
+            config,
+            directory,
+            generation: 0,
+            agent: None,
+            stop: Arc::default(),
+            reloader: None,
+            next_lun: 0,
+        };
         stage.start().await;
         stage
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(format!("agent-{}.sock", self.generation))
+    }
+
+    /// For calls that no client of ours makes.
+    pub(crate) fn channel(&self) -> Channel {
+        tests::client::channel(&self.socket())
     }
 
     /// Where the agent keeps its own.
@@ -76,6 +105,7 @@ impl SimStage {
             mortard = Mortard::start(config, host) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
+        self.reloader = Some(mortard.reloader());
         self.stop = Arc::default();
         let stop = Arc::clone(&self.stop);
         let serve = async move {
@@ -84,6 +114,11 @@ impl SimStage {
         };
         self.agent = Some(tokio::spawn(serve));
         true
+    }
+
+    /// The running agent is given its config anew; the keys that wait for a restart.
+    pub(crate) fn reload(&self) -> Vec<String> {
+        self.reloader.as_ref().unwrap().reload(self.config.clone())
     }
 
     /// The process is told to stop, and ends.

@@ -1,0 +1,41 @@
+//! The other end of a connection, as the kernel or a handshake proved it.
+
+use host::LocalPeer;
+use std::fmt;
+use tokio::net::UnixStream;
+
+/// Who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of this host.
+    Local(LocalPeer),
+    /// The kernel would not say. Nobody has a rule for him.
+    Unknown,
+}
+
+/// A connection that knows who is at its other end.
+pub trait Introduced {
+    /// Who.
+    fn peer(&self) -> Peer;
+}
+
+impl Introduced for UnixStream {
+    fn peer(&self) -> Peer {
+        match LocalPeer::of(self) {
+            Ok(peer) => Peer::Local(peer),
+            Err(error) => {
+                tracing::error!(%error, "the kernel does not say who has connected: {error}");
+                Peer::Unknown
+            }
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(peer) => write!(f, "uid {}", peer.user),
+            Self::Unknown => f.write_str("an unknown caller"),
+        }
+    }
+}
