@@ -1,8 +1,10 @@
 //! The config file: TOML, every default written down here, and a key that we do not know is refused.
 
 mod callers;
+mod tls;
 
 pub use callers::{CallerRule, Callers, Need, Role};
+pub use tls::Tls;
 
 use driver::{Backend, NameTemplate, Templates};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,8 @@ pub struct Config {
     pub agent: AgentConfig,
     /// Who may call, and what.
     pub callers: Callers,
+    /// gRPC from other machines.
+    pub tls: Tls,
     /// What it allows at a time.
     pub limits: Limits,
     /// Its memory.
@@ -269,6 +273,7 @@ impl Config {
             return value("file.directories", "write absolute paths");
         }
         self.callers.check()?;
+        self.tls.check()?;
         self.templates().map(|_| ())
     }
 

@@ -24,7 +24,9 @@ mod running;
 mod service;
 mod socket;
 mod status;
+mod tls;
 mod unrecorded;
+mod visitor;
 mod watch;
 
 use crate::{
@@ -37,6 +39,8 @@ use crate::{
     locks::Locks,
     running::Running,
     service::Service,
+    tls::{Door, Identity},
+    visitor::Visitor,
     watch::Watch,
 };
 use export::{ExportConfig, Exporter};
@@ -45,20 +49,24 @@ use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
     operations_server::OperationsServer, volumes_server::VolumesServer,
 };
-use std::{future::Future, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tokio_stream::{
+    Stream, StreamExt,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{server::NamedService, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub use callers::{Introduced, Peer};
 pub use reload::Reloader;
+pub use tls::TlsError;
 
 /// Why the daemon does not start, or ended; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +77,9 @@ pub enum StartError {
     /// A driver that was asked for.
     #[error(transparent)]
     Driver(#[from] drivers::NotReady),
+    /// What is served to other machines.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// The socket, or another agent.
     #[error(transparent)]
     Socket(#[from] socket::SocketError),
@@ -80,10 +91,18 @@ pub enum StartError {
     Serve(String),
 }
 
+/// What could be known to be right before anything was touched.
+struct Checked {
+    drivers: Drivers,
+    identity: Option<Arc<Identity>>,
+}
+
 /// An agent that has recovered and is about to serve.
 pub struct Mortard {
     agent: Arc<Agent>,
     callers: Arc<Callers>,
+    door: Option<Door>,
+    identity: Option<Arc<Identity>>,
 }
 
 impl Mortard {
@@ -91,19 +110,24 @@ impl Mortard {
     /// there and be ours alone. Without a journal it starts read-only.
     pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
         let host: Arc<dyn Host> = Arc::new(Attended::new(host));
-        let drivers = Self::check(&config, &host).await?;
-        Self::recover(config, host, drivers).await
+        let ready = Self::check(&config, &host).await?;
+        Self::recover(config, host, ready).await
     }
 
     /// What can be known to be wrong before anything is touched.
-    async fn check(config: &Config, host: &Arc<dyn Host>) -> Result<Drivers, StartError> {
+    async fn check(config: &Config, host: &Arc<dyn Host>) -> Result<Checked, StartError> {
         config.check()?;
+        let identity = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Arc::new(Identity::load(&config.tls)?)),
+        };
         let drivers = Drivers::new(host, config)?;
         drivers.check().await?;
-        Ok(drivers)
+        Ok(Checked { drivers, identity })
     }
 
-    async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
+    async fn recover(config: Config, host: Arc<dyn Host>, ready: Checked) -> Result<Self, StartError> {
+        let Checked { drivers, identity } = ready;
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
             configfs: "/sys/kernel/config".into(),
@@ -128,12 +152,21 @@ impl Mortard {
         });
         agent.recover().await.map_err(|error| StartError::Recover(error.chain()))?;
         agent.tell_of_orphans();
-        Ok(Self { agent, callers })
+        let door = match &identity {
+            Some(identity) => Some(Door::new(&agent.config.tls, Arc::clone(identity)).await?),
+            None => None,
+        };
+        Ok(Self { agent, callers, door, identity })
     }
 
     /// Lets it have another config while it runs.
     pub fn reloader(&self) -> Reloader {
-        Reloader::new(Arc::clone(&self.callers), self.agent.config.clone())
+        Reloader::new(Arc::clone(&self.callers), self.identity.clone(), self.agent.config.clone())
+    }
+
+    /// Where it listens for other machines.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.door.as_ref().map(Door::addresses).unwrap_or_default()
     }
 
     /// Serves until `stop` ends; then lets running operations finish, as long as the config allows.
@@ -167,6 +200,12 @@ impl Mortard {
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
         let agent = Arc::clone(&self.agent);
+        let far = match self.door {
+            Some(door) => door.open(&agent.stop),
+            None => mpsc::channel(1).1,
+        };
+        let far = ReceiverStream::new(far).map(|session| Ok(Visitor::Far(Box::new(session))));
+        let incoming = incoming.map(|stream| stream.map(Visitor::Near)).merge(far);
         let incoming = admission::admit(incoming, limits, Arc::clone(&self.callers), agent.stop.clone());
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, agent.stop.clone().cancelled_owned()));
         tokio::pin!(serving);
@@ -231,12 +270,15 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let host: Arc<dyn Host> = Arc::new(Attended::new(host));
-    let drivers = Mortard::check(&config, &host).await?;
+    let checked = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, drivers).await?;
+    let mortard = Mortard::recover(config, host, checked).await?;
     let listener: UnixListener = socket::bind(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
+    for address in mortard.addresses() {
+        tracing::info!(%address, "serving other machines at {address}");
+    }
     ready(mortard.agent.journal.lost().as_deref(), mortard.reloader());
     mortard.serve(UnixListenerStream::new(listener), stop).await
 }

@@ -1,7 +1,7 @@
 //! mortard: arguments, config, logs, signals; then [`agent::run`] until it is told to stop.
 
 use agent::{
-    Reloader, StartError,
+    Reloader, StartError, TlsError,
     config::{Config, ConfigError, DEFAULT_PATH},
 };
 use clap::Parser;
@@ -72,8 +72,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = match &error {
-                StartError::Config(_) => exit::USAGE,
-                StartError::Driver(_) | StartError::Socket(_) => exit::UNAVAILABLE,
+                StartError::Config(_) | StartError::Tls(TlsError::File { .. } | TlsError::Together(_)) => exit::USAGE,
+                StartError::Driver(_) | StartError::Socket(_) | StartError::Tls(TlsError::Listen { .. }) => {
+                    exit::UNAVAILABLE
+                }
                 StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
             };
             end(&error, code)

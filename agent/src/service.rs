@@ -227,7 +227,11 @@ impl v1::attachments_server::Attachments for Service {
                     }
                 }
                 loop {
-                    let sent = match changes.recv().await {
+                    let next = changes.recv().await;
+                    if let Err(error) = call.goes_on() {
+                        return drop(events.send(Err(status::status(&error))).await);
+                    }
+                    let sent = match next {
                         Ok(event) if !is_shown(&call, &event, &mut told) => continue,
                         Ok(event) => events.send(Ok(convert::event(event))).await,
                         Err(RecvError::Lagged(missed)) => {

@@ -1,12 +1,13 @@
 //! Who may call what: every RPC that is served, by everybody there is; how far a rule reaches; and what is told of it.
 
+use crate::audit::{heard, lines, listen};
 use crate::machine::{BACKENDS, DIRECTORY, IQN, POOL, PORTAL, SimStage, VG, rule};
 use agent::config::{Callers, Config, Need, Role};
 use driver::Backend;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use proto::v1;
-use std::{cell::RefCell, collections::BTreeMap, fmt, sync::Once, time::Duration};
+use std::{fmt, time::Duration};
 use tests::{
     client::{Answer, Client, Refused, attach, manage},
     stage::Stage,
@@ -14,8 +15,6 @@ use tests::{
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
-use tracing::{Event, Subscriber, field::Visit};
-use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
 
 const SIZE: u64 = 16 << 20;
 
@@ -24,7 +23,7 @@ fn config(rules: Vec<agent::config::CallerRule>) -> Config {
 }
 
 /// The least role for each RPC, as README and man page promise it; not taken from the agent's own table.
-fn promised(rpc: &str) -> Role {
+pub(crate) fn promised(rpc: &str) -> Role {
     let (service, method) = rpc.split_once('/').unwrap();
     match (service.rsplit('.').next().unwrap(), method) {
         (_, "Attach" | "Detach" | "Extend" | "Cancel") => Role::Operator,
@@ -36,7 +35,7 @@ fn promised(rpc: &str) -> Role {
 }
 
 /// Everything that is served.
-fn rpcs() -> Vec<String> {
+pub(crate) fn rpcs() -> Vec<String> {
     let mut rpcs = Vec::new();
     for encoded in [
         proto::FILE_DESCRIPTOR_SET,
@@ -56,7 +55,7 @@ fn rpcs() -> Vec<String> {
 }
 
 /// Calls by name with an empty message, and takes the first answer.
-async fn call(channel: Channel, rpc: &str) -> Result<(), Status> {
+pub(crate) async fn call(channel: Channel, rpc: &str) -> Result<(), Status> {
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
     let path = PathAndQuery::try_from(format!("/{rpc}")).unwrap();
@@ -283,16 +282,10 @@ async fn a_reach_ends_where_it_says() {
         let seen = client.operations.list(v1::ListOperationsRequest::default()).await.unwrap().into_inner().operations;
         assert_eq!(seen.len(), operations.iter().filter(|operation| mine_too(&operation.locator)).count());
 
-        // A watcher hears of his own only, from the first event to the last.
+        // A watcher hears of his own only; and when the rules are others, he has to ask again.
         let mut heard = client.attachments.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-        stage.config.callers.rules.push(rule(Role::Admin, &[]));
-        stage.reload();
-        let mut all = stage.client();
-        for (backend, _) in &others {
-            all.detach(backend.as_str()).await.unwrap();
-        }
-        all.attach(attach("last", &free)).await.unwrap();
-        all.detach("last").await.unwrap();
+        client.attach(attach("last", &free)).await.unwrap();
+        client.detach("last").await.unwrap();
         loop {
             let event = timeout(Duration::from_secs(10), heard.message()).await.unwrap().unwrap().unwrap();
             match event.event.unwrap() {
@@ -304,6 +297,14 @@ async fn a_reach_ends_where_it_says() {
                 }
             }
         }
+        stage.config.callers.rules.push(rule(Role::Admin, &[]));
+        stage.reload();
+        let mut all = stage.client();
+        for (backend, _) in &others {
+            all.detach(backend.as_str()).await.unwrap();
+        }
+        let ended = Refused::from(timeout(Duration::from_secs(10), heard.message()).await.unwrap().unwrap_err());
+        assert_eq!((ended.code, ended.reason.as_str()), (Code::FailedPrecondition, "WRONG_STATE"), "{}", ended.message);
     }
 }
 
@@ -326,58 +327,6 @@ async fn roles_have_their_own_reach() {
     client.volumes(&stage.scope(Backend::File)).await.unwrap();
     client.host.diagnose(v1::DiagnoseRequest::default()).await.unwrap();
     client.detach("lv").await.unwrap();
-}
-
-type Line = BTreeMap<String, String>;
-
-thread_local! {
-    /// The audit log of one test: it and its agent have a thread of their own.
-    static AUDIT: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
-
-struct Audit;
-
-struct Fields<'a>(&'a mut BTreeMap<String, String>);
-
-impl Visit for Fields<'_> {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
-        self.0.insert(field.name().into(), format!("{value:?}").trim_matches('"').to_owned());
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Audit {
-    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        if event.metadata().target() == "audit" {
-            let mut fields = BTreeMap::new();
-            event.record(&mut Fields(&mut fields));
-            AUDIT.with_borrow_mut(|lines| lines.push(fields));
-        }
-    }
-}
-
-/// From now on it is kept.
-fn listen() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let registry = tracing_subscriber::registry().with(Audit);
-        tracing::subscriber::set_global_default(registry).unwrap();
-    });
-}
-
-/// What there is since the last time.
-fn heard() -> Vec<Line> {
-    AUDIT.take()
-}
-
-/// `rpc subject role outcome` of each line.
-fn lines() -> Vec<String> {
-    let line = |line: Line| {
-        let field = |name: &str| line.get(name).cloned().unwrap_or_default();
-        let rpc = field("rpc");
-        assert!(field("who").starts_with("uid "), "{line:?}");
-        format!("{} {} {} {}", rpc.rsplit('/').next().unwrap(), field("subject"), field("role"), field("outcome"))
-    };
-    heard().into_iter().map(line).collect()
 }
 
 /// One line for each call that changes something or is refused, and none for those who look.

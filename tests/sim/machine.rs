@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
 use std::{
+    net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,6 +37,8 @@ pub(crate) struct SimStage {
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
     reloader: Option<Reloader>,
+    /// Where the running agent listens for other machines.
+    pub(crate) addresses: Vec<SocketAddr>,
     next_lun: u16,
 }
 
@@ -70,6 +73,7 @@ impl SimStage {
             agent: None,
             stop: Arc::default(),
             reloader: None,
+            addresses: Vec::new(),
             next_lun: 0,
         };
         stage.start().await;
@@ -105,6 +109,7 @@ impl SimStage {
             mortard = Mortard::start(config, host) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
+        self.addresses = mortard.addresses();
         self.reloader = Some(mortard.reloader());
         self.stop = Arc::default();
         let stop = Arc::clone(&self.stop);

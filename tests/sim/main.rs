@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+mod audit;
 mod callers;
 mod cancel;
 mod crash;
@@ -14,6 +15,7 @@ mod journal;
 mod limits;
 mod machine;
 mod reboot;
+mod tls;
 mod volumes;
 
 use machine::SimStage;

@@ -2,7 +2,7 @@
 //! begins.
 
 use super::{
-    Peer, Policy,
+    Callers, Peer, Policy,
     policy::Grant,
     table::{self, Rpc},
 };
@@ -28,6 +28,8 @@ task_local! {
 pub(crate) struct Call {
     pub(super) rpc: &'static Rpc,
     pub(super) peer: Arc<Peer>,
+    callers: Arc<Callers>,
+    /// As it was when the call came.
     policy: Arc<Policy>,
     grants: Vec<Arc<Grant>>,
     seen: Mutex<Seen>,
@@ -46,9 +48,10 @@ pub(super) struct Seen {
 }
 
 impl Call {
-    pub(super) fn new(rpc: &'static Rpc, peer: Arc<Peer>, policy: Arc<Policy>) -> Self {
+    pub(super) fn new(rpc: &'static Rpc, peer: Arc<Peer>, callers: &Arc<Callers>) -> Self {
+        let policy = callers.policy();
         let grants = policy.grants(&peer);
-        Self { rpc, peer, policy, grants, seen: Mutex::default() }
+        Self { rpc, peer, callers: Arc::clone(callers), policy, grants, seen: Mutex::default() }
     }
 
     /// The call that a request is. Its gate has put it there.
@@ -59,6 +62,15 @@ impl Call {
             needs: "it has not passed the gate".into(),
             way: "this is a defect of mortard: report it".into(),
         })
+    }
+
+    /// Refuses to go on with a call that takes long, once the rules are others, or its caller's certificate is good no more.
+    pub(crate) fn goes_on(&self) -> Result<()> {
+        self.peer.is_still_good()?;
+        if Arc::ptr_eq(&self.policy, &self.callers.policy()) {
+            return Ok(());
+        }
+        Err(Error::WrongState { what: "the rules for callers have changed; call again".into() })
     }
 
     /// Runs an operation of this call.
@@ -90,6 +102,7 @@ impl Call {
 
     /// Whether it may be made at all.
     pub(super) fn may_be_made(&self) -> Result<()> {
+        self.peer.is_still_good()?;
         match self.rpc.role(&self.policy.config) {
             Some(role) => self.needs(role, self.rpc.name)?,
             None => return Ok(()),
@@ -176,7 +189,7 @@ impl Call {
     fn refused(&self, what: &str, needs: String, role: Role) -> Error {
         self.seen().refused = true;
         let what = what.strip_prefix("mortar.agent.v1.").unwrap_or(what).into();
-        Error::Forbidden { who: self.peer.to_string(), what, needs, way: self.policy.way_to(role) }
+        Error::Forbidden { who: self.peer.to_string(), what, needs, way: self.policy.way_to(role, &self.peer) }
     }
 }
 

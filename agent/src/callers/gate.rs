@@ -29,7 +29,7 @@ impl Gate {
         };
         let peer =
             request.extensions().get::<Arc<Visit>>().map_or_else(|| Arc::new(Peer::Unknown), |visit| visit.peer());
-        let call = Arc::new(Call::new(rpc, peer, self.callers.policy()));
+        let call = Arc::new(Call::new(rpc, peer, &self.callers));
         match call.may_be_made() {
             Ok(()) => Ok(call),
             Err(refused) => {

@@ -1,7 +1,7 @@
 //! The rules of the config, with the users and groups of this host looked up: once, when they come to hold, so that no call
 //! waits for a directory service.
 
-use super::{Peer, Reach};
+use super::{Peer, Reach, pattern::Pattern};
 use crate::config::{Callers, Role};
 use nix::unistd::{Group, User};
 use std::sync::Arc;
@@ -25,6 +25,9 @@ pub(crate) struct Grant {
 enum Whom {
     User(u32),
     Group(u32),
+    Uri(Pattern),
+    Dns(Pattern),
+    CommonName(Pattern),
 }
 
 impl Policy {
@@ -49,8 +52,11 @@ impl Policy {
         self.rules.iter().filter(|(whom, _)| whom.is(peer)).map(|(_, grant)| Arc::clone(grant)).collect()
     }
 
-    /// How one comes by a role, for an error text.
-    pub(super) fn way_to(&self, role: Role) -> String {
+    /// How somebody comes by a role, for an error text.
+    pub(super) fn way_to(&self, role: Role, peer: &Peer) -> String {
+        if matches!(peer, Peer::Certified(_)) {
+            return "have the certificate named by a rule in [callers] of the agent's config".into();
+        }
         let groups = self.config.rules.iter().filter(|rule| rule.role >= role && rule.only.is_empty());
         match groups.filter_map(|rule| rule.group.as_deref()).next_back() {
             Some(group) => format!(
@@ -67,6 +73,9 @@ impl Whom {
         match key {
             "user" => number.or_else(|| Some(User::from_name(name).ok()??.uid.as_raw())).map(Self::User),
             "group" => number.or_else(|| Some(Group::from_name(name).ok()??.gid.as_raw())).map(Self::Group),
+            "uri" => Some(Self::Uri(Pattern::new(name))),
+            "dns" => Some(Self::Dns(Pattern::new(&name.to_ascii_lowercase()))),
+            "common_name" => Some(Self::CommonName(Pattern::new(name))),
             _ => None,
         }
     }
@@ -75,7 +84,12 @@ impl Whom {
         match (self, peer) {
             (Self::User(user), Peer::Local(peer)) => peer.user == *user,
             (Self::Group(group), Peer::Local(peer)) => peer.groups.contains(group),
-            (_, Peer::Unknown) => false,
+            (Self::Uri(pattern), Peer::Certified(caller)) => caller.names.uris.iter().any(|uri| pattern.fits(uri)),
+            (Self::Dns(pattern), Peer::Certified(caller)) => caller.names.dns.iter().any(|name| pattern.fits(name)),
+            (Self::CommonName(pattern), Peer::Certified(caller)) => {
+                caller.names.common_name.as_ref().is_some_and(|name| pattern.fits(name))
+            }
+            (_, Peer::Local(_) | Peer::Certified(_) | Peer::Unknown) => false,
         }
     }
 }
