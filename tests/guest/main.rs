@@ -25,6 +25,7 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod secrets;
 
 /// What holds on every machine, simulated or real.
 mod conformance {
