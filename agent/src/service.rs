@@ -1,5 +1,7 @@
 //! The gRPC services: convert, hand on, convert back. No decisions.
 
+mod instances;
+
 use crate::{
     agent::Agent,
     callers::Call,
@@ -21,7 +23,7 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-/// All five services; clones are the same agent.
+/// All six services; clones are the same agent.
 #[derive(Clone)]
 pub(crate) struct Service {
     agent: Arc<Agent>,
@@ -90,7 +92,7 @@ fn is_shown(call: &Call, event: &Event, told: &mut HashSet<AttachmentId>) -> boo
             shown
         }
         Event::Gone(id) => told.remove(id),
-        Event::Operation(operation) => call.shows(operation.plan.locator()),
+        Event::Operation(operation) => call.shows_all_that(&operation.plan),
     }
 }
 
@@ -411,7 +413,7 @@ impl v1::operations_server::Operations for Service {
             let id = request.into_inner().id.parse()?;
             let operation = self.agent.journal.operation(id).await?;
             let operation = operation.ok_or_else(|| Error::NotFound { what: format!("operation {id}") })?;
-            call.concerns(format_args!("operation {id}"), operation.plan.locator())?;
+            call.concerns_all_that(id, &operation.plan)?;
             Ok(self.operation_now(operation))
         };
         answer(work.await)
@@ -432,7 +434,7 @@ impl v1::operations_server::Operations for Service {
                 asked => asked,
             };
             let mut operations = self.agent.journal.operations(running_only, limit).await?;
-            operations.retain(|operation| call.shows(operation.plan.locator()));
+            operations.retain(|operation| call.shows_all_that(&operation.plan));
             let operations = operations.into_iter().map(|operation| self.operation_now(operation)).collect();
             Ok(v1::ListOperationsResponse { operations })
         };

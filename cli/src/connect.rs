@@ -8,7 +8,7 @@ use crate::{
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    operations_client::OperationsClient, volumes_client::VolumesClient,
+    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::{future, io, time::Duration};
 use tokio::{
@@ -54,6 +54,10 @@ impl Agent {
 
     pub(crate) fn exports(&self) -> ExportsClient<Channel> {
         ExportsClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
+    }
+
+    pub(crate) fn instances(&self) -> InstancesClient<Channel> {
+        InstancesClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
     }
 
     pub(crate) fn operations(&self) -> OperationsClient<Channel> {

@@ -182,10 +182,10 @@ async fn from_another_machine() {
     issued("expired", &clients.issue(&Wanted { serial: 11, expired: true, ..wanted.clone() }));
     issued("theirs", &Ca::new("clients").issue(&wanted));
     let rule = format!(
-        "[[callers.rules]]\nuri = \"spiffe://example.org/controller/*\"\nrole = \"operator\"\nonly = [\"{}\"]\n\n[tls]",
+        "\n[[callers.rules]]\nuri = \"spiffe://example.org/controller/*\"\nrole = \"operator\"\nonly = [\"{}\"]\n\n[tls]\n",
         stage.scope(Backend::File)
     );
-    let _rule = Reconfigured::new("[tls]", &rule);
+    let _rule = Reconfigured::new("\n[tls]\n", &rule);
     let config = read("/etc/mortar/mortard.toml")
         .replace("listen = []", "listen = [\"127.0.0.1:7443\"]")
         .replace("tls/certificate.pem", "tls/server.pem")

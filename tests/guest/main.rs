@@ -13,11 +13,15 @@ mod callers;
 mod cli;
 mod connection;
 mod crash;
+mod derive;
 mod doctor;
 mod export;
+mod extend;
 mod faults;
 mod file;
+mod hypervisor;
 mod inside;
+mod instance;
 mod iscsi;
 mod librbd;
 mod lvm;
@@ -25,7 +29,9 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod rescue;
 mod secrets;
+mod witness;
 
 /// What holds on every machine, simulated or real.
 mod conformance {

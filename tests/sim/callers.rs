@@ -26,8 +26,8 @@ fn config(rules: Vec<agent::config::CallerRule>) -> Config {
 pub(crate) fn promised(rpc: &str) -> Role {
     let (service, method) = rpc.split_once('/').unwrap();
     match (service.rsplit('.').next().unwrap(), method) {
-        (_, "Attach" | "Detach" | "Extend" | "Cancel") => Role::Operator,
-        (_, "Manage" | "Unmanage" | "Export" | "Unexport") => Role::Admin,
+        (_, "Attach" | "Detach" | "Extend" | "Cancel" | "Start" | "Stop" | "Reboot") => Role::Operator,
+        (_, "Manage" | "Unmanage" | "Export" | "Unexport" | "Rescue" | "Unrescue") => Role::Admin,
         (_, "Get" | "List" | "ListManageable" | "Watch" | "GetHost" | "Diagnose") => Role::Viewer,
         ("Health", "Check") | ("ServerReflection", "ServerReflectionInfo") => Role::Viewer,
         _ => panic!("nobody has promised anything of {rpc}"),
@@ -50,7 +50,7 @@ pub(crate) fn rpcs() -> Vec<String> {
             }
         }
     }
-    assert!(rpcs.len() >= 24, "{rpcs:?}");
+    assert!(rpcs.len() >= 31, "{rpcs:?}");
     rpcs
 }
 
@@ -87,7 +87,7 @@ async fn every_rpc_by_every_role() {
         let unknown = call(stage.channel(), "mortar.agent.v1.Attachments/Format").await.unwrap_err();
         assert_eq!(unknown.code(), Code::Unimplemented);
     }
-    assert!(asked >= 4 * 24);
+    assert!(asked >= 4 * 31);
 }
 
 /// Diagnose is for all who look; with `repair` it is not.
@@ -388,4 +388,36 @@ async fn strangers_do_not_fill_the_log() {
         stage.client().list().await.unwrap_err();
     }
     assert_eq!(lines(), ["List  none PERMISSION_DENIED"]);
+}
+
+/// Of instances, those whose names a rule fits, whatever they are called in the request.
+#[tokio::test]
+async fn instances_in_reach() {
+    let mut stage = SimStage::with(config(vec![rule(Role::Operator, &["instance:web*"])])).await;
+    let uuid = |number: u32| format!("5f1e8f0a-0000-4000-8000-00000000000{number}");
+    for (name, number) in [("web1", 1), ("db1", 2)] {
+        stage.domains.put(&format!(
+            "<domain type='qemu'>\n  <name>{name}</name>\n  <uuid>{}</uuid>\n  <os>\n    <type>hvm</type>\n  </os>\n  \
+             <devices>\n  </devices>\n</domain>\n",
+            uuid(number)
+        ));
+    }
+    let mut client = stage.client();
+    let seen = client.instances.list(v1::ListInstancesRequest {}).await.unwrap().into_inner().instances;
+    assert_eq!(seen.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["web1"]);
+    let start = |instance: &str| v1::StartInstanceRequest { instance: instance.into(), ..Default::default() };
+    client.instances.start(start("web1")).await.unwrap();
+    for other in ["db1".to_owned(), uuid(2)] {
+        is_out_of_reach(client.instances.start(start(&other)).await.map_err(Refused::from));
+        let get = v1::GetInstanceRequest { instance: other };
+        is_out_of_reach(client.instances.get(get).await.map_err(Refused::from));
+    }
+    let rescue = v1::RescueRequest { instance: "web1".into(), ..v1::RescueRequest::default() };
+    let refused = Refused::from(client.instances.rescue(rescue).await.unwrap_err());
+    assert!(refused.reason == "FORBIDDEN" && refused.message.contains("the role admin"), "{}", refused.message);
+    // The operation of one is as much out of sight as the other.
+    stage.config.callers.rules = vec![rule(Role::Viewer, &["instance:db*"])];
+    stage.reload();
+    let all = client.operations.list(v1::ListOperationsRequest::default()).await.unwrap().into_inner().operations;
+    assert!(all.is_empty(), "{all:?}");
 }

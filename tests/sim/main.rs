@@ -14,7 +14,9 @@ mod identity;
 mod journal;
 mod limits;
 mod machine;
+mod model;
 mod reboot;
+mod rescue;
 mod tls;
 mod volumes;
 

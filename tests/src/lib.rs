@@ -10,5 +10,6 @@ pub mod client;
 pub mod conformance;
 pub mod peer;
 pub mod pki;
+pub mod reliability;
 pub mod stage;
 pub mod targets;

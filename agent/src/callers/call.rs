@@ -127,6 +127,24 @@ impl Call {
         self.is_about(subject, self.needed(), |reach| reach.covers(locator))
     }
 
+    /// As [`Call::concerns`], of all that an operation changes.
+    pub(crate) fn concerns_all_that(&self, operation: OperationId, plan: &Plan) -> Result<()> {
+        self.is_about(format_args!("operation {operation}"), self.needed(), |reach| reach.covers_all_that(plan))
+    }
+
+    /// As [`Call::concerns`], of a volume beside what the call is about.
+    pub(crate) fn concerns_also(&self, locator: &Locator) -> Result<()> {
+        let subject = self.seen().subject.clone();
+        self.concerns(locator, locator)?;
+        self.seen().subject = subject;
+        Ok(())
+    }
+
+    /// As [`Call::concerns`], of an instance.
+    pub(crate) fn concerns_instance(&self, name: &str) -> Result<()> {
+        self.is_about(format_args!("instance {name}"), self.needed(), |reach| reach.covers_instance(name))
+    }
+
     /// As [`Call::concerns`], of all volumes in a place.
     pub(crate) fn concerns_all_of(&self, scope: &Scope) -> Result<()> {
         self.is_about(scope, self.needed(), |reach| reach.covers_all_of(scope))
@@ -161,6 +179,16 @@ impl Call {
         self.has(Role::Viewer, |reach| reach.covers(locator))
     }
 
+    /// Whether a list shows an operation.
+    pub(crate) fn shows_all_that(&self, plan: &Plan) -> bool {
+        self.has(Role::Viewer, |reach| reach.covers_all_that(plan))
+    }
+
+    /// Whether a list shows an instance.
+    pub(crate) fn shows_instance(&self, name: &str) -> bool {
+        self.has(Role::Viewer, |reach| reach.covers_instance(name))
+    }
+
     /// Whether a list shows the volumes of a place.
     pub(crate) fn shows_all_of(&self, scope: &Scope) -> bool {
         self.has(Role::Viewer, |reach| reach.covers_all_of(scope))
@@ -170,7 +198,7 @@ impl Call {
     pub(crate) fn may_end(&self, operation: OperationId, plan: &Plan) -> Result<()> {
         let role = table::role_for(plan);
         self.needs(role, &format!("cancel operation {operation} ({})", plan.verb()))?;
-        self.is_about(format!("operation {operation}"), role, |reach| reach.covers(plan.locator()))
+        self.is_about(format!("operation {operation}"), role, |reach| reach.covers_all_that(plan))
     }
 
     fn begins(&self, operation: OperationId, plan: &Plan) -> Result<()> {
@@ -180,7 +208,7 @@ impl Call {
             subject if subject.is_empty() => format!("{} {}", plan.verb(), plan.subject()),
             subject => subject,
         };
-        self.is_about(subject, role, |reach| reach.covers(plan.locator()))?;
+        self.is_about(subject, role, |reach| reach.covers_all_that(plan))?;
         // One that it begins on its way belongs to the first.
         self.seen().operation.get_or_insert(operation);
         Ok(())

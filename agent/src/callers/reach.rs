@@ -1,6 +1,7 @@
-//! How far a rule reaches: to everything, or to volumes in places that it names.
+//! How far a rule reaches: to everything, or to volumes in places and to instances that it names.
 
 use super::pattern::Pattern;
+use crate::operation::Plan;
 use driver::{ClusterName, Error, Locator, Pool, Result, Scope};
 use std::{fmt, path::Path};
 
@@ -18,6 +19,8 @@ enum Place {
     Iscsi(Pattern),
     /// A directory, and what is below it.
     File(Pattern),
+    /// An instance, by its name.
+    Instance(Pattern),
 }
 
 impl Reach {
@@ -46,12 +49,25 @@ impl Reach {
     }
 }
 
+impl Reach {
+    pub(crate) fn covers_instance(&self, name: &str) -> bool {
+        self.is_everything()
+            || self.0.iter().any(|place| matches!(place, Place::Instance(pattern) if pattern.fits(name)))
+    }
+
+    /// Whether all that an operation changes is in it.
+    pub(crate) fn covers_all_that(&self, plan: &Plan) -> bool {
+        plan.locator().is_none_or(|locator| self.covers(locator))
+            && plan.instance().is_none_or(|name| self.covers_instance(name))
+    }
+}
+
 impl Place {
     fn of(text: &str) -> Result<Self> {
         let invalid = || {
             let why = format!(
-                "{text:?} in `only` is no place: write lvm:VG, rbd:POOL[/NAMESPACE], iscsi:IQN or file:/DIRECTORY, with * \
-                 for any characters"
+                "{text:?} in `only` is no place: write lvm:VG, rbd:POOL[/NAMESPACE], iscsi:IQN, file:/DIRECTORY or instance:NAME, \
+                 with * for any characters"
             );
             Error::invalid("only", why)
         };
@@ -73,6 +89,7 @@ impl Place {
                 }
                 Ok(Self::Rbd(Pattern::new(pool), cluster))
             }
+            "instance" => Ok(Self::Instance(Pattern::new(name))),
             "file" if name.starts_with('/') => {
                 let directory = name.trim_end_matches('/');
                 let plain = directory.split('/').skip(1).all(|part| !["", ".", ".."].contains(&part));
@@ -112,6 +129,7 @@ impl fmt::Display for Place {
             Self::Rbd(pool, cluster) => write!(f, "rbd:{pool}?cluster={cluster}"),
             Self::Iscsi(target) => write!(f, "iscsi:{target}"),
             Self::File(directory) => write!(f, "file:{directory}"),
+            Self::Instance(name) => write!(f, "instance:{name}"),
         }
     }
 }
@@ -159,6 +177,14 @@ mod tests {
         ] {
             assert_eq!(covers(&only, locator), is, "{only:?} {locator}");
         }
+    }
+
+    #[test]
+    fn instances() {
+        let only = |only: &[&str]| Reach::of(&only.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        assert!(only(&[]).covers_instance("web1") && only(&["instance:web*"]).covers_instance("web1"));
+        assert!(!only(&["instance:web*"]).covers_instance("db1") && !only(&["lvm:web1"]).covers_instance("web1"));
+        assert!(!only(&["instance:web*"]).covers(&"lvm:web1/a".parse().unwrap()));
     }
 
     #[test]

@@ -54,9 +54,10 @@ impl Rpc {
     }
 }
 
-/// Viewers look; operators attach and detach what exists; admins give volumes new names and serve them to others. To cancel
+/// Viewers look; operators attach and detach what exists, and turn instances on and off; admins give volumes new names, serve
+/// them to others, and change how instances boot. To cancel
 /// an operation is an operator's, if it could have been his; to repair (a field of Diagnose) is an admin's.
-static TABLE: [Rpc; 24] = [
+static TABLE: [Rpc; 31] = [
     Rpc::changes("mortar.agent.v1.Attachments/Attach", Role::Operator),
     Rpc::changes("mortar.agent.v1.Attachments/Detach", Role::Operator),
     Rpc::shows("mortar.agent.v1.Attachments/Get"),
@@ -72,6 +73,13 @@ static TABLE: [Rpc; 24] = [
     Rpc::changes("mortar.agent.v1.Exports/Unexport", Role::Admin),
     Rpc::shows("mortar.agent.v1.Exports/Get"),
     Rpc::shows("mortar.agent.v1.Exports/List"),
+    Rpc::shows("mortar.agent.v1.Instances/List"),
+    Rpc::shows("mortar.agent.v1.Instances/Get"),
+    Rpc::changes("mortar.agent.v1.Instances/Rescue", Role::Admin),
+    Rpc::changes("mortar.agent.v1.Instances/Unrescue", Role::Admin),
+    Rpc::changes("mortar.agent.v1.Instances/Start", Role::Operator),
+    Rpc::changes("mortar.agent.v1.Instances/Stop", Role::Operator),
+    Rpc::changes("mortar.agent.v1.Instances/Reboot", Role::Operator),
     Rpc::shows("mortar.agent.v1.Operations/Get"),
     Rpc::shows("mortar.agent.v1.Operations/List"),
     Rpc::changes("mortar.agent.v1.Operations/Cancel", Role::Operator),
@@ -92,8 +100,13 @@ pub(crate) fn rpc(path: &str) -> Option<&'static Rpc> {
 /// The role that an operation needs, whatever call it was that led to it.
 pub(crate) fn role_for(plan: &Plan) -> Role {
     match plan {
-        Plan::Attach { .. } | Plan::Detach { .. } | Plan::Extend { .. } => Role::Operator,
-        Plan::Manage { .. } | Plan::Unmanage { .. } | Plan::Export { .. } | Plan::Unexport { .. } => Role::Admin,
+        Plan::Attach { .. } | Plan::Detach { .. } | Plan::Extend { .. } | Plan::Power { .. } => Role::Operator,
+        Plan::Manage { .. }
+        | Plan::Unmanage { .. }
+        | Plan::Export { .. }
+        | Plan::Unexport { .. }
+        | Plan::Rescue { .. }
+        | Plan::Unrescue { .. } => Role::Admin,
     }
 }
 

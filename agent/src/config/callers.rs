@@ -52,7 +52,7 @@ pub struct CallerRule {
     pub common_name: Option<String>,
     /// What they may do.
     pub role: Role,
-    /// To what: `lvm:VG`, `rbd:POOL[/NAMESPACE][?cluster=NAME]`, `iscsi:IQN`, `file:/DIRECTORY` and what is below it; `*`
+    /// To what: `lvm:VG`, `rbd:POOL[/NAMESPACE][?cluster=NAME]`, `iscsi:IQN`, `file:/DIRECTORY` and what is below it, `instance:NAME`; `*`
     /// stands for any characters. Empty: to everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub only: Vec<String>,
