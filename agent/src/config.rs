@@ -1,5 +1,11 @@
 //! The config file: TOML, every default written down here, and a key that we do not know is refused.
 
+mod callers;
+mod tls;
+
+pub use callers::{CallerRule, Callers, Need, Role};
+pub use tls::Tls;
+
 use driver::{Backend, NameTemplate, Templates};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -16,6 +22,10 @@ pub const DEFAULT_PATH: &str = "/etc/mortar/mortard.toml";
 pub struct Config {
     /// The daemon itself.
     pub agent: AgentConfig,
+    /// Who may call, and what.
+    pub callers: Callers,
+    /// gRPC from other machines.
+    pub tls: Tls,
     /// What it allows at a time.
     pub limits: Limits,
     /// Its memory.
@@ -36,8 +46,6 @@ pub struct Config {
 pub struct AgentConfig {
     /// The Unix socket that gRPC is served on.
     pub socket: PathBuf,
-    /// The group that may use the socket. If it is missing, only root may, and that is logged.
-    pub socket_group: String,
     /// The journal lives here.
     pub state_directory: PathBuf,
     /// The stable paths are made here.
@@ -52,7 +60,6 @@ impl Default for AgentConfig {
     fn default() -> Self {
         Self {
             socket: "/run/mortar/agent.sock".into(),
-            socket_group: "mortar".into(),
             state_directory: "/var/lib/mortar".into(),
             device_directory: "/dev/mortar".into(),
             drivers: Drivers::Auto(Auto::Auto),
@@ -310,6 +317,8 @@ impl Config {
         if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
             return value("file.directories", "write absolute paths");
         }
+        self.callers.check()?;
+        self.tls.check()?;
         if !self.hypervisor.uri.contains(":///") {
             return value("hypervisor.uri", "write that of a hypervisor of this host, such as qemu:///system");
         }

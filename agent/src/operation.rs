@@ -53,6 +53,7 @@ pub(crate) use rescue::{
 
 use crate::{
     agent::Agent,
+    callers,
     journal::{Change, Record},
     locks::Held,
     running::Listed,
@@ -151,6 +152,14 @@ impl Plan {
             Self::Rescue { locator, .. } | Self::Unrescue { locator, .. } => locator,
             Self::Power { .. } => return None,
         })
+    }
+
+    /// The instance, by name; `None` if there is none.
+    pub(crate) fn instance(&self) -> Option<&str> {
+        match self {
+            Self::Rescue { name, .. } | Self::Unrescue { name, .. } | Self::Power { name, .. } => Some(name),
+            _ => None,
+        }
     }
 
     /// Its text; empty if there is none.
@@ -337,6 +346,7 @@ impl Agent {
             outcome: None,
             ended: false,
         };
+        callers::begins(operation.id, &operation.plan)?;
         let listed = self.running.begin(operation.id, operation.plan.can_be_undone(), deadline);
         self.journal.begin(&operation, change, self.config.limits.attachments).await?;
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());

@@ -12,6 +12,7 @@ pub mod libvirt;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
 mod module;
+mod peer;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -24,6 +25,7 @@ pub use error::{Error, Result};
 pub use key::KernelKey;
 pub use linux::Linux;
 pub use module::{Module, module};
+pub use peer::LocalPeer;
 pub use step::{Attended, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 

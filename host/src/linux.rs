@@ -12,6 +12,7 @@ mod loops;
 mod multipathd;
 mod netlink;
 mod own_thread;
+mod peer;
 mod process;
 mod scsi;
 mod usage;

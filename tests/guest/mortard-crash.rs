@@ -53,7 +53,7 @@ async fn main() {
     let stop = async move {
         told.recv().await;
     };
-    let ready = |_: Option<&str>| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
+    let ready = |_: Option<&str>, _| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
     let hypervisor = agent::hypervisor(&config);
     agent::run(config, Arc::new(host), hypervisor, ready, stop).await.unwrap();
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+mod audit;
+mod callers;
 mod cancel;
 mod crash;
 mod deadline;
@@ -15,6 +17,7 @@ mod machine;
 mod model;
 mod reboot;
 mod rescue;
+mod tls;
 mod volumes;
 
 use machine::SimStage;
