@@ -1,6 +1,6 @@
 //! What goes wrong in the middle of a rescue: whatever it is, the original comes back.
 
-use super::{Bench, RESCUE, ROOT};
+use super::{Bench, RESCUE, ROOT, WEB1};
 use crate::{
     cli::{mortar, start, until},
     instance::{Libvirtd, bootable, booted, dumpxml, instance},
@@ -34,15 +34,15 @@ async fn libvirtd_killed_in_the_middle() {
     until("the rescue to be undone", Duration::from_secs(120), nothing_runs);
     assert_eq!((bench.picture().await, dumpxml(bench.uuid)), (before, definition));
     assert!(bench.runs());
-    assert_eq!(booted(&bench.name), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     bench.rescue(&[]).ok();
-    assert_eq!(booted(&bench.name), RESCUE);
+    assert_eq!(booted(WEB1), RESCUE);
     // And on the way back.
     Libvirtd::kill();
     mortar(&["unrescue", &bench.name, "--grace", "0"]).refused(5, "UNREACHABLE");
     Libvirtd::restart();
     bench.unrescue();
-    assert_eq!(booted(&bench.name), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     sh(&format!("virsh --quiet destroy {}", bench.uuid));
 }
 
@@ -60,7 +60,7 @@ async fn when_qemu_refuses_the_original_comes_back() {
     let message = mortar(&["rescue", "web1", "--volume", &shared, "--grace", "0"]).refused(4, "WRONG_STATE");
     assert!(message.contains("lock") && message.contains("the original of web1 is back"), "{message}");
     assert_eq!(dumpxml(bench.uuid), definition);
-    assert_eq!(booted("web1"), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     assert!(bench.runs());
     sh(&format!("virsh --quiet destroy {other}; virsh --quiet undefine {other}"));
     assert_eq!(bench.picture().await, before, "something was left behind");
@@ -101,7 +101,7 @@ async fn instances_are_listed_and_powered() {
     assert_eq!((&listed[0]["name"], &listed[0]["power"]), (&"web1".into(), &"off".into()), "{listed}");
     let started = mortar(&["instance", "start", "web1"]).ok();
     assert_eq!((&started["changed"], &started["instance"]["power"]), (&true.into(), &"running".into()));
-    assert_eq!(booted("web1"), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     assert_eq!(mortar(&["instance", "start", "web1"]).ok()["changed"], false);
     let shown = mortar(&["show", "web1"]).ok();
     assert_eq!((&shown["disks"][0]["target"], &shown["disks"][0]["role"]), (&"vda".into(), &"root".into()));
