@@ -296,6 +296,16 @@ impl Journal {
         Error::Full { what, why: format!("make room, then try again ({said})") }
     }
 
+    /// At a stop: the log goes into the file, so that whoever copies, replaces or damages the file has the whole journal.
+    pub(crate) async fn complete(&self) {
+        let into_the_file = |db: &mut Connection| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if self.lost().is_none()
+            && let Err(error) = self.ask("write the journal's log into its file", into_the_file).await
+        {
+            tracing::warn!(error = error.chain(), "the journal's log stays beside it");
+        }
+    }
+
     /// Before each commit: whether the machine will take it.
     async fn may_commit(&self, what: &str) -> Result<()> {
         self.host.commits(what).await.map_err(|error| match error {
@@ -872,6 +882,16 @@ mod tests {
         limit(used + 100).await.unwrap();
         journal.begin(&operation(), Change::None, 1).await.unwrap();
         assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_the_file_is_the_whole_journal() {
+        let (directory, journal) = journal();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
+        let log = directory.path().join("journal.sqlite-wal");
+        assert_ne!(log.metadata().unwrap().len(), 0);
+        journal.complete().await;
+        assert_eq!(log.metadata().unwrap().len(), 0);
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl Mortard {
         if timeout(self.agent.config.limits.stop_timeout(), self.agent.tasks.wait()).await.is_err() {
             tracing::warn!("operations still run; they are recovered at the next start");
         }
+        self.agent.journal.complete().await;
         /// For replies on their way; a client that keeps its connection open does not keep us.
         const LAST_REPLIES: std::time::Duration = std::time::Duration::from_secs(2);
         let ended = match early {

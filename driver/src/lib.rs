@@ -53,8 +53,8 @@ pub trait Driver: Send + Sync {
     /// Makes the volume present and returns its device, proved.
     async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device>;
 
-    /// Goes on with what an attach left to the background (ways to the volume that did not answer yet), after a restart of
-    /// the agent. Returns at once; a detach ends it.
+    /// Goes on with what an attach left to the background (the other ways to the volume): once it is recorded, and after a
+    /// restart of the agent. Returns at once; a detach ends it.
     async fn tend(&self, _at: &Attached) {}
 
     /// Removes what of ours is on this host and belongs to no attachment, such as a file that a reboot left. Called at the

@@ -5,6 +5,7 @@
 
 mod clock;
 mod files;
+mod flush;
 mod keys;
 mod lanes;
 mod loops;
@@ -23,7 +24,6 @@ use async_trait::async_trait;
 use nix::{
     fcntl::{OFlag, open},
     sys::{stat::Mode, utsname::uname},
-    unistd::fsync,
 };
 use std::{
     collections::BTreeMap,
@@ -50,6 +50,7 @@ pub struct Linux {
     loops: Arc<loops::Unanswered>,
     looks: Arc<usage::Looks>,
     lanes: lanes::Lanes,
+    flusher: flush::Flusher,
     keyed: own_thread::Threads,
 }
 
@@ -69,8 +70,22 @@ impl Linux {
             loops: Arc::default(),
             looks: Arc::default(),
             lanes: lanes::Lanes::default(),
+            flusher: flush::Flusher::default(),
             keyed: own_thread::Threads::new(KEYED_WRITES),
         }
+    }
+
+    /// Lets another process do the flushing: a program that begins with [`Self::other_self`], so that a device which stands
+    /// still does not keep this one from ending.
+    pub fn flushing_apart(mut self) -> Self {
+        self.flusher = flush::Flusher::in_a_process();
+        self
+    }
+
+    /// Does what this program was started for by the other name that [`Self::flushing_apart`] gives it; `None` if it has its
+    /// own.
+    pub fn other_self() -> Option<std::process::ExitCode> {
+        flush::serve()
     }
 }
 
@@ -212,19 +227,9 @@ impl Host for Linux {
     }
 
     async fn flush(&self, device: &Path, limit: Duration) -> Result<()> {
-        let path = device.to_owned();
+        let (path, flusher) = (device.to_owned(), self.flusher.clone());
         let lane = lanes::Lane::of(device, "flush");
-        self.lanes
-            .alone(lane, format!("flush of {}", device.display()), limit, move || {
-                let fd = open_device(&path, OFlag::O_RDONLY)?;
-                fsync(&fd).map_err(|errno| Error::io("sync", &path)(errno.into()))?;
-                // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the whole call.
-                #[expect(unsafe_code, reason = "ioctl")]
-                unsafe { ioctls::blkflsbuf(fd.as_raw_fd()) }
-                    .map_err(|errno| Error::io("drop the cache of", &path)(errno.into()))?;
-                Ok(())
-            })
-            .await
+        self.lanes.alone(lane, format!("flush of {}", device.display()), limit, move || flusher.flush(&path)).await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {

@@ -105,6 +105,11 @@ impl Machine {
         self.with(|world| world.process.fail_next(name.into(), fault.into(), true));
     }
 
+    /// What was to fail, or to end the process, and has not come to it does not any more.
+    pub fn forget_faults(&self) {
+        self.with(|world| world.process.forget_faults());
+    }
+
     /// Just before the next call whose name holds `name`, somebody else does something: for races.
     pub fn before_next(&self, name: impl Into<String>, interfere: impl FnOnce(&Machine) + Send + 'static) {
         self.with(|world| world.process.interfere(name.into(), Box::new(interfere)));

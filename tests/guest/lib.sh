@@ -362,6 +362,15 @@ ceph_user() {
     >"/etc/ceph/${CEPH_CLUSTER:-ceph}.client.$1.keyring"
 }
 
+# ceph_mon_stop: without its monitor a cluster lets nobody in; ceph_up starts it again.
+ceph_mon_stop() {
+  local name=${CEPH_CLUSTER:-ceph} pid
+  pid=$(ceph_pids "$name" ceph-mon)
+  [[ $pid ]] || return 0
+  kill "$pid"
+  guest_wait 60 ceph_gone "$pid" || guest_die "the monitor of $name does not stop"
+}
+
 # ceph_osd_stop, ceph_osd_start: without its OSD a cluster's images hang, reading and writing, until it is back with all they hold.
 ceph_osd_stop() {
   local name=${CEPH_CLUSTER:-ceph} pid
@@ -402,7 +411,8 @@ libvirt_up() {
 libvirt_down() {
   local uuid
   for uuid in $(virsh list --all --uuid); do
-    virsh destroy "$uuid" >/dev/null 2>&1
+    # One that is off cannot be ended.
+    virsh destroy "$uuid" >/dev/null 2>&1 || true
     virsh undefine --managed-save --snapshots-metadata "$uuid" >/dev/null || guest_die "cannot undefine $uuid"
   done
   systemctl stop libvirtd.{socket,service} libvirtd-{ro,admin}.socket virt{log,lock}d.{socket,service} || guest_die "libvirtd does not stop"

@@ -340,7 +340,9 @@ with rbd.Image(io, 'a') as image:
     let snapshot = format!("{told}\nrbd.Image(io, 'a').create_snap('c')");
     let name = format!("{snapshot}\nio.write_full('rbd_id.c', struct.pack('<I', 4) + b'1234')");
     let header = format!("{snapshot}\nr.create(io, 'c', 8 << 20, features=1)");
-    let clone = format!("{snapshot}\nr.clone(io, 'a', 'c', io, 'c', features=1, clone_format=2)");
+    let clone = format!(
+        "{snapshot}\ncluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'a', 'c', io, 'c', features=1)"
+    );
     for left in [&told, &snapshot, &name, &header, &clone] {
         for forward in [true, false] {
             ceph.python(left);
@@ -362,7 +364,7 @@ with rbd.Image(io, 'a') as image:
     }
     ceph.python(&told);
     ceph.python("r.remove(io, 'c')\nr.create(io, 'b', 1 << 20)\nrbd.Image(io, 'b').create_snap('s')");
-    ceph.python("r.clone(io, 'b', 's', io, 'c', features=1, clone_format=2)");
+    ceph.python("cluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'b', 's', io, 'c', features=1)");
     assert_eq!(failed(cloning("unclone", json!({}))), (Step::Clone, Some(17)));
     ceph.python("r.remove(io, 'c')\nrbd.Image(io, 'a').metadata_remove('mortar.rescue.of.me')\nrbd.Image(io, 'a').create_snap('c')");
     assert_eq!(failed(cloning("clone", json!({}))), (Step::Clone, Some(17)));
@@ -371,7 +373,7 @@ with rbd.Image(io, 'a') as image:
     // A snapshot of ours that somebody has cloned lives on for him.
     ceph.python("rbd.Image(io, 'a').remove_snap('c')");
     cloning("clone", json!({})).unwrap();
-    ceph.python("r.clone(io, 'a', 'c', io, 'theirs', features=1, clone_format=2)");
+    ceph.python("cluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'a', 'c', io, 'theirs', features=1)");
     cloning("unclone", json!({})).unwrap();
     assert_eq!((names(), content("theirs")), ("a b theirs".into(), "the image".into()));
 }

@@ -15,6 +15,7 @@ mod crash;
 mod derive;
 mod doctor;
 mod export;
+mod extend;
 mod faults;
 mod file;
 mod hypervisor;

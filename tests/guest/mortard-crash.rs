@@ -36,6 +36,7 @@ use tokio::{
     time::Instant,
 };
 
+const CONFIG: &str = "/run/mortar-crash/mortard.toml";
 /// How many effects it has still to live; it is looked at after each, so that it holds for whoever comes next, too. Without
 /// it nothing is counted.
 const LEFT: &str = "/run/mortar-crash/left";
@@ -45,7 +46,7 @@ const LOG: &str = "/run/mortar-crash/log";
 #[tokio::main]
 async fn main() {
     set_dumpable(false).unwrap();
-    let config = Config::load(None).unwrap();
+    let config = Config::load(Some(CONFIG.into())).unwrap();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let host = Crashing { machine: Linux::new(config.limits.processes), counting: Mutex::new(()) };
     let mut told = signal(SignalKind::terminate()).unwrap();

@@ -12,6 +12,7 @@ mod identity;
 mod journal;
 mod limits;
 mod machine;
+mod model;
 mod reboot;
 mod rescue;
 mod volumes;

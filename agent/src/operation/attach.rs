@@ -142,7 +142,9 @@ impl Agent {
                     return self.undo(work, mismatch).await;
                 }
                 attached.identity = Some(device.identity.clone());
-                self.publish(work, attached, device, request.persistent).await
+                let reply = self.publish(work, attached, device, request.persistent).await?;
+                driver.tend(&reply.attachment.record.attached).await;
+                Ok(reply)
             }
             Err(error) => self.undo(work, error).await,
         }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How many attachments are looked at at a time, unless none of them answers within the patience.
 const LOOKS: usize = 8;
 const LOOK_PATIENCE: Duration = Duration::from_millis(100);

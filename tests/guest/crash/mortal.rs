@@ -5,6 +5,7 @@ use crate::{
     cli::until,
     machine::{sh, try_sh},
 };
+use driver::Backend;
 use std::{
     fmt::Debug,
     fs::{self, File},
@@ -21,6 +22,7 @@ use tokio::{
 
 const PROGRAM: &str = "/usr/sbin/mortard-crash";
 const DIRECTORY: &str = "/run/mortar-crash";
+const CONFIG: &str = "/run/mortar-crash/mortard.toml";
 const LEFT: &str = "/run/mortar-crash/left";
 const LOG: &str = "/run/mortar-crash/log";
 const NOTIFIED: &str = "/run/mortar-crash/notified";
@@ -33,12 +35,13 @@ pub(crate) struct Mortal {
 }
 
 impl Mortal {
-    /// The service stops until this is dropped.
-    pub(crate) async fn in_its_place() -> Self {
+    /// The service stops until this is dropped. With one driver only, because each asks its tool for its version at every start.
+    pub(crate) async fn in_its_place(driver: Backend) -> Self {
         let built = concat!("/mnt/host", env!("CARGO_BIN_EXE_mortard-crash"));
         sh(&format!(
             "systemctl stop mortard; rm -rf {DIRECTORY}; mkdir {DIRECTORY}; [[ -e {PROGRAM} ]] || install {built} {PROGRAM}"
         ));
+        fs::write(CONFIG, format!("[agent]\ndrivers = [\"{driver}\"]\n")).unwrap();
         let mut this = Self { agent: None, notified: UnixDatagram::bind(NOTIFIED).unwrap() };
         assert!(this.start().await, "it died without having been told to");
         this

@@ -23,6 +23,15 @@ pub(super) enum Subject {
 }
 
 impl Subject {
+    pub(super) fn backend(self) -> Backend {
+        match self {
+            Self::File => Backend::File,
+            Self::Iscsi | Self::Multipath => Backend::Iscsi,
+            Self::Lvm => Backend::Lvm,
+            Self::Rbd => Backend::Rbd,
+        }
+    }
+
     pub(super) fn named(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -58,9 +67,7 @@ impl Tried {
     pub(super) async fn make(subject: Subject) -> Self {
         let (mut stage, mut unit, mut multipathd) = (GuestStage::bare(), None, None);
         let locator = match subject {
-            Subject::File => stage.volume(Backend::File, "v", SIZE).await,
-            Subject::Lvm => stage.volume(Backend::Lvm, "v", SIZE).await,
-            Subject::Rbd => stage.volume(Backend::Rbd, "v", SIZE).await,
+            Subject::File | Subject::Lvm | Subject::Rbd => stage.volume(subject.backend(), "v", SIZE).await,
             Subject::Iscsi | Subject::Multipath => {
                 stage = GuestStage::with_target();
                 unit = Some(Unit);

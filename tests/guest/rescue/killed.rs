@@ -156,7 +156,7 @@ async fn sweep(backend: Backend, was_running: bool) {
     if was_running {
         bench.start();
     }
-    Sweep { agent: Mortal::in_its_place().await, bench, was_running }.run().await;
+    Sweep { agent: Mortal::in_its_place(backend).await, bench, was_running }.run().await;
 }
 
 #[tokio::test]
