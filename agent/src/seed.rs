@@ -103,7 +103,7 @@ pub(crate) fn make_up_password() -> Result<SecretString> {
     let mut password = String::with_capacity(16);
     while password.len() < 16 {
         let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|error| random(error))?;
+        getrandom::fill(&mut bytes).map_err(random)?;
         // Each as often as any other: what is past the last multiple is thrown away.
         let even = bytes.iter().filter(|byte| usize::from(**byte) < 256 / ALPHABET.len() * ALPHABET.len());
         password.extend(even.map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])));
@@ -115,7 +115,7 @@ pub(crate) fn make_up_password() -> Result<SecretString> {
 /// As crypt(3) has it, by SHA-512.
 fn hash(password: &SecretString) -> Result<String> {
     let mut salt = [0; 12];
-    getrandom::fill(&mut salt).map_err(|error| random(error))?;
+    getrandom::fill(&mut salt).map_err(random)?;
     let hashed = ShaCrypt::SHA512.hash_password_with_salt(password.expose_secret().as_bytes(), &salt);
     hashed
         .map(|hash| hash.to_string())

@@ -17,6 +17,8 @@ use uuid::Uuid;
 const SIZE: u64 = 4 << 20;
 const ROOT: &str = "BOOTED FROM ROOT";
 const RESCUE: &str = "BOOTED FROM RESCUE";
+/// What it is called when it is defined, and where it prints.
+const WEB1: &str = "web1";
 const SEEDS: &str = "/var/lib/mortar-rescue";
 
 /// An instance with its root on a backend, and what it is rescued with, on the same.
@@ -34,7 +36,7 @@ struct Bench {
 
 impl Bench {
     async fn new(backend: Backend) -> Self {
-        Self::named(backend, "web1").await
+        Self::named(backend, WEB1).await
     }
 
     async fn named(backend: Backend, name: &str) -> Self {
@@ -70,14 +72,17 @@ impl Bench {
             Backend::Rbd => sh(&format!("echo rbd:{root}:admin:$(ceph_secret admin)")),
             _ => root.clone(),
         };
-        let uuid = instance(name, &[&disk]);
+        let uuid = instance(WEB1, &[&disk]);
+        if name != WEB1 {
+            sh(&format!("virsh --quiet domrename {WEB1} \"{name}\""));
+        }
         let name = name.to_owned();
         Self { stage, backend, name, uuid, root, with: [option.to_owned(), image], _libvirtd: libvirtd }
     }
 
     fn start(&self) {
         sh(&format!("virsh --quiet start {}", self.uuid));
-        assert_eq!(booted(&self.name), ROOT);
+        assert_eq!(booted(WEB1), ROOT);
     }
 
     fn rescue(&self, options: &[&str]) -> Ran {
@@ -129,7 +134,7 @@ impl Bench {
         let (before, definition, sum) = (self.picture().await, dumpxml(self.uuid), self.checksum());
         let reply = self.rescue(&["--layout", layout]).ok();
         assert_eq!(reply["password"].as_str().unwrap().len(), 16, "{at}: {reply}");
-        assert_eq!(booted(&self.name), RESCUE, "{at}");
+        assert_eq!(booted(WEB1), RESCUE, "{at}");
         let (rescue, root) = (self.rescue_source(), self.root.clone());
         let seed = format!("{SEEDS}/seed-{}.img", self.uuid);
         let order = if layout == "classic" { [rescue, root, seed] } else { [root, rescue, seed] };
@@ -145,7 +150,7 @@ impl Bench {
         assert_eq!(dumpxml(self.uuid), definition, "{at}: the definition is another one");
         assert_eq!(self.runs(), was_running, "{at}");
         if was_running {
-            assert_eq!(booted(&self.name), ROOT, "{at}");
+            assert_eq!(booted(WEB1), ROOT, "{at}");
             sh(&format!("virsh --quiet destroy {}", self.uuid));
             assert_eq!(self.checksum(), sum, "{at}: the original was written to");
             self.start();
@@ -214,7 +219,7 @@ async fn a_password_and_user_data_by_the_seed() {
     let line = [&line[..], &["/run/user-data", "--ssh-key", "/run/key.pub"]].concat();
     let reply = mortar_reading(&line, PASSWORD).ok();
     assert_eq!((&reply["password"], &reply["instance"]["name"]), (&Value::Null, &"a&b<c>'d".into()));
-    assert_eq!(booted(&bench.name), RESCUE);
+    assert_eq!(booted(WEB1), RESCUE);
     let seed = format!("{SEEDS}/seed-{}.img", bench.uuid);
     let told = sh(&format!("blkid --probe --output export {seed}"));
     assert!(told.contains("LABEL=CIDATA") && told.contains("TYPE=vfat"), "{told}");

@@ -38,7 +38,7 @@ use crate::{
     journal::Change,
     seed::{Seed, make_up_password},
 };
-use driver::{AttachmentId, Attempt, Derived, DiskFormat, Error, Locator, Result, Spec};
+use driver::{Attached, AttachmentId, Attempt, Derived, DiskFormat, Error, Locator, Result, Spec};
 use hypervisor::{
     Instance, InstanceName, Power,
     definition::{Bus, Definition, Layout, Source},
@@ -209,8 +209,10 @@ impl Agent {
             }
             _ => Place::Attached(format!("rescue-{owner}").parse()?),
         };
-        if let RescueDisk::Volume(Locator::File(file)) = &request.disk {
-            self.refuse_file(&request.disk, file.path()).await?;
+        match (&request.disk, &place) {
+            (RescueDisk::Volume(Locator::File(file)), _) => self.refuse_file(&request.disk, file.path()).await?,
+            (RescueDisk::Volume(volume), Place::Attached(_)) => self.refuse_users_of(volume).await?,
+            _ => {}
         }
         let kept: Vec<_> =
             definition.disks().into_iter().filter(|disk| request.data_disks || disk.target == root.target).collect();
@@ -239,6 +241,27 @@ impl Agent {
         Ok((record, warnings))
     }
 
+    /// Two systems must not write to one volume. It may be on this host already.
+    async fn refuse_users_of(&self, volume: &Locator) -> Result<()> {
+        let driver = self.drivers.ready(volume.backend()).await?;
+        let attached = match self.journal.attachments_of(&volume.key()).await?.into_iter().next() {
+            Some(record) => record.attached,
+            None => {
+                let spec = Spec::of(volume.clone());
+                Attached { footprint: driver.prepare(&spec).await?, spec, identity: None }
+            }
+        };
+        let Some(device) = driver.find(&attached).await? else { return Ok(()) };
+        let doing = format!("look who uses {}", device.path.display());
+        let users = self.host.users(&device.path).await.map_err(Error::host(doing))?;
+        match users.is_empty() {
+            true => Ok(()),
+            false => {
+                Err(Error::InUse { what: volume.to_string(), by: users.iter().map(ToString::to_string).collect() })
+            }
+        }
+    }
+
     /// A file is handed to QEMU as it is: raw, and nobody else's.
     async fn refuse_file(&self, disk: &RescueDisk, path: &Path) -> Result<()> {
         let stat = self.host.stat(path).map_err(Error::host(format!("look at {}", path.display())))?;
@@ -246,8 +269,10 @@ impl Agent {
             return Err(Error::NotFound { what: format!("the file {}", path.display()) });
         }
         let attached = self.journal.attachments_of(&disk.locator().key()).await?;
-        if !attached.is_empty() {
-            let by = attached.iter().map(|record| format!("attached as {}", record.id)).collect();
+        let mut by: Vec<String> = attached.iter().map(|record| format!("attached as {}", record.id)).collect();
+        let doing = format!("look who has {} open", path.display());
+        by.extend(self.host.openers(path).await.map_err(Error::host(doing))?.iter().map(ToString::to_string));
+        if !by.is_empty() {
             return Err(Error::InUse { what: disk.locator().to_string(), by });
         }
         let head = self.host.head(path, 4, LOOK).await.map_err(Error::host(format!("read {}", path.display())))?;

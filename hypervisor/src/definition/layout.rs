@@ -267,7 +267,7 @@ fn free(definition: &Definition<'_>, bus: Bus, taken: &mut Vec<String>) -> Resul
                 .map(|name| address.attribute(name).and_then(|text| text.parse().ok()).unwrap_or_default())
         })
         .collect();
-    let on_bus = |disk: &Disk| disk.bus == bus.as_str();
+    let on_bus = |disk: &Disk| disk.bus == bus.as_str() && taken.contains(&disk.target);
     let last = definition.disks().iter().filter(|disk| on_bus(disk)).map(|disk| number(&disk.target)).max();
     let most = if bus == Bus::Ide { 4 } else { 702 };
     let names = (0..most).map(|index| format!("{}{}", prefix(bus), letters(index)));

@@ -1,7 +1,7 @@
 //! SIGKILL of the real agent after each effect of a rescue and of an unrescue: after the restart the instance is in one of its
 //! two states, the repeated call ends as asked, and nothing is left.
 
-use super::{Bench, RESCUE, ROOT};
+use super::{Bench, RESCUE, ROOT, WEB1};
 use crate::{
     cli::figure,
     crash::mortal::Mortal,
@@ -107,8 +107,8 @@ impl Sweep {
         assert_eq!(changed, recovered != to, "{place}: what the repetition says");
         assert_eq!(self.picture(), to, "{place}: the repetition does not end where the call does");
         match verb {
-            Verb::Rescue => assert_eq!(booted(&self.bench.name), RESCUE, "{place}"),
-            Verb::Unrescue if self.was_running => assert_eq!(booted(&self.bench.name), ROOT, "{place}"),
+            Verb::Rescue => assert_eq!(booted(WEB1), RESCUE, "{place}"),
+            Verb::Unrescue if self.was_running => assert_eq!(booted(WEB1), ROOT, "{place}"),
             Verb::Unrescue => assert!(!self.bench.runs(), "{place}"),
         }
         true

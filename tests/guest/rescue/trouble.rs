@@ -1,6 +1,6 @@
 //! What goes wrong in the middle of a rescue: whatever it is, the original comes back.
 
-use super::{Bench, RESCUE, ROOT};
+use super::{Bench, RESCUE, ROOT, WEB1};
 use crate::{
     cli::{mortar, start, until},
     instance::{Libvirtd, bootable, booted, dumpxml, instance},
@@ -8,7 +8,6 @@ use crate::{
 };
 use driver::Backend;
 use std::time::Duration;
-use tests::stage::Stage;
 
 fn nothing_runs() -> Option<()> {
     mortar(&["operations", "--running"]).ok().as_array().unwrap().is_empty().then_some(())
@@ -34,36 +33,42 @@ async fn libvirtd_killed_in_the_middle() {
     until("the rescue to be undone", Duration::from_secs(120), nothing_runs);
     assert_eq!((bench.picture().await, dumpxml(bench.uuid)), (before, definition));
     assert!(bench.runs());
-    assert_eq!(booted(&bench.name), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     bench.rescue(&[]).ok();
-    assert_eq!(booted(&bench.name), RESCUE);
+    assert_eq!(booted(WEB1), RESCUE);
     // And on the way back.
     Libvirtd::kill();
     mortar(&["unrescue", &bench.name, "--grace", "0"]).refused(5, "UNREACHABLE");
     Libvirtd::restart();
     bench.unrescue();
-    assert_eq!(booted(&bench.name), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     sh(&format!("virsh --quiet destroy {}", bench.uuid));
 }
 
-/// QEMU opens no file for writing that another one has.
+/// The image below the overlay is gone when QEMU is to open it.
 #[tokio::test]
 async fn when_qemu_refuses_the_original_comes_back() {
-    let mut bench = Bench::new(Backend::File).await;
+    let bench = Bench::new(Backend::File).await;
+    sh(&format!("bootable {} '{ROOT}' deaf", bench.root));
     bench.start();
-    let shared = bench.stage.volume(Backend::File, "shared", 4 << 20).await;
-    let path = shared.trim_start_matches("file:").to_owned();
-    bootable(&path, "BOOTED FROM ANOTHER");
-    let other = instance("other", &[&path]);
-    sh(&format!("virsh --quiet start {other}"));
-    let (before, definition) = (bench.picture().await, dumpxml(bench.uuid));
-    let message = mortar(&["rescue", "web1", "--volume", &shared, "--grace", "0"]).refused(4, "WRONG_STATE");
-    assert!(message.contains("lock") && message.contains("the original of web1 is back"), "{message}");
+    let definition = dumpxml(bench.uuid);
+    let rescue = start(&["rescue", WEB1, "--image", &bench.with[1], "--grace", "15s", "--timeout", "3m"]);
+    until("the rescue to stop the instance", Duration::from_secs(60), || {
+        let running = mortar(&["operations", "--running"]).ok();
+        running[0]["waiting"]["for"].as_str().is_some_and(|what| what.starts_with("libvirt: stop")).then_some(())
+    });
+    let image = bench.with[1].trim_start_matches("file:");
+    sh(&format!("mv {image} {image}.away"));
+    let message = rescue.end().refused(4, "WRONG_STATE");
+    assert!(message.contains("image.raw") && message.contains("the original of web1 is back"), "{message}");
     assert_eq!(dumpxml(bench.uuid), definition);
-    assert_eq!(booted("web1"), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     assert!(bench.runs());
-    sh(&format!("virsh --quiet destroy {other}; virsh --quiet undefine {other}"));
-    assert_eq!(bench.picture().await, before, "something was left behind");
+    assert_eq!(sh(&format!("ls {} {}", bench.stage.directory(), super::SEEDS)).matches("rescue-").count(), 0);
+    sh(&format!("mv {image}.away {image}"));
+    // Nor is a disk taken that another instance has.
+    let shared = format!("file:{}", bench.root);
+    assert!(mortar(&["rescue", WEB1, "--volume", &shared]).refused(4, "IN_USE").contains("open by qemu"));
 }
 
 #[tokio::test]
@@ -101,7 +106,7 @@ async fn instances_are_listed_and_powered() {
     assert_eq!((&listed[0]["name"], &listed[0]["power"]), (&"web1".into(), &"off".into()), "{listed}");
     let started = mortar(&["instance", "start", "web1"]).ok();
     assert_eq!((&started["changed"], &started["instance"]["power"]), (&true.into(), &"running".into()));
-    assert_eq!(booted("web1"), ROOT);
+    assert_eq!(booted(WEB1), ROOT);
     assert_eq!(mortar(&["instance", "start", "web1"]).ok()["changed"], false);
     let shown = mortar(&["show", "web1"]).ok();
     assert_eq!((&shown["disks"][0]["target"], &shown["disks"][0]["role"]), (&"vda".into(), &"root".into()));

@@ -59,7 +59,7 @@ async fn what_nobody_knows_of_is_taken_away_once_nobody_uses_it() {
     }
     let left = diagnose(stage.client(), false).await;
     assert!(!left.iter().any(|object| matches!(object.kind(), Kind::RescueDisk | Kind::Seed)), "{left:#?}");
-    assert!(!stage.snapshot().await.contains(&format!("{DIRECTORY}/rescue-")));
+    assert!(!stage.machine.snapshot().contains(&format!("{DIRECTORY}/rescue-")));
     let refused = stage.client().rescue(image()).await.unwrap_err();
     assert!(refused.message.contains("a rescue that this agent knows nothing of"), "{refused:?}");
 }

@@ -1,7 +1,7 @@
 //! What is refused, with nothing touched; and what goes wrong in the middle.
 
 use super::{UUID, after, disk, domain, image, small, uuid};
-use crate::machine::{DIRECTORY, SimStage};
+use crate::machine::{DIRECTORY, SimStage, VG};
 use proto::v1::{self, rescue_request::Disk};
 use tests::{client::Refused, stage::Stage};
 use tonic::Code;
@@ -274,6 +274,18 @@ async fn a_volume_that_is_a_qcow2_file_is_refused() {
     })
     .await;
     assert!(refused.reason == "UNSUPPORTED" && refused.message.contains("give it as an image"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_volume_that_somebody_uses_is_refused() {
+    let disk = Some(Disk::Volume(format!("lvm:{VG}/v")));
+    let refused = refused_with(v1::RescueRequest { disk, ..image() }, |stage| {
+        stage.machine.add_lv(VG, "v", 16 << 20);
+        stage.machine.activate_lv(VG, "v", false);
+        stage.machine.mount("dm-0", "/mnt/data");
+    })
+    .await;
+    assert!(refused.reason == "IN_USE" && refused.message.contains("mounted at /mnt/data"), "{refused:?}");
 }
 
 /// Names that would break out of XML or of a path, in all that is written of them.
