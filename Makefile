@@ -37,9 +37,9 @@ demo: root ## watch it work: in a guest with real LVM and iSCSI, then with a fil
 
 test: root check forget-notes test-unit test-guest reliability ## everything below that checks something; what CI runs
 
-# What the tests find out for docs/reliability.md: a file for `cargo test`, one for each guest.
+# What the tests find out for docs/reliability.md; a guest notes it beside the file that is named.
 NOTES := $(OUT)/reliability
-export MORTAR_NOTES := $(abspath $(NOTES))
+NOTE := MORTAR_RELIABILITY=$(abspath $(NOTES))/tests.jsonl
 
 forget-notes:
 	@rm -rf $(NOTES)
@@ -47,7 +47,7 @@ forget-notes:
 
 reliability: ## docs/reliability.md, from what the last run of the tests has noted
 	$(call say,docs/reliability.md)
-	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*.jsonl)
+	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*)
 
 check: ## formatting, lints with warnings as errors, scripts, manual pages
 	$(call say,installing what the checks need)
@@ -67,13 +67,14 @@ test-unit: ## tests beside the code, and the whole agent on the simulated machin
 	@tests/prepare build
 	$(call say,cargo test)
 	@mkdir -p $(NOTES)
-	@MORTAR_RELIABILITY=$(abspath $(NOTES))/unit.jsonl cargo test --workspace --no-fail-fast
+	@$(NOTE) cargo test --workspace --no-fail-fast
 
 test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
 	$(call say,installing what the guest needs)
 	@tests/prepare guest
 	$(call say,the tests in the guest)
-	@tests/guest/test
+	@mkdir -p $(NOTES)
+	@$(NOTE) tests/guest/test
 	$(call say,an LV of one guest on another)
 	@tests/guest/pair
 

@@ -351,18 +351,19 @@ impl Play {
                 if ended.is_none() || !self.client.clone().running().await.is_empty() {
                     self.restart(again).await;
                 }
-                if ended.is_some() && matches!(call, Call::Detach { .. } | Call::Unexport { .. }) {
-                    // What is left of it is told, and goes with the next one.
-                    return self.undisturbed(call).await;
+                let (seen, broken) = self.look().await;
+                // What is left of it is told, and goes with the next one.
+                let told = ended.is_some() && matches!(call, Call::Detach { .. } | Call::Unexport { .. });
+                assert!(broken.is_empty() || told, "not all of it is ready: {broken:?}\n{}", self.story());
+                if broken.is_empty() {
+                    let after = expected.as_ref().map_or(&self.model, |(after, _)| after);
+                    assert!(
+                        seen == self.model || seen == *after,
+                        "neither as before nor as after\n{seen:?}\n{after:?}\n{}",
+                        self.story()
+                    );
+                    self.model = seen;
                 }
-                let seen = self.seen().await;
-                let after = expected.as_ref().map_or(&self.model, |(after, _)| after);
-                assert!(
-                    seen == self.model || seen == *after,
-                    "neither as before nor as after\n{seen:?}\n{after:?}\n{}",
-                    self.story()
-                );
-                self.model = seen;
                 self.undisturbed(call).await;
             }
         }
