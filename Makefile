@@ -63,6 +63,8 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@tests/guest/test
 	$(call say,an LV of one guest on another)
 	@tests/guest/pair
+	$(call say,a power cut)
+	@tests/guest/reboot
 
 # Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour
