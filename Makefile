@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-unit test-guest bench doc build man install clean root
+.PHONY: help demo test check test-unit test-guest soak bench doc build man install clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -65,6 +65,16 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@tests/guest/pair
 	$(call say,a power cut)
 	@tests/guest/reboot
+
+# Ends at the count or the time, and is the same again with the same seed.
+COUNT ?= 2000
+SECONDS ?= 900
+SEED ?= 1
+soak: root ## random work with kills, on every driver: make soak COUNT=2000 SECONDS=900 SEED=1
+	$(call say,installing what the guest needs)
+	@tests/prepare guest
+	$(call say,at most $(COUNT) cycles in $(SECONDS) seconds)
+	@tests/guest/soak "$(COUNT)" "$(SECONDS)" "$(SEED)"
 
 # Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour

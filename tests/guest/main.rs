@@ -25,6 +25,7 @@ mod many;
 mod multipath;
 mod rbd;
 mod scale;
+mod soak;
 mod witness;
 
 /// What holds on every machine, simulated or real.
