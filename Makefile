@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-unit test-guest soak bench doc build man install clean root
+.PHONY: help demo test check test-unit test-guest soak forget-notes reliability breakages bench doc build man install clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -35,7 +35,19 @@ demo: root ## watch it work: in a guest with real LVM and iSCSI, then with a fil
 	@tests/prepare demo
 	@demo/run
 
-test: root check test-unit test-guest ## everything below that checks something; what CI runs
+test: root check forget-notes test-unit test-guest reliability ## everything below that checks something; what CI runs
+
+# What the tests find out for docs/reliability.md: a file for `cargo test`, one for each guest.
+NOTES := $(OUT)/reliability
+export MORTAR_NOTES := $(abspath $(NOTES))
+
+forget-notes:
+	@rm -rf $(NOTES)
+	@mkdir -p $(NOTES)
+
+reliability: ## docs/reliability.md, from what the last run of the tests has noted
+	$(call say,docs/reliability.md)
+	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*.jsonl)
 
 check: ## formatting, lints with warnings as errors, scripts, manual pages
 	$(call say,installing what the checks need)
@@ -54,7 +66,8 @@ test-unit: ## tests beside the code, and the whole agent on the simulated machin
 	$(call say,installing what the tests need)
 	@tests/prepare build
 	$(call say,cargo test)
-	@cargo test --workspace --no-fail-fast
+	@mkdir -p $(NOTES)
+	@MORTAR_RELIABILITY=$(abspath $(NOTES))/unit.jsonl cargo test --workspace --no-fail-fast
 
 test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
 	$(call say,installing what the guest needs)
@@ -75,6 +88,13 @@ soak: root ## random work with kills, on every driver: make soak COUNT=2000 SECO
 	@tests/prepare guest
 	$(call say,at most $(COUNT) cycles in $(SECONDS) seconds)
 	@tests/guest/soak "$(COUNT)" "$(SECONDS)" "$(SEED)"
+
+breakages: ## leave out parts of the recovery, one at a time: each time a test has to fail; half an hour
+	@tests/prepare build
+	@mkdir -p $(NOTES)
+	@rm -f $(NOTES)/breakages.jsonl
+	@MORTAR_RELIABILITY=$(abspath $(NOTES))/breakages.jsonl tests/breakages/run
+	@$(MAKE) reliability
 
 # Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour

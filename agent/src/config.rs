@@ -1,5 +1,11 @@
 //! The config file: TOML, every default written down here, and a key that we do not know is refused.
 
+mod callers;
+mod tls;
+
+pub use callers::{CallerRule, Callers, Need, Role};
+pub use tls::Tls;
+
 use driver::{Backend, NameTemplate, Templates};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -16,6 +22,10 @@ pub const DEFAULT_PATH: &str = "/etc/mortar/mortard.toml";
 pub struct Config {
     /// The daemon itself.
     pub agent: AgentConfig,
+    /// Who may call, and what.
+    pub callers: Callers,
+    /// gRPC from other machines.
+    pub tls: Tls,
     /// What it allows at a time.
     pub limits: Limits,
     /// Its memory.
@@ -24,6 +34,10 @@ pub struct Config {
     pub volumes: Volumes,
     /// The file driver.
     pub file: File,
+    /// The virtual machines of this host.
+    pub hypervisor: Hypervisor,
+    /// Their rescue.
+    pub rescue: Rescue,
 }
 
 /// The daemon itself.
@@ -32,8 +46,6 @@ pub struct Config {
 pub struct AgentConfig {
     /// The Unix socket that gRPC is served on.
     pub socket: PathBuf,
-    /// The group that may use the socket. If it is missing, only root may, and that is logged.
-    pub socket_group: String,
     /// The journal lives here.
     pub state_directory: PathBuf,
     /// The stable paths are made here.
@@ -48,7 +60,6 @@ impl Default for AgentConfig {
     fn default() -> Self {
         Self {
             socket: "/run/mortar/agent.sock".into(),
-            socket_group: "mortar".into(),
             state_directory: "/var/lib/mortar".into(),
             device_directory: "/dev/mortar".into(),
             drivers: Drivers::Auto(Auto::Auto),
@@ -180,6 +191,47 @@ impl Default for File {
     }
 }
 
+/// The virtual machines of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hypervisor {
+    /// What libvirt is asked by.
+    pub uri: String,
+}
+
+impl Default for Hypervisor {
+    fn default() -> Self {
+        Self { uri: "qemu:///system".into() }
+    }
+}
+
+/// The rescue of instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rescue {
+    /// The seeds are kept here, for as long as a rescue lasts. QEMU has to get in.
+    pub directory: PathBuf,
+    /// How long a guest may take to shut down before its instance is ended, where the caller does not say, in
+    /// milliseconds.
+    pub grace_ms: u64,
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self { directory: "/var/lib/mortar-rescue".into(), grace_ms: 60_000 }
+    }
+}
+
+impl Rescue {
+    /// The longest that may be asked for.
+    pub const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+    /// See `grace_ms`.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+}
+
 /// Why a config is refused, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -265,6 +317,17 @@ impl Config {
         if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
             return value("file.directories", "write absolute paths");
         }
+        self.callers.check()?;
+        self.tls.check()?;
+        if !self.hypervisor.uri.contains(":///") {
+            return value("hypervisor.uri", "write that of a hypervisor of this host, such as qemu:///system");
+        }
+        if !self.rescue.directory.is_absolute() {
+            return value("rescue.directory", "write an absolute path");
+        }
+        if self.rescue.grace() > Rescue::LONGEST_GRACE {
+            return value("rescue.grace_ms", "write 600000 (10 minutes) or less");
+        }
         self.templates().map(|_| ())
     }
 
@@ -312,6 +375,9 @@ mod tests {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
         }
         assert!(error("[volumes]\nname_template = 'x'").contains("%s"));
+        assert!(error("[hypervisor]\nuri = 'qemu+ssh://other/system'").contains("of this host"));
+        assert!(error("[rescue]\ndirectory = 'seeds'").contains("rescue.directory"));
+        assert!(error("[rescue]\ngrace_ms = 600001").contains("600000"));
         assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\", \"rbd\""));
         assert!(error("not toml").contains("line 1"));
     }

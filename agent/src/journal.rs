@@ -16,7 +16,7 @@
 //! A journal that is full refuses commits and goes on to be read. One that is damaged, or of a later layout, is left as it
 //! was found: nothing is written to it, not even by SQLite itself when it closes it, and the agent is read-only.
 
-use crate::operation::{Operation, OperationId, Outcome, Plan};
+use crate::operation::{Operation, OperationId, Outcome, Plan, RescueRecord};
 use driver::{Attached, AttachmentId, Backend, Error, Identity, Locator, Residual, Result, VolumeId};
 use export::{Export, ExportId};
 use host::Host;
@@ -29,9 +29,10 @@ use std::{
     thread,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
-const LAYOUT: i64 = 3;
+const LAYOUT: i64 = 4;
 
 const SCHEMA: &str = "
     CREATE TABLE attachment (
@@ -76,6 +77,14 @@ const SCHEMA_OF_MANAGED: &str = "
         PRIMARY KEY (id, backend)
     ) STRICT;
     CREATE INDEX managed_volume ON managed (volume);
+";
+
+/// What layout 4 has that layout 3 had not.
+const SCHEMA_OF_RESCUES: &str = "
+    CREATE TABLE rescue (
+        instance TEXT PRIMARY KEY,       -- its UUID
+        record   TEXT NOT NULL           -- JSON
+    ) STRICT;
 ";
 
 /// How many attachments there are, or will be when what is under way has ended, without one; 0 if that one is there.
@@ -144,6 +153,10 @@ pub(crate) enum Change {
     PutExports(Vec<ExportRecord>),
     /// This export goes.
     RemoveExport(ExportId),
+    /// This rescue is put in place.
+    PutRescue(Box<RescueRecord>),
+    /// The rescue of this instance goes.
+    RemoveRescue(Uuid),
     /// Each of these.
     All(Vec<Change>),
 }
@@ -283,6 +296,16 @@ impl Journal {
         Error::Full { what, why: format!("make room, then try again ({said})") }
     }
 
+    /// At a stop: the log goes into the file, so that whoever copies, replaces or damages the file has the whole journal.
+    pub(crate) async fn complete(&self) {
+        let into_the_file = |db: &mut Connection| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if self.lost().is_none()
+            && let Err(error) = self.ask("write the journal's log into its file", into_the_file).await
+        {
+            tracing::warn!(error = error.chain(), "the journal's log stays beside it");
+        }
+    }
+
     /// Before each commit: whether the machine will take it.
     async fn may_commit(&self, what: &str) -> Result<()> {
         self.host.commits(what).await.map_err(|error| match error {
@@ -291,11 +314,12 @@ impl Journal {
         })
     }
 
-    /// Commits the intent. After this, a crash is recovered. [`Error::Limit`] if it would bring one attachment more than
-    /// `attachments`.
-    pub(crate) async fn begin(&self, operation: &Operation, attachments: u32) -> Result<()> {
+    /// Commits the intent, and with it what changes in the records. After this, a crash is recovered. [`Error::Limit`] if it
+    /// would bring one attachment more than `attachments`.
+    pub(crate) async fn begin(&self, operation: &Operation, change: Change, attachments: u32) -> Result<()> {
         let (id, subject, locator) =
-            (operation.id.to_string(), operation.plan.subject(), operation.plan.locator().to_string());
+            (operation.id.to_string(), operation.plan.subject(), operation.plan.locator_text());
+        let changes = change.into_rows()?;
         let (plan, started, boot) = (json(&operation.plan)?, operation.started_ms, operation.boot_id.clone());
         let what = format!("journal: begin {}", operation.plan.verb());
         let most = matches!(operation.plan, Plan::Attach { .. }).then_some(attachments);
@@ -312,6 +336,9 @@ impl Journal {
                     "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
                     params![id, subject, locator, plan, started, boot],
                 )?;
+                for row in changes {
+                    row.apply(&all)?;
+                }
                 all.commit().map(|()| true)
             })
             .await?;
@@ -415,6 +442,17 @@ impl Journal {
     /// The exports of one volume, ordered by id.
     pub(crate) async fn exports_of(&self, volume: &str) -> Result<Vec<ExportRecord>> {
         self.records("SELECT record FROM export WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
+    }
+
+    /// The rescue of one instance.
+    pub(crate) async fn rescue(&self, instance: Uuid) -> Result<Option<RescueRecord>> {
+        let found = self.records("SELECT record FROM rescue WHERE instance = ?", Some(instance.to_string())).await?;
+        Ok(found.into_iter().next())
+    }
+
+    /// All rescues, ordered by the UUIDs of their instances.
+    pub(crate) async fn rescues(&self) -> Result<Vec<RescueRecord>> {
+        self.records("SELECT record FROM rescue ORDER BY instance", None).await
     }
 
     async fn records<T: DeserializeOwned>(&self, query: &'static str, argument: Option<String>) -> Result<Vec<T>> {
@@ -566,7 +604,10 @@ fn prepare(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
         all.execute_batch(SCHEMA_OF_EXPORTS)?;
         name_ways(&all)?;
     }
-    all.execute_batch(SCHEMA_OF_MANAGED)?;
+    if found < 3 {
+        all.execute_batch(SCHEMA_OF_MANAGED)?;
+    }
+    all.execute_batch(SCHEMA_OF_RESCUES)?;
     all.pragma_update(None, "user_version", LAYOUT)?;
     all.commit()
 }
@@ -586,6 +627,7 @@ fn examine(db: &Connection) -> std::result::Result<(), JournalError> {
     each::<Record>(db, "SELECT record FROM attachment")?;
     each::<ExportRecord>(db, "SELECT record FROM export")?;
     each::<Identity>(db, "SELECT identity FROM managed")?;
+    each::<RescueRecord>(db, "SELECT record FROM rescue")?;
     each::<Plan>(db, "SELECT plan FROM operation WHERE ended IS NULL")?;
     let query = "SELECT count(*) FROM operation WHERE NOT json_valid(plan) OR NOT json_valid(ifnull(outcome, 'null'))";
     let torn: i64 = db.query_row(query, [], |row| row.get(0))?;
@@ -625,6 +667,8 @@ enum RowChange {
     Released { id: String, backend: String },
     PutExport { id: String, volume: String, record: String },
     RemoveExport(String),
+    PutRescue { instance: String, record: String },
+    RemoveRescue(String),
 }
 
 impl Change {
@@ -645,6 +689,10 @@ impl Change {
                 })
                 .collect(),
             Self::RemoveExport(id) => Ok(vec![RowChange::RemoveExport(id.to_string())]),
+            Self::PutRescue(record) => {
+                Ok(vec![RowChange::PutRescue { instance: record.instance.to_string(), record: json(&record)? }])
+            }
+            Self::RemoveRescue(instance) => Ok(vec![RowChange::RemoveRescue(instance.to_string())]),
             Self::All(changes) => {
                 let rows: Result<Vec<_>> = changes.into_iter().map(Self::into_rows).collect();
                 Ok(rows?.into_iter().flatten().collect())
@@ -687,6 +735,10 @@ impl RowChange {
                 params![id, volume, record],
             ),
             Self::RemoveExport(id) => db.execute("DELETE FROM export WHERE id = ?", [id]),
+            Self::PutRescue { instance, record } => {
+                db.execute("INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)", params![instance, record])
+            }
+            Self::RemoveRescue(instance) => db.execute("DELETE FROM rescue WHERE instance = ?", [instance]),
         }
     }
 }
@@ -820,7 +872,7 @@ mod tests {
         };
         let used = limit(1).await.unwrap();
         let refused = loop {
-            match journal.begin(&operation(), 1).await {
+            match journal.begin(&operation(), Change::None, 1).await {
                 Ok(()) => {}
                 Err(error) => break error,
             }
@@ -828,8 +880,18 @@ mod tests {
         assert!(matches!(&refused, Error::Full { .. }) && refused.chain().contains("make room"), "{}", refused.chain());
         let begun = journal.unfinished().await.unwrap().len();
         limit(used + 100).await.unwrap();
-        journal.begin(&operation(), 1).await.unwrap();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
         assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_the_file_is_the_whole_journal() {
+        let (directory, journal) = journal();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
+        let log = directory.path().join("journal.sqlite-wal");
+        assert_ne!(log.metadata().unwrap().len(), 0);
+        journal.complete().await;
+        assert_eq!(log.metadata().unwrap().len(), 0);
     }
 
     #[test]
@@ -850,7 +912,7 @@ mod tests {
         let met: Result<()> =
             journal.ask("read", |_| Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), None))).await;
         assert!(matches!(&met, Err(Error::WrongState { what }) if what.contains("move it away")), "{met:?}");
-        assert!(matches!(journal.begin(&operation(), 1).await, Err(Error::WrongState { .. })));
+        assert!(matches!(journal.begin(&operation(), Change::None, 1).await, Err(Error::WrongState { .. })));
         journal.is_lost().await;
     }
 }

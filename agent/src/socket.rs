@@ -1,10 +1,7 @@
-//! The Unix socket: who may use it, and that there is one agent behind it.
+//! The Unix socket, and that there is one agent behind it. What whoever connects may do is for [`crate::callers`] to say.
 
 use crate::config::AgentConfig;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    unistd::{Group, chown},
-};
+use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, set_permissions},
     io,
@@ -13,8 +10,9 @@ use std::{
 };
 use tokio::net::UnixListener;
 
-/// Owner and group may connect, nobody else.
-const MODE: u32 = 0o660;
+/// Anybody may connect. What he may do depends on the rules of the config, which name any number of users and groups, while
+/// a file has one group; and whom none of them names hears how to come by a role, and is in the log.
+const MODE: u32 = 0o666;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -96,12 +94,6 @@ pub(crate) fn bind(config: &AgentConfig) -> Result<UnixListener, SocketError> {
         Err(error) => return Err(failed("look at", path)(error)),
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on", path))?;
-    match Group::from_name(&config.socket_group) {
-        Ok(Some(group)) => {
-            chown(path, None, Some(group.gid)).map_err(|errno| failed("give a group to", path)(errno.into()))?;
-        }
-        _ => tracing::warn!(group = config.socket_group, "there is no such group; only root may use the socket"),
-    }
     set_permissions(path, Permissions::from_mode(MODE)).map_err(failed("set the mode of", path))?;
     Ok(listener)
 }

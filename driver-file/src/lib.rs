@@ -6,6 +6,8 @@
 
 mod adoption;
 mod binding;
+mod derive;
+mod header;
 mod inventory;
 mod listing;
 mod provenance;
@@ -15,8 +17,8 @@ mod volume;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
-    Locator, Object, Readiness, Release, Result, Scope, Spec, Tool, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Derivation, Derived, Detached, Device, Driver, Error, Finding,
+    Footprint, Identity, Locator, Object, Readiness, Release, Result, Scope, Spec, Tool, Volume,
 };
 use host::{Host, LoopDevice, Module, module};
 use listing::Listing;
@@ -188,6 +190,30 @@ impl Driver for FileDriver {
                 Ok(volumes)
             }
         }
+    }
+
+    async fn plan_derivation(&self, image: &Locator, owner: &str) -> Result<Derivation> {
+        derive::plan(self.host.as_ref(), image, owner).await
+    }
+
+    async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
+        derive::derive(self.host.as_ref(), derivation, deadline).await
+    }
+
+    async fn discard(&self, derivation: &Derivation, _: Instant) -> Result<()> {
+        derive::discard(self.host.as_ref(), derivation).await
+    }
+
+    async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        let directories = match scope {
+            Some(scope) => vec![directory(scope)?.to_owned()],
+            None => self.config.directories.clone(),
+        };
+        let mut found = Vec::new();
+        for directory in directories {
+            found.extend(derive::list(self.host.as_ref(), &directory).await?);
+        }
+        Ok(found)
     }
 
     async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {

@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod derive;
+
 use super::*;
 use driver::{Footprint, Refusal, VolumeName};
 use host::{LoopSetup, sim::Machine};

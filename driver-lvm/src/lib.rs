@@ -6,6 +6,7 @@
 
 mod active;
 mod attach;
+mod derive;
 mod filters;
 mod inventory;
 mod label;
@@ -20,8 +21,9 @@ mod tests;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
-    Locator, LogicalVolume, Object, Readiness, Refusal, Release, Result, Scope, Spec, Templates, Tool, VgName, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Derivation, Derived, Detached, Device, Driver, Error, Finding,
+    Footprint, Identity, Locator, LogicalVolume, Object, Readiness, Refusal, Release, Result, Scope, Spec, Templates,
+    Tool, VgName, Volume,
 };
 use host::Host;
 use lvm::Lvm;
@@ -199,6 +201,25 @@ impl Driver for LvmDriver {
             }
         }
         Ok(volumes)
+    }
+
+    async fn plan_derivation(&self, image: &Locator, owner: &str) -> Result<Derivation> {
+        self.lvm.plan_derivation(image, owner).await
+    }
+
+    async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
+        self.lvm.derive(derivation, deadline).await
+    }
+
+    async fn discard(&self, derivation: &Derivation, deadline: Instant) -> Result<()> {
+        self.lvm.discard(derivation, deadline).await
+    }
+
+    async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        Lvm::derivations_in(&match scope {
+            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
+            None => self.lvm.groups().await?,
+        })
     }
 
     async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {

@@ -25,12 +25,22 @@ const CRASHED: i32 = 139;
 /// How long a change may take where the caller has no deadline.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What a thick snapshot copies at a time, in bytes: LVM's default.
+pub(crate) const CHUNK: u64 = 4096;
+
 /// What is done to an LV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
     Activate,
     Deactivate,
-    Tag { add: &'a [String], remove: &'a [String] },
+    Tag {
+        add: &'a [String],
+        remove: &'a [String],
+    },
+    /// Removes it, if it has this tag.
+    Remove {
+        tag: &'a str,
+    },
 }
 
 /// What a look at all disks has found.
@@ -175,6 +185,45 @@ impl Lvm {
         classify(|| format!("rename {}/{from} to {to}", vg.name), &output)
     }
 
+    /// Makes a snapshot of an LV of a VG that was read just before, inactive. A thick one is given its size in extents: as
+    /// a part of its origin's, LVM would take it for a wish.
+    pub(crate) async fn snapshot(
+        &self,
+        vg: &Vg,
+        image: &str,
+        to: &LogicalVolume,
+        tag: &str,
+        extents: Option<u64>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut args = ["lvcreate", "-an", "-y", "--permission", "rw", "--snapshot"].map(str::to_owned).to_vec();
+        args.extend(match extents {
+            Some(extents) => {
+                vec!["--chunksize".into(), format!("{CHUNK}b"), "--extents".into(), extents.to_string()]
+            }
+            None => ["--setactivationskip", "n"].map(str::to_owned).to_vec(),
+        });
+        args.extend([
+            "--name".into(),
+            to.lv.to_string(),
+            "--addtag".into(),
+            tag.into(),
+            format!("{}/{image}", vg.name),
+        ]);
+        let command = Command::write(Tool::Lvm, args.into_iter().chain(devices(&vg.pvs)));
+        let output = self.run(command.within(left(&to.vg, Some(deadline))?)).await?;
+        classify(|| format!("make {}/{} of {image}", vg.name, to.lv), &output)
+    }
+
+    /// How full a thin pool is, in percent: its data and its metadata. Unknown of one that is not active.
+    pub(crate) async fn filled(&self, vg: &Vg, pool: &str) -> Result<Option<(f64, f64)>> {
+        let args = ["lvs", "--reportformat", "json", "-o", "data_percent,metadata_percent"].map(str::to_owned).to_vec();
+        let args = args.into_iter().chain([format!("{}/{pool}", vg.name)]).chain(devices(&vg.pvs));
+        let output = self.run(Command::read(Tool::Lvm, args)).await?;
+        classify(|| format!("look how full {}/{pool} is", vg.name), &output)?;
+        report::filled(&output.stdout)
+    }
+
     /// What lvm says of itself.
     pub(crate) async fn version(&self) -> Result<String> {
         let output = self.run(Command::read(Tool::Lvm, ["version"])).await?;
@@ -269,11 +318,12 @@ impl Change<'_> {
             Self::Activate => "activate",
             Self::Deactivate => "deactivate",
             Self::Tag { .. } => "tag",
+            Self::Remove { .. } => "remove",
         }
     }
 
     fn args(self, at: &LogicalVolume, lv_uuid: &str) -> Vec<String> {
-        let mut args = vec!["lvchange".to_owned()];
+        let mut args = vec![if matches!(self, Self::Remove { .. }) { "lvremove" } else { "lvchange" }.to_owned()];
         let mut select = format!("lv_uuid={}", dashed(lv_uuid));
         match self {
             // -K: LVs that are skipped otherwise (thin snapshots) were asked for by name. -y, here and below: a snapshot
@@ -286,6 +336,10 @@ impl Change<'_> {
                 // lvchange tags an LV of a VG that it sees in part only, and from then on LVM takes the PVs that it did
                 // not see for lost. A PV that has joined since we looked must not suffer that.
                 select.push_str(" && vg_missing_pv_count=0");
+            }
+            Self::Remove { tag } => {
+                args.extend(["-f".into(), "-y".into()]);
+                select.push_str(&format!(" && lv_tags=\"{tag}\""));
             }
         }
         args.extend(["-S".into(), select, format!("{}/{}", at.vg, at.lv)]);
@@ -317,7 +371,7 @@ fn classify(doing: impl FnOnce() -> String, output: &Output) -> Result<()> {
             holder: "another run of lvm".into(),
             age: Duration::ZERO,
         }
-    } else if has("nsufficient free space") || has("nsufficient suitable") {
+    } else if has("nsufficient free space") || has("nsufficient suitable") || has("reached threshold") {
         Error::Full { what: doing(), why: said }
     } else if has("while PVs are missing") || has("of partial LV") || has("is exported") || has("Cannot access VG") {
         Error::WrongState { what: format!("cannot {}: {said}", doing()) }

@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod derive;
+
 use super::*;
 use driver::{Adoption, Attached, Release, ResidualKind};
 use host::{Output, sim::Machine};

@@ -8,13 +8,15 @@ mod block;
 mod command;
 mod error;
 mod key;
+pub mod libvirt;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
 mod module;
+mod peer;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
-mod step;
+pub mod step;
 mod uevent;
 
 pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
@@ -23,6 +25,7 @@ pub use error::{Error, Result};
 pub use key::KernelKey;
 pub use linux::Linux;
 pub use module::{Module, module};
+pub use peer::LocalPeer;
 pub use step::{Attended, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 
@@ -135,6 +138,18 @@ pub trait Host: Send + Sync + 'static {
 
     /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
     async fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Makes a file, for nobody but us to open, that shares the blocks of another and goes ways of its own from then on
+    /// (`FICLONERANGE(2)`). Returns what was copied. [`Error::Io`] of the kind `Unsupported` where the file system cannot, with
+    /// nothing left. [`Error::Exists`] if the name is taken.
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat>;
+
+    /// As [`Host::reflink`], byte by byte, but for the holes. The step tells how far it is. It ends at the deadline, or when
+    /// its work is cancelled, with nothing left.
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat>;
+
+    /// Which processes have a file open, by its path. None of us count.
+    async fn openers(&self, file: &Path) -> Result<Vec<User>>;
 
     /// Removes a file, a link or an empty directory. Absent is fine, and so is a directory that is not empty.
     async fn remove(&self, path: &Path) -> Result<()>;

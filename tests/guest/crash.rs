@@ -9,7 +9,7 @@
 //!
 //! It is `tests/sim/crash.rs` on a real machine, where a tool may outlive the agent, and the kernel has its own mind.
 
-mod mortal;
+pub(crate) mod mortal;
 mod subject;
 
 use crate::cli::figure;

@@ -237,3 +237,38 @@ async fn a_stuck_device() {
         "shown as wedged; the detach ended when the device went on",
     );
 }
+
+/// A device that stands still, and the agent is restarted or killed meanwhile: the next one answers at once, and the detach
+/// ends when the device goes on.
+#[tokio::test]
+async fn a_stuck_device_keeps_no_agent_from_restarting() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    let before = stage.snapshot().await;
+    let map = format!("{}-v", stage.vg());
+    let resume = format!("dmsetup resume {map}");
+    for again in [
+        "timeout 30 systemctl restart mortard",
+        "systemctl kill --signal KILL mortard; timeout 30 systemctl start mortard",
+    ] {
+        attach("a", &locator);
+        // So that there is something to be written.
+        sh(&format!("dd if=/dev/zero of=/dev/mortar/a bs=4096 count=4 status=none & sync; wait"));
+        sh(&format!("dmsetup suspend --nolockfs --noflush {map}"));
+        start(&["--timeout", "2s", "detach", "a"]).end().refused(5, "TIMED_OUT");
+        let begun = Instant::now();
+        let restarted = try_sh(again);
+        let listed = start(&["--timeout", "10s", "list"]).end();
+        figure(again, format!("{:.1?}, {}", begun.elapsed(), restarted.status));
+        let running = mortar(&["--timeout", "10s", "operations", "--running"]);
+        sh(&resume);
+        assert!(restarted.status.success(), "{again}: {restarted:?}");
+        assert_eq!(listed.ok().as_array().unwrap().len(), 1, "{again}");
+        assert_eq!(running.ok()[0]["kind"], "detach", "{again}");
+        until("the end of the detach", Duration::from_secs(90), || {
+            (mortar(&["operations", "--running"]).ok() == Value::Array(Vec::new())).then_some(())
+        });
+        assert_eq!(mortar(&["list"]).ok(), Value::Array(Vec::new()), "{again}");
+        assert_eq!(stage.snapshot().await, before, "{again}");
+    }
+}

@@ -7,7 +7,10 @@ use crate::{
 use driver::Backend;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use tests::stage::Stage;
+use tests::{
+    reliability::{Row, Where, note},
+    stage::Stage,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -67,6 +70,37 @@ async fn read_only() {
     let message = mortar(&["attach", &locator, "--read-only"]).refused(4, "WRONG_STATE");
     assert!(message.contains("in use"), "{message}");
     assert_eq!(stage.snapshot().await, active, "a refusal changed something");
+}
+
+/// An LV is managed, and another one is made under its managed name: that one is not handed out, until somebody says so.
+#[tokio::test]
+async fn what_took_a_managed_name() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", 16 * MIB).await;
+    let managed = mortar(&["manage", &locator]).ok();
+    let (id, at) = (text(&managed, "id"), text(&managed, "locator"));
+    let was = text(&attach("a", at), "identity").to_owned();
+    detach("a");
+    let name = at.trim_start_matches("lvm:");
+    sh(&format!(
+        "lvremove --quiet -y {name}; lvcreate --quiet -y -an -Zn -n {} -L 16M {}",
+        &name[name.len() - 43..],
+        stage.vg()
+    ));
+    sh("systemctl restart mortard");
+    let before = stage.snapshot().await;
+    let said = mortar(&["attach", at, "--id", "a"]).refused(4, "IDENTITY_MISMATCH");
+    assert!(said.contains(&format!("expected {was}")) && said.contains(" is lvm:") && said.contains(id), "{said}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    note(&Row::WrongDevice {
+        attempt: "the LV is recreated under its managed name".into(),
+        driver: Backend::Lvm.to_string(),
+        shown: Where::Guest,
+        refusal: said,
+    });
+    assert_eq!(mortar(&["unmanage", id]).ok()["changed"], true);
+    attach("a", at);
+    detach("a");
 }
 
 /// The list of a VG says of each LV whether and why not; and `manage` says the same.

@@ -9,14 +9,19 @@
 
 mod api;
 mod brick;
+mod callers;
 mod cli;
 mod connection;
 mod crash;
+mod derive;
 mod doctor;
 mod export;
+mod extend;
 mod faults;
 mod file;
+mod hypervisor;
 mod inside;
+mod instance;
 mod iscsi;
 mod librbd;
 mod lvm;
@@ -24,7 +29,9 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod rescue;
 mod scale;
+mod secrets;
 mod soak;
 mod witness;
 

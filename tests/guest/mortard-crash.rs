@@ -54,8 +54,9 @@ async fn main() {
     let stop = async move {
         told.recv().await;
     };
-    let ready = |_: Option<&str>| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
-    agent::run(config, Arc::new(host), ready, stop).await.unwrap();
+    let ready = |_: Option<&str>, _| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
+    let hypervisor = agent::hypervisor(&config);
+    agent::run(config, Arc::new(host), hypervisor, ready, stop).await.unwrap();
 }
 
 /// The real machine. What is counted is what the simulated machine counts.
@@ -220,6 +221,18 @@ impl Host for Crashing {
 
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.doing(format!("rename {} {}", from.display(), to.display()), self.machine.rename(from, to)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        self.doing(format!("reflink {} {}", from.display(), to.display()), self.machine.reflink(from, to)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        self.doing(format!("copy {} {}", from.display(), to.display()), self.machine.copy(from, to, deadline)).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        self.machine.openers(file).await
     }
 
     async fn remove(&self, path: &Path) -> Result<()> {

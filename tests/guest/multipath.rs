@@ -139,6 +139,36 @@ async fn a_dead_portal_delays_nothing() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// Nor does one that is the first of them. One that answers, and is mute from then on, may go ahead of the others, and costs
+/// the second that is given to whoever does.
+#[tokio::test]
+async fn a_dead_or_mute_portal_in_the_first_place() {
+    let _multipathd = Multipathd::up();
+    let (stage, locator) = four_portals().await;
+    let before = stage.snapshot().await;
+    let ready = |what: &str, locator: &str| {
+        let came = mortar(&["attach", locator, "--id", "first"]);
+        let took = came.took;
+        figure(&format!("attach, {what}, ms"), took.as_millis());
+        assert!(text(&came.ok(), "path").starts_with("/dev/dm-"));
+        write_and_read_back("/dev/mortar/first");
+        let gone = mortar(&["detach", "first"]);
+        figure(&format!("detach, {what}, ms"), gone.took.as_millis());
+        gone.ok();
+        took
+    };
+    let well = ready("all portals well", &locator);
+    sh("net_cut 127.0.0.2");
+    let others = format!("{},{},{}/{}/0", PORTALS[0], PORTALS[2], PORTALS[3], stage.iqn());
+    let dead = ready("the first dead", &format!("iscsi://{},{others}", PORTALS[1]));
+    sh("net_heal 127.0.0.2");
+    assert!(dead < well * 2 + Duration::from_secs(1), "{well:?} {dead:?}");
+    let _never_accepts = std::net::TcpListener::bind("127.0.0.9:3260").unwrap();
+    let mute = ready("the first mute", &format!("iscsi://127.0.0.9,{others}"));
+    assert!(mute < well * 2 + Duration::from_secs(2), "{well:?} {mute:?}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
 /// multipathd remembers what once was a map, and takes its disk though the next attach is by one portal: so the map is what
 /// is handed out, and it goes with the attachment.
 #[tokio::test]

@@ -1,12 +1,19 @@
 //! RBD on a real cluster: which image a device is, whatever it is called; whose a mapping is; and a cluster that hangs.
 
 use crate::{
-    cli::{attach, detach, mortar, names, read, start, text, until, wrong_device},
+    cli::{
+        Execs, Reconfigured, attach, detach, figure, mortar, mortar_reading, names, read, start, text, until,
+        wrong_device,
+    },
+    iscsi::{Spy, that_hold},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
-use serde_json::Value;
-use std::{collections::BTreeMap, time::Duration};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tests::stage::Stage;
 
 const MIB: u64 = 1 << 20;
@@ -251,10 +258,25 @@ async fn a_cluster_that_hangs() {
         stage.volume(Backend::Rbd, "new", 8 * MIB).await,
     );
     let file = stage.volume(Backend::File, "file", 8 * MIB).await;
+    let pool = stage.pool();
+    sh(&format!("ceph_up two 6889 3400; export CEPH_CLUSTER=two; ceph_pool {pool}; rbd_image {pool}/elsewhere 8M"));
+    let elsewhere = format!("rbd:{pool}/elsewhere?cluster=two");
     let before = stage.snapshot().await;
     let device = text(&attach("used", &used), "path").to_owned();
     attach("idle", &idle);
     attach("file", &file);
+    attach("elsewhere", &elsewhere);
+    let (list, gone) = (mortar(&["list"]).took, mortar(&["detach", "elsewhere"]));
+    let healthy = [list, gone.took];
+    gone.ok();
+    attach("elsewhere", &elsewhere);
+    let at_once = |what: &str, healthy: Duration, hung: Duration| {
+        figure(
+            &format!("{what}, ms"),
+            format!("{}, with a cluster that hangs {}", healthy.as_millis(), hung.as_millis()),
+        );
+        assert!(hung <= healthy * 2 + Duration::from_secs(1), "{what}: {healthy:?}, {hung:?}");
+    };
     // Who writes hangs, too, as he closes the device.
     sh(&format!("udevadm settle; ceph_osd_stop; setsid bash -c 'printf dirty >{device}' </dev/null &>/dev/null &"));
     until("the write", Duration::from_secs(20), || {
@@ -263,8 +285,11 @@ async fn a_cluster_that_hangs() {
     let hangs = start(&["--timeout", "6", "detach", "used"]);
     let maps = start(&["--timeout", "6", "attach", &new, "--id", "new"]);
     let listed = mortar(&["list"]);
-    assert!(listed.took < Duration::from_secs(5), "{:?}", listed.took);
-    assert_eq!(listed.ok().as_array().unwrap().len(), 3);
+    at_once("list", healthy[0], listed.took);
+    assert_eq!(listed.ok().as_array().unwrap().len(), 4);
+    let ran = mortar(&["detach", "elsewhere"]);
+    at_once("detach of an image elsewhere", healthy[1], ran.took);
+    ran.ok();
     let ran = mortar(&["detach", "file"]);
     assert!(ran.took < Duration::from_secs(6), "{:?}", ran.took);
     ran.ok();
@@ -294,6 +319,76 @@ async fn a_cluster_that_hangs() {
     detach("used");
     attach("new", &new);
     detach("new");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh(&format!("export CEPH_CLUSTER=two; ceph_forget_pool {pool}"));
+}
+
+/// The key of a user that no file on this host has comes with the call, and is to be found nowhere afterwards: in no argv,
+/// environment, log, journal, file or answer; and that with everything logged that can be.
+#[tokio::test]
+async fn a_key_that_is_in_no_file() {
+    const KEYRING: &str = "/etc/ceph/ceph.client.lone.keyring";
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 8 * MIB).await;
+    sh("ceph_user lone 'profile rbd' 'profile rbd'");
+    let keyring = std::fs::read_to_string(KEYRING).unwrap();
+    std::fs::remove_file(KEYRING).unwrap();
+    let key = keyring.lines().find_map(|line| line.trim().strip_prefix("key = ")).unwrap();
+    let before = stage.snapshot().await;
+    let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace,h2=trace\"");
+    sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
+    let (execs, spy) = (Execs::watch(), Spy::start(key));
+
+    mortar(&["attach", &format!("{locator}?user=lone")]).refused(2, "INVALID");
+    let info = |keyring: &str| {
+        let name = locator.strip_prefix("rbd:").unwrap();
+        let data = json!({
+            "name": name, "hosts": ["127.0.0.1"], "ports": ["6789"], "cluster_name": "ceph", "auth_enabled": true,
+            "auth_username": "lone", "keyring": keyring, "access_mode": "rw",
+        });
+        json!({ "driver_volume_type": "rbd", "data": data }).to_string()
+    };
+    let with = |keyring: &str| mortar_reading(&["attach", "--connection-info", "-", "--id", "lone"], &info(keyring));
+    let another = sh("ceph_key");
+    with(&keyring.replace(key, &another)).refused(6, "DENIED");
+    let there = with(&keyring);
+    let mut said = there.out.clone() + &there.err + &mortar(&["show", "lone"]).out;
+    write(text(&there.ok(), "path"), "lone");
+    let asked = read(format!("/sys/bus/rbd/devices/{}/config_info", mapped()[0]));
+    assert!(asked.contains("name=lone"), "{asked}");
+    let files = that_hold(key, "/etc /run /tmp /var/lib/mortar");
+    stage.kill_and_restart().await;
+    let shown = mortar(&["show", "lone"]);
+    said += &(shown.out.clone() + &asked + &read("/proc/keys") + &mortar(&["operations"]).out);
+    assert_eq!(text(&shown.ok(), "state"), "ready");
+    detach("lone");
+
+    let (leaks, ran) = (spy.leaks(), execs.seen());
+    drop(execs);
+    assert_eq!(leaks, BTreeSet::new(), "the key was in");
+    assert!(!ran.contains(key) && !said.contains(key), "{ran}{said}");
+    let log = sh("journalctl --no-pager --output export");
+    assert!(log.contains("attach lone (") && !log.contains("Suppressed"), "the log is not there");
+    assert!(!log.contains(key), "the key is in the log");
+    assert_eq!(files + &that_hold(key, "/etc /run /tmp /var/lib/mortar"), "", "in files");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh("rm /root/marker");
+}
+
+/// Who has an image mounted is named, and nothing of his is touched.
+#[tokio::test]
+async fn a_mounted_image_stays() {
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 32 * MIB).await;
+    let before = stage.snapshot().await;
+    let device = text(&attach("mounted", &locator), "path").to_owned();
+    sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/image; mount {device} /mnt/image; echo kept >/mnt/image/file"));
+    let attached = stage.snapshot().await;
+    let message = mortar(&["detach", "mounted"]).refused(4, "IN_USE");
+    assert!(message.contains(&device) && message.contains("/mnt/image"), "{message}");
+    assert_eq!((stage.snapshot().await, sh("cat /mnt/image/file")), (attached, "kept".into()));
+    sh("umount /mnt/image");
+    detach("mounted");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
@@ -340,8 +435,10 @@ async fn what_is_not_to_be_managed() {
     let pool = stage.pool();
     let named = "volume-9394b827-4ad0-488e-8df8-26476b3a8670";
     sh(&format!(
-        "for image in {named} watched trash; do rbd_image {pool}/$image 8M; done
-         rbd snap create --no-progress {pool}/plain@snap; rbd trash mv {pool}/trash; rbd map {pool}/watched >/dev/null"
+        "for image in {named} watched trash copy; do rbd_image {pool}/$image 8M; done
+         rbd snap create --no-progress {pool}/plain@snap; rbd trash mv {pool}/trash; rbd map {pool}/watched >/dev/null
+         rbd mirror pool enable {pool} image
+         rbd mirror image enable {pool}/copy snapshot; rbd mirror image demote {pool}/copy"
     ));
     let before = stage.snapshot().await;
     let snapshot = mortar(&["manage", &format!("{locator}@snap")]).ok();
@@ -360,6 +457,7 @@ async fn what_is_not_to_be_managed() {
         (named, 4, "ALREADY_EXISTS", "named as the managed volume"),
         ("watched", 4, "IN_USE", client.as_str()),
         ("trash", 4, "WRONG_STATE", "rbd trash restore"),
+        ("copy", 4, "WRONG_STATE", "not the primary"),
     ] {
         let why = text(entries[name], "reason_not_safe");
         assert!(why.contains(words), "{name}: {why}");

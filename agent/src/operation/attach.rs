@@ -45,6 +45,8 @@ pub(crate) struct Attachment {
     pub(crate) state: State,
     /// Why it is not ready.
     pub(crate) problem: Option<String>,
+    /// What of ours holds it against a detach, in words.
+    pub(crate) held_by: Option<String>,
 }
 
 /// How an attachment is.
@@ -140,7 +142,9 @@ impl Agent {
                     return self.undo(work, mismatch).await;
                 }
                 attached.identity = Some(device.identity.clone());
-                self.publish(work, attached, device, request.persistent).await
+                let reply = self.publish(work, attached, device, request.persistent).await?;
+                driver.tend(&reply.attachment.record.attached).await;
+                Ok(reply)
             }
             Err(error) => self.undo(work, error).await,
         }
@@ -350,7 +354,7 @@ impl Agent {
 
     fn attachment_with(&self, record: Record, device: Device) -> Attachment {
         let stable_path = self.stable_path(&record.id);
-        Attachment { record, stable_path, device: Some(device), state: State::Ready, problem: None }
+        Attachment { record, stable_path, device: Some(device), state: State::Ready, problem: None, held_by: None }
     }
 
     /// An attachment as the kernel lists it; with `prove`, as its device itself answers.
@@ -374,7 +378,8 @@ impl Agent {
                 record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();
             (state, problem) = (State::Residual, Some(format!("a detach left {}", left.join("; "))));
         }
-        Attachment { record, stable_path, device, state, problem }
+        let held_by = self.rescue_with(&record.id).await.ok().flatten().map(|rescue| rescue.title());
+        Attachment { record, stable_path, device, state, problem, held_by }
     }
 }
 

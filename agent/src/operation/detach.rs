@@ -6,7 +6,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{AttachmentId, Detached, Error, Locator, Residual, Result};
+use driver::{AttachmentId, Detached, Error, Locator, Residual, ResidualKind, Result};
 use std::{path::PathBuf, sync::Arc};
 use tokio::time::Instant;
 
@@ -52,6 +52,20 @@ impl Agent {
                 None => return Ok(DetachReply::default()),
             },
         };
+        if let Some(rescue) = self.rescue_with(&id).await? {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{id} is held by {}; unrescue that (`mortar unrescue {}`)",
+                    rescue.title(),
+                    rescue.instance
+                ),
+            });
+        }
+        self.detach_by_id(id, deadline).await
+    }
+
+    /// As [`Self::detach`], whoever holds it.
+    pub(super) async fn detach_by_id(self: &Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<DetachReply> {
         let Some((held, record)) = self.hold("detach", &id).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
@@ -106,8 +120,16 @@ impl Agent {
             let driver = self.drivers.get(attached.spec.locator.backend())?;
             detached = driver.detach(&attached, deadline).await?;
         }
-        self.unlink(&record.id).await?;
-        Ok(detached)
+        match self.unlink(&record.id).await {
+            Ok(()) => Ok(detached),
+            // It is as it was, but for its stable path, which is made again.
+            Err(error) if shared => Err(error),
+            Err(error) => {
+                let name = self.stable_path(&record.id).display().to_string();
+                detached.residuals.push(Residual { kind: ResidualKind::Link, name, reason: error.chain() });
+                Ok(detached)
+            }
+        }
     }
 
     /// Ends a detach: the record goes, or stays with what could not be removed.

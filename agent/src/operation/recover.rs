@@ -19,7 +19,7 @@ use tokio::{
 };
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How many attachments are looked at at a time, unless none of them answers within the patience.
 const LOOKS: usize = 8;
 const LOOK_PATIENCE: Duration = Duration::from_millis(100);
@@ -48,7 +48,14 @@ impl Agent {
             }
         }
         let agent = Arc::clone(self);
-        let all = self.tasks.spawn(async move { agent.recover_operations(unfinished).await });
+        // A rescue is made of others, which are recovered first.
+        let (outer, inner): (Vec<_>, Vec<_>) = unfinished
+            .into_iter()
+            .partition(|operation| matches!(operation.plan, Plan::Rescue { .. } | Plan::Unrescue { .. }));
+        let all = self.tasks.spawn(async move {
+            agent.recover_operations(inner).await;
+            agent.recover_operations(outer).await;
+        });
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
@@ -91,7 +98,7 @@ impl Agent {
     }
 
     /// Finishes or undoes one operation.
-    async fn recover_one(&self, operation: &Operation) -> Result<()> {
+    async fn recover_one(self: &Arc<Self>, operation: &Operation) -> Result<()> {
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         tracing::info!(operation = %operation.id, subject, "recovering {verb} {subject}");
         let done = self.outcome(OutcomeState::Succeeded, None);
@@ -151,6 +158,15 @@ impl Agent {
                 self.conclude(operation, outcome, change.unwrap_or(Change::None)).await
             }
             Plan::Unexport { id, .. } => self.recover_unexport(operation, id).await,
+            Plan::Rescue { instance, .. } => {
+                let (error, change) = self.undo_rescue(*instance).await?.outcome();
+                self.conclude(operation, undone(error.as_ref()), change).await
+            }
+            Plan::Unrescue { instance, .. } => self.recover_unrescue(operation, *instance).await,
+            Plan::Power { instance, power, .. } => {
+                let outcome = if self.recover_power(*instance, *power).await? { done } else { undone(None) };
+                self.conclude(operation, outcome, Change::None).await
+            }
         }
     }
 
@@ -340,7 +356,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.agent.state_directory = directory.path().to_owned();
-        let agent = Mortard::start(config, Arc::new(machine.clone())).await.unwrap().agent;
+        let hypervisor = Arc::new(hypervisor::sim::Domains::new().on(machine.clone()));
+        let agent = Mortard::start(config, Arc::new(machine.clone()), hypervisor).await.unwrap().agent;
         let before = machine.snapshot();
         let deadline = Instant::now() + Duration::from_secs(10);
         let attach = AttachRequest {

@@ -110,6 +110,20 @@ impl Host for Attended {
         step(Kind::Changes, || format!("remove {}", path.display()), self.0.remove(path)).await
     }
 
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let what = || format!("make {} of the blocks of {}", to.display(), from.display());
+        step(Kind::Changes, what, self.0.reflink(from, to)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let what = || format!("copy {} to {}", from.display(), to.display());
+        step(Kind::Changes, what, self.0.copy(from, to, deadline)).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        step(Kind::Reads, || format!("look who has {} open", file.display()), self.0.openers(file)).await
+    }
+
     async fn link(&self, name: &Path, target: &Path) -> Result<()> {
         step(Kind::Changes, || format!("link {}", name.display()), self.0.link(name, target)).await
     }

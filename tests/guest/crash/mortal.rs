@@ -29,14 +29,14 @@ const NOTIFIED: &str = "/run/mortar-crash/notified";
 const SAID: &str = "/run/mortar-crash/said";
 const SIGKILL: i32 = 9;
 
-pub(super) struct Mortal {
+pub(crate) struct Mortal {
     agent: Option<Child>,
     notified: UnixDatagram,
 }
 
 impl Mortal {
     /// The service stops until this is dropped. With one driver only, because each asks its tool for its version at every start.
-    pub(super) async fn in_its_place(driver: Backend) -> Self {
+    pub(crate) async fn in_its_place(driver: Backend) -> Self {
         let built = concat!("/mnt/host", env!("CARGO_BIN_EXE_mortard-crash"));
         sh(&format!(
             "systemctl stop mortard; rm -rf {DIRECTORY}; mkdir {DIRECTORY}; [[ -e {PROGRAM} ]] || install {built} {PROGRAM}"
@@ -48,7 +48,7 @@ impl Mortal {
     }
 
     /// Starts it, and returns when it serves, or else (`false`) is dead by then.
-    pub(super) async fn start(&mut self) -> bool {
+    pub(crate) async fn start(&mut self) -> bool {
         let said = File::options().create(true).append(true).open(SAID).unwrap();
         let mut command = Command::new(PROGRAM);
         command.env("NOTIFY_SOCKET", NOTIFIED).stdin(Stdio::null()).stderr(said).process_group(0);
@@ -67,24 +67,24 @@ impl Mortal {
     }
 
     /// From now on it has so many effects to live, however often it is started, and they are noted down.
-    pub(super) fn arm(&self, effects: usize) {
+    pub(crate) fn arm(&self, effects: usize) {
         let _none = fs::remove_file(LOG);
         fs::write(LEFT, effects.to_string()).unwrap();
     }
 
     /// It lives on; the effects since it was armed.
-    pub(super) fn disarm(&self) -> Vec<String> {
+    pub(crate) fn disarm(&self) -> Vec<String> {
         let _gone_already = fs::remove_file(LEFT);
         fs::read_to_string(LOG).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// It was armed, and has not died of it.
-    pub(super) fn is_armed(&self) -> bool {
+    pub(crate) fn is_armed(&self) -> bool {
         Path::new(LEFT).exists()
     }
 
     /// It has not been seen to die.
-    pub(super) fn lives(&mut self) -> bool {
+    pub(crate) fn lives(&mut self) -> bool {
         let ended = self.agent.as_mut().is_none_or(|agent| agent.try_wait().unwrap().is_some());
         if ended {
             self.agent = None;
@@ -93,7 +93,7 @@ impl Mortal {
     }
 
     /// Returns when it has died as it was told to, while it was to answer.
-    pub(super) async fn death(&mut self, answer: &dyn Debug) {
+    pub(crate) async fn death(&mut self, answer: &dyn Debug) {
         let agent = self.agent.as_mut().unwrap();
         let ended = timeout(Duration::from_secs(10), agent.wait()).await;
         let ended = ended.unwrap_or_else(|_| panic!("it lives, and answers {answer:?}\n{}", said_last())).unwrap();
