@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-unit test-guest forget-notes reliability breakages bench doc build man install clean root
+.PHONY: help demo test check test-unit test-guest soak forget-notes reliability breakages bench doc build man install clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -77,6 +77,18 @@ test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, 
 	@$(NOTE) tests/guest/test
 	$(call say,an LV of one guest on another)
 	@tests/guest/pair
+	$(call say,a power cut)
+	@tests/guest/reboot
+
+# Ends at the count or the time, and is the same again with the same seed.
+COUNT ?= 2000
+SECONDS ?= 900
+SEED ?= 1
+soak: root ## random work with kills, on every driver: make soak COUNT=2000 SECONDS=900 SEED=1
+	$(call say,installing what the guest needs)
+	@tests/prepare guest
+	$(call say,at most $(COUNT) cycles in $(SECONDS) seconds)
+	@tests/guest/soak "$(COUNT)" "$(SECONDS)" "$(SEED)"
 
 breakages: ## leave out parts of the recovery, one at a time: each time a test has to fail; half an hour
 	@tests/prepare build

@@ -30,7 +30,9 @@ mod many;
 mod multipath;
 mod rbd;
 mod rescue;
+mod scale;
 mod secrets;
+mod soak;
 mod witness;
 
 /// What holds on every machine, simulated or real.
