@@ -68,7 +68,7 @@ Examples:
   mortar doctor --all
   mortar doctor --repair --timeout 5m";
 
-/// Attaches storage to this host, and takes existing volumes into management.
+/// Attaches storage to this host, takes existing volumes into management, and rescues virtual machines.
 ///
 /// mortar asks mortard, the storage agent of this host, over its Unix socket.
 #[derive(Debug, Parser)]
@@ -279,9 +279,10 @@ pub(crate) enum Command {
     /// Say what on this host is amiss, and take away what mortar left behind
     ///
     /// Everything of the sorts that mortar brings (devices, sessions, node records, multipath maps, RBD mappings, active
-    /// LVs, loop devices, targets, stable paths) is ours (of an attachment, an export or an operation), foreign, an orphan (it
-    /// bears mortar's mark, and nobody has it) or stale (an attachment whose device is gone or is another volume now). What
-    /// is wrong with the host itself is told with what to do about it. Stale attachments are for you to detach. Without
+    /// LVs, loop devices, targets, stable paths, rescue disks, seeds) is ours (of an attachment, an export, a rescue or an
+    /// operation), foreign, an orphan (it bears mortar's mark, and nobody has it) or stale (an attachment whose device is
+    /// gone or is another volume now, a rescue whose definition somebody changed). What is wrong with the host itself is
+    /// told with what to do about it. Stale attachments are for you to detach, and stale rescues to unrescue. Without
     /// errors, orphans and stale things the exit code is 0, else 1.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),

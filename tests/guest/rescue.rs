@@ -88,11 +88,11 @@ impl Bench {
     fn rescue(&self, options: &[&str]) -> Ran {
         let uuid = self.uuid.to_string();
         let [option, locator] = &self.with;
-        mortar(&[&["rescue", &uuid, option, locator, "--grace", "0", "--timeout", "2m"], options].concat())
+        mortar(&[&["rescue", &uuid, option, locator, "--grace", "0", "--timeout", "3m"], options].concat())
     }
 
     fn unrescue(&self) -> Value {
-        mortar(&["unrescue", &self.name, "--grace", "0", "--timeout", "2m"]).ok()
+        mortar(&["unrescue", &self.name, "--grace", "0", "--timeout", "3m"]).ok()
     }
 
     fn runs(&self) -> bool {
@@ -215,7 +215,19 @@ async fn a_password_and_user_data_by_the_seed() {
     sh(&format!("cat >/run/user-data <<'END'\n{DATA}END"));
     sh("echo 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJ0 \"}]: me' >/run/key.pub");
     let [option, locator] = &bench.with;
-    let line = ["rescue", &bench.name, option, locator, "--grace", "0", "--password-file", "-", "--user-data"];
+    let line = [
+        "rescue",
+        &bench.name,
+        option,
+        locator,
+        "--grace",
+        "0",
+        "--timeout",
+        "3m",
+        "--password-file",
+        "-",
+        "--user-data",
+    ];
     let line = [&line[..], &["/run/user-data", "--ssh-key", "/run/key.pub"]].concat();
     let reply = mortar_reading(&line, PASSWORD).ok();
     assert_eq!((&reply["password"], &reply["instance"]["name"]), (&Value::Null, &"a&b<c>'d".into()));

@@ -18,6 +18,9 @@ use tests::{
 };
 use tokio::time::Instant;
 
+/// A start takes seconds, and a multiple of it where others work too.
+const PATIENCE_MS: u64 = 180_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
     Rescue,
@@ -40,12 +43,18 @@ impl Sweep {
                     instance,
                     disk: Some(Disk::Image(self.bench.with[1].clone())),
                     grace_ms: Some(0),
+                    timeout_ms: PATIENCE_MS,
                     ..v1::RescueRequest::default()
                 };
                 client.rescue(request).await?.changed
             }
             Verb::Unrescue => {
-                let request = v1::UnrescueRequest { instance, grace_ms: Some(0), ..v1::UnrescueRequest::default() };
+                let request = v1::UnrescueRequest {
+                    instance,
+                    grace_ms: Some(0),
+                    timeout_ms: PATIENCE_MS,
+                    ..v1::UnrescueRequest::default()
+                };
                 client.instances.unrescue(request).await?.into_inner().changed
             }
         })
@@ -65,7 +74,7 @@ impl Sweep {
     }
 
     async fn settled(&self, place: &str) {
-        let (mut client, end) = (self.bench.stage.client(), Instant::now() + Duration::from_secs(120));
+        let (mut client, end) = (self.bench.stage.client(), Instant::now() + Duration::from_secs(300));
         loop {
             let running = client.running().await;
             if running.is_empty() {

@@ -21,7 +21,7 @@ async fn libvirtd_killed_in_the_middle() {
     bench.start();
     let (before, definition) = (bench.picture().await, dumpxml(bench.uuid));
     let [option, locator] = &bench.with;
-    let rescue = start(&["rescue", &bench.name, option, locator, "--grace", "60s"]);
+    let rescue = start(&["rescue", &bench.name, option, locator, "--grace", "60s", "--timeout", "3m"]);
     until("the rescue to stop the instance", Duration::from_secs(60), || {
         let running = mortar(&["operations", "--running"]).ok();
         running[0]["waiting"]["for"].as_str().is_some_and(|what| what.starts_with("libvirt: stop")).then_some(())
@@ -30,7 +30,7 @@ async fn libvirtd_killed_in_the_middle() {
     let message = rescue.end().refused(5, "UNREACHABLE");
     assert!(message.contains("libvirt"), "{message}");
     Libvirtd::restart();
-    until("the rescue to be undone", Duration::from_secs(120), nothing_runs);
+    until("the rescue to be undone", Duration::from_secs(300), nothing_runs);
     assert_eq!((bench.picture().await, dumpxml(bench.uuid)), (before, definition));
     assert!(bench.runs());
     assert_eq!(booted(WEB1), ROOT);
@@ -80,7 +80,7 @@ async fn a_definition_that_somebody_changed_is_kept() {
     let message = mortar(&["unrescue", "web1", "--grace", "0"]).refused(4, "WRONG_STATE");
     assert!(message.contains("--discard-changes"), "{message}");
     assert!(dumpxml(bench.uuid).contains("somebody was here"));
-    mortar(&["unrescue", "web1", "--grace", "0", "--discard-changes"]).ok();
+    mortar(&["unrescue", "web1", "--grace", "0", "--timeout", "3m", "--discard-changes"]).ok();
     assert_eq!(dumpxml(bench.uuid), definition);
 }
 
@@ -104,14 +104,14 @@ async fn instances_are_listed_and_powered() {
     let bench = Bench::new(Backend::File).await;
     let listed = mortar(&["instances"]).ok();
     assert_eq!((&listed[0]["name"], &listed[0]["power"]), (&"web1".into(), &"off".into()), "{listed}");
-    let started = mortar(&["instance", "start", "web1"]).ok();
+    let started = mortar(&["instance", "start", "web1", "--timeout", "3m"]).ok();
     assert_eq!((&started["changed"], &started["instance"]["power"]), (&true.into(), &"running".into()));
     assert_eq!(booted(WEB1), ROOT);
-    assert_eq!(mortar(&["instance", "start", "web1"]).ok()["changed"], false);
+    assert_eq!(mortar(&["instance", "start", "web1", "--timeout", "3m"]).ok()["changed"], false);
     let shown = mortar(&["show", "web1"]).ok();
     assert_eq!((&shown["disks"][0]["target"], &shown["disks"][0]["role"]), (&"vda".into(), &"root".into()));
     assert_eq!(shown["disks"][0]["source"], bench.root);
-    let rebooted = mortar(&["instance", "reboot", "web1", "--grace", "1m"]).ok();
+    let rebooted = mortar(&["instance", "reboot", "web1", "--grace", "1m", "--timeout", "3m"]).ok();
     assert_eq!(rebooted["stopped"], "gracefully", "{rebooted}");
     let stopped = mortar(&["instance", "stop", "web1", "--grace", "0"]).ok();
     assert_eq!((&stopped["stopped"], &stopped["instance"]["power"]), (&"hard".into(), &"off".into()));

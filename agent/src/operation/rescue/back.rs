@@ -21,6 +21,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+/// How long an instance may take to start or to end, where nobody says; on a busy host QEMU takes its time.
+const POWER: Duration = Duration::from_secs(120);
+
 /// How an undo came out.
 #[derive(Debug)]
 pub(crate) struct Back {
@@ -67,7 +70,7 @@ impl Agent {
             return Ok(Back { notes: Vec::new(), change: Change::None });
         };
         let (name, mut notes) = (record.name.clone(), Vec::new());
-        let soon = || Instant::now() + UNDO_TIMEOUT;
+        let soon = || Instant::now() + POWER;
         let defined = self.defined(instance).await?;
         let is_ours = defined.as_deref().is_some_and(|defined| record.made(defined));
         if is_ours && record.defined.is_some() && record.defined != defined {
@@ -169,7 +172,7 @@ impl Agent {
             return self.conclude(operation, self.outcome(OutcomeState::Succeeded, None), Change::None).await;
         };
         let grace = self.config.rescue.grace();
-        let end = self.restore(&record, grace, Instant::now() + grace + UNDO_TIMEOUT).await?;
+        let end = self.restore(&record, grace, Instant::now() + grace + POWER).await?;
         let (error, change) = end.outcome(record);
         let state = if error.is_some() { OutcomeState::Failed } else { OutcomeState::Succeeded };
         self.conclude(operation, self.outcome(state, error.as_ref()), change).await
@@ -197,7 +200,7 @@ impl Agent {
             if defined.as_ref() != Some(to) {
                 self.hypervisor.define(to).await?;
             }
-            note = self.start_again(record, deadline.max(Instant::now() + UNDO_TIMEOUT / 2)).await?;
+            note = self.start_again(record, deadline.max(Instant::now() + POWER / 4)).await?;
         }
         self.clear_away(record).await?;
         Ok(End::Done(note))
