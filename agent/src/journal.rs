@@ -221,6 +221,17 @@ impl Journal {
         self.lost().map_or(Ok(()), |why| Err(Error::WrongState { what: why.to_string() }))
     }
 
+    /// Ends when its thread has come to it, with whether there is one. A journal that could not be opened has none, and
+    /// needs none.
+    pub(crate) async fn answers(&self) -> bool {
+        let Some(jobs) = &self.jobs else { return true };
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(|_| {
+            let _nobody = reply.send(());
+        });
+        jobs.send(job).await.is_ok() && answer.await.is_ok()
+    }
+
     fn lose(&self, error: &JournalError) {
         let why = format!("mortard is read-only: the journal {} {error}", self.path.display());
         tracing::error!("{why}");
@@ -647,6 +658,18 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
 
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(Error::host("read a record of the journal"))
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Keeps the thread busy until `disk` is dropped, as a disk that does not answer does.
+    pub(crate) async fn stuck_until(&self, disk: std::sync::mpsc::Receiver<()>) {
+        let wait = move |_: &mut Connection| {
+            let _answered = disk.recv();
+            Ok(())
+        };
+        self.ask("wait", wait).await.unwrap();
+    }
 }
 
 #[cfg(test)]

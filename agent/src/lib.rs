@@ -24,6 +24,7 @@ mod socket;
 mod status;
 mod unrecorded;
 mod watch;
+mod watchdog;
 
 use crate::{
     admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
@@ -38,11 +39,10 @@ use proto::v1::{
 use std::{future::Future, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
     sync::Semaphore,
     time::timeout,
 };
-use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     server::NamedService,
@@ -217,8 +217,9 @@ pub async fn run(
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
     let mortard = Mortard::recover(config, host, drivers).await?;
-    let listener: UnixListener = socket::bind(&socket)?;
+    let mut door = socket::listen(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     ready(mortard.agent.journal.lost().as_deref());
-    mortard.serve(UnixListenerStream::new(listener), stop).await
+    let _watched = watchdog::watched(&mortard.agent.journal);
+    mortard.serve(door.incoming(), stop).await
 }

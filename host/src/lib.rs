@@ -21,7 +21,7 @@ pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block
 pub use command::{Command, Output, Tool};
 pub use error::{Error, Result};
 pub use key::KernelKey;
-pub use linux::Linux;
+pub use linux::{Linux, inherited_listeners};
 pub use module::{Module, module};
 pub use step::{Attended, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};

@@ -5,6 +5,7 @@
 
 mod clock;
 mod files;
+mod inherited;
 mod keys;
 mod lanes;
 mod loops;
@@ -14,6 +15,8 @@ mod own_thread;
 mod process;
 mod scsi;
 mod usage;
+
+pub use inherited::inherited_listeners;
 
 use crate::{
     Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,

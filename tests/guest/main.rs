@@ -24,6 +24,7 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod service;
 
 /// What holds on every machine, simulated or real.
 mod conformance {
