@@ -444,6 +444,16 @@ impl Journal {
         rows.into_iter().map(OperationRow::parse).collect()
     }
 
+    /// What it takes on its disk, with its log.
+    pub(crate) async fn bytes(&self) -> Result<u64> {
+        let path = Arc::clone(&self.path);
+        self.ask("look at the journal's size", move |_| {
+            let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+            Ok(size(&path) + size(&beside(&path, "-wal")))
+        })
+        .await
+    }
+
     /// Where volumes were managed.
     pub(crate) async fn places(&self) -> Result<Vec<String>> {
         self.ask("read the journal", |db| {
@@ -488,17 +498,12 @@ fn open(path: &Path) -> std::result::Result<Connection, JournalError> {
 /// An empty journal, whole from its first moment: what stands under the name and is none was not left by a crash of ours.
 #[expect(clippy::disallowed_methods, reason = "SQLite opens it, so that it is not the host's to make")]
 fn make(path: &Path) -> std::result::Result<(), JournalError> {
-    let beside = |end: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        PathBuf::from(name)
-    };
-    let log = beside("-wal");
+    let log = beside(path, "-wal");
     if log.exists() {
         return Err(JournalError::OnlyItsLog(log));
     }
-    let new = beside(".new");
-    for half in [&new, &beside(".new-journal")] {
+    let new = beside(path, ".new");
+    for half in [&new, &beside(path, ".new-journal")] {
         match std::fs::remove_file(half) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -511,6 +516,13 @@ fn make(path: &Path) -> std::result::Result<(), JournalError> {
     std::fs::rename(&new, path)?;
     std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
     Ok(())
+}
+
+/// A file of SQLite's beside the journal.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
 }
 
 /// Brings an older layout (0: none) to ours.

@@ -17,6 +17,7 @@ mod drivers;
 mod hostinfo;
 mod journal;
 mod locks;
+mod metrics;
 mod operation;
 mod running;
 mod service;
@@ -28,10 +29,10 @@ mod watchdog;
 
 use crate::{
     admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
-    running::Running, service::Service, watch::Watch,
+    metrics::Metrics, running::Running, service::Service, watch::Watch,
 };
 use export::{ExportConfig, Exporter};
-use host::{Attended, Host};
+use host::{Attended, Host, Started};
 use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
     operations_server::OperationsServer, volumes_server::VolumesServer,
@@ -68,6 +69,9 @@ pub enum StartError {
     /// gRPC.
     #[error("cannot serve gRPC: {0}")]
     Serve(String),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::MetricsError),
 }
 
 /// An agent that has recovered and is about to serve.
@@ -79,9 +83,9 @@ impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
     /// there and be ours alone. Without a journal it starts read-only.
     pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
-        let host: Arc<dyn Host> = Arc::new(Attended::new(host));
+        let (host, started) = attended(host);
         let drivers = Self::check(&config, &host).await?;
-        Self::recover(config, host, drivers).await
+        Self::recover(config, host, started, drivers).await
     }
 
     /// What can be known to be wrong before anything is touched.
@@ -92,7 +96,12 @@ impl Mortard {
         Ok(drivers)
     }
 
-    async fn recover(config: Config, host: Arc<dyn Host>, drivers: Drivers) -> Result<Self, StartError> {
+    async fn recover(
+        config: Config,
+        host: Arc<dyn Host>,
+        started: Started,
+        drivers: Drivers,
+    ) -> Result<Self, StartError> {
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
             configfs: "/sys/kernel/config".into(),
@@ -108,6 +117,7 @@ impl Mortard {
             journal,
             locks: Locks::default(),
             watch: Watch::new(),
+            metrics: Metrics::new(started),
             room: Arc::new(Semaphore::new(config.limits.operations)),
             seats: Arc::new(Semaphore::new(config.limits.watchers)),
             config,
@@ -125,6 +135,7 @@ impl Mortard {
         S: Stream<Item = std::io::Result<C>> + Send + 'static,
         C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
+        metrics::serve(&self.agent).await?;
         let service = Service::new(Arc::clone(&self.agent));
         let (health, health_service) = tonic_health::server::health_reporter();
         let reporter = tokio::spawn(report_health(health, self.agent.journal.clone()));
@@ -182,6 +193,13 @@ impl Mortard {
     }
 }
 
+/// The machine as operations see it, and what they start on it.
+fn attended(host: Arc<dyn Host>) -> (Arc<dyn Host>, Started) {
+    let attended = Attended::new(host);
+    let started = attended.started();
+    (Arc::new(attended), started)
+}
+
 /// Requests on one connection that are refused at a time; a client that sends more waits for its turn to be refused.
 const TO_BE_REFUSED: u32 = 64;
 
@@ -212,11 +230,11 @@ pub async fn run(
     ready: impl FnOnce(Option<&str>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let host: Arc<dyn Host> = Arc::new(Attended::new(host));
+    let (host, started) = attended(host);
     let drivers = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, drivers).await?;
+    let mortard = Mortard::recover(config, host, started, drivers).await?;
     let mut door = socket::listen(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     ready(mortard.agent.journal.lost().as_deref());

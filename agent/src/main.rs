@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = match &error {
                 StartError::Config(_) => exit::USAGE,
-                StartError::Driver(_) | StartError::Socket(_) => exit::UNAVAILABLE,
+                StartError::Driver(_) | StartError::Socket(_) | StartError::Metrics(_) => exit::UNAVAILABLE,
                 StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
             };
             end(&error, code)

@@ -43,6 +43,7 @@ use crate::{
     agent::Agent,
     journal::{Change, Record},
     locks::Held,
+    metrics::Phase,
     running::Listed,
     status,
     watch::Event,
@@ -286,7 +287,9 @@ impl Agent {
         };
         let undoable = matches!(operation.plan, Plan::Attach { .. } | Plan::Export { .. });
         let listed = self.running.begin(operation.id, undoable, deadline);
+        let asked = Instant::now();
         self.journal.begin(&operation, self.config.limits.attachments).await?;
+        self.metrics.took(&operation.plan, Phase::Intent, asked.elapsed());
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         let locator = operation.plan.locator();
         tracing::info!(operation = %operation.id, subject, %locator, "{verb} {subject} ({locator}) begins");
@@ -298,7 +301,9 @@ impl Agent {
     /// cancelled. An attach that was cancelled at its very end is one that was cancelled.
     async fn effects<T>(&self, work: &Work, effects: impl Future<Output = Result<T>>) -> Result<T> {
         let steps = &work.listed.course.steps;
+        let begun = Instant::now();
         let done = steps.during(effects).await;
+        self.metrics.took(&work.operation.plan, Phase::Effects, begun.elapsed());
         let cancelled =
             || Error::Cancelled { what: format!("{} {}", work.operation.plan.verb(), work.operation.plan.subject()) };
         match done {
@@ -340,7 +345,10 @@ impl Agent {
 
     /// Commits the outcome with its changes and tells the watchers.
     async fn conclude(&self, operation: &Operation, outcome: Outcome, change: Change) -> Result<()> {
+        let asked = Instant::now();
         self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
+        self.metrics.took(&operation.plan, Phase::Outcome, asked.elapsed());
+        self.metrics.ended(&operation.plan, &outcome);
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
             None => tracing::info!(operation = %operation.id, subject, "{verb} {subject} done"),

@@ -135,7 +135,7 @@ pub(crate) fn listen(config: &AgentConfig) -> Result<Socket, SocketError> {
 }
 
 /// The lock is ours, so a socket that is there is left over from an agent that died.
-fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(failed("listen on", path)(io::Error::other("something else has this name")));

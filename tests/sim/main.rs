@@ -12,6 +12,7 @@ mod identity;
 mod journal;
 mod limits;
 mod machine;
+mod metrics;
 mod reboot;
 mod volumes;
 
