@@ -4,12 +4,14 @@ use prost::Message;
 use std::{env, error::Error, fs, path::PathBuf};
 
 /// Messages with a secret in them: their `Debug` is written by hand.
-const SECRET: [&str; 5] = [
+const SECRET: [&str; 7] = [
     ".mortar.agent.v1.AttachRequest",
     ".mortar.agent.v1.Cephx",
     ".mortar.agent.v1.Chap",
     ".mortar.agent.v1.DetachRequest",
     ".mortar.agent.v1.ExportResponse",
+    ".mortar.agent.v1.RescueRequest",
+    ".mortar.agent.v1.RescueResponse",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

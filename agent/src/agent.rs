@@ -6,6 +6,7 @@ use crate::{
 use driver::{Error, Result};
 use export::Exporter;
 use host::Host;
+use hypervisor::Hypervisor;
 use std::{future::Future, sync::Arc};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -15,6 +16,7 @@ pub(crate) struct Agent {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) drivers: Drivers,
     pub(crate) exporter: Exporter,
+    pub(crate) hypervisor: Arc<dyn Hypervisor>,
     pub(crate) journal: Journal,
     pub(crate) locks: Locks,
     pub(crate) running: Running,

@@ -27,6 +27,10 @@ pub struct Config {
     pub volumes: Volumes,
     /// The file driver.
     pub file: File,
+    /// The virtual machines of this host.
+    pub hypervisor: Hypervisor,
+    /// Their rescue.
+    pub rescue: Rescue,
 }
 
 /// The daemon itself.
@@ -219,6 +223,47 @@ impl Default for File {
     }
 }
 
+/// The virtual machines of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hypervisor {
+    /// What libvirt is asked by.
+    pub uri: String,
+}
+
+impl Default for Hypervisor {
+    fn default() -> Self {
+        Self { uri: "qemu:///system".into() }
+    }
+}
+
+/// The rescue of instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rescue {
+    /// The seeds are kept here, for as long as a rescue lasts. QEMU has to get in.
+    pub directory: PathBuf,
+    /// How long a guest may take to shut down before its instance is ended, where the caller does not say, in
+    /// milliseconds.
+    pub grace_ms: u64,
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self { directory: "/var/lib/mortar-rescue".into(), grace_ms: 60_000 }
+    }
+}
+
+impl Rescue {
+    /// The longest that may be asked for.
+    pub const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+    /// See `grace_ms`.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+}
+
 /// Why a config is refused, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -303,6 +348,15 @@ impl Config {
             return value("file.directories", "write absolute paths");
         }
         self.metrics.place()?;
+        if !self.hypervisor.uri.contains(":///") {
+            return value("hypervisor.uri", "write that of a hypervisor of this host, such as qemu:///system");
+        }
+        if !self.rescue.directory.is_absolute() {
+            return value("rescue.directory", "write an absolute path");
+        }
+        if self.rescue.grace() > Rescue::LONGEST_GRACE {
+            return value("rescue.grace_ms", "write 600000 (10 minutes) or less");
+        }
         self.templates().map(|_| ())
     }
 
@@ -356,6 +410,9 @@ mod tests {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
         }
         assert!(error("[volumes]\nname_template = 'x'").contains("%s"));
+        assert!(error("[hypervisor]\nuri = 'qemu+ssh://other/system'").contains("of this host"));
+        assert!(error("[rescue]\ndirectory = 'seeds'").contains("rescue.directory"));
+        assert!(error("[rescue]\ngrace_ms = 600001").contains("600000"));
         assert!(error("[agent]\ndrivers = ['nvme']").contains("\"file\", \"iscsi\", \"lvm\", \"rbd\""));
         assert!(error("not toml").contains("line 1"));
     }

@@ -1,14 +1,19 @@
 //! Between the wire and the agent, field by field. What does not parse is refused here, before anything is started.
 
 mod diagnosis;
+mod instances;
 
 pub(crate) use diagnosis::diagnosis;
+pub(crate) use instances::{
+    instance, instance_name, power_request, power_response, rescue_request, rescue_response, unrescue_request,
+    unrescue_response,
+};
 
 use crate::{
     journal::{ExportRecord, Record},
     operation::{
         AttachRequest, Attachment, DetachReply, ExportReply, ExportRequest, ExportTarget, Exported, ManageRequest,
-        Operation, OutcomeState, Plan, State, Target, UnexportReply,
+        Operation, OutcomeState, Plan, PowerVerb, State, Target, UnexportReply,
     },
     running::Waiting,
     unrecorded::Unrecorded,
@@ -53,6 +58,11 @@ impl Patience {
 
     /// When an operation has to give up: as the request says, or the default; always before the call's deadline.
     pub(crate) fn deadline(self, asked_ms: u64) -> Result<Instant> {
+        self.deadline_after(Duration::ZERO, asked_ms)
+    }
+
+    /// As [`Self::deadline`], with `grace` before the operation's own time.
+    pub(crate) fn deadline_after(self, grace: Duration, asked_ms: u64) -> Result<Instant> {
         /// Longer waits are a mistake in the unit.
         const LONGEST: Duration = Duration::from_secs(24 * 3600);
         let asked = match asked_ms {
@@ -62,7 +72,7 @@ impl Patience {
         if asked > LONGEST {
             return Err(Error::invalid("timeout_ms", format!("{asked_ms} is more than a day; write milliseconds")));
         }
-        let now = Instant::now();
+        let (now, asked) = (Instant::now(), asked + grace);
         let call = self.call.map(|call| {
             let left = call.saturating_duration_since(now);
             now + left.saturating_sub(Self::MARGIN).max(left / 2)
@@ -276,7 +286,7 @@ pub(crate) fn timestamp(milliseconds: i64) -> Option<Timestamp> {
 }
 
 pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
-    let Attachment { record, stable_path, device, state, problem } = from;
+    let Attachment { record, stable_path, device, state, problem, held_by } = from;
     let Record { id, attached, persistent, created_ms, .. } = record;
     let spec = attached.spec;
     let identity = device.as_ref().map(|device| device.identity.clone()).or(attached.identity);
@@ -305,6 +315,7 @@ pub(crate) fn attachment(from: Attachment) -> v1::Attachment {
         }
         .into(),
         problem: problem.unwrap_or_default(),
+        held_by: held_by.unwrap_or_default(),
         created_at: timestamp(created_ms),
         identity: identity.map(|identity| identity.to_string()).unwrap_or_default(),
         locator: spec.locator.to_string(),
@@ -408,6 +419,11 @@ pub(crate) fn operation(from: Operation, waiting: Option<Waiting>) -> v1::Operat
         Plan::Unmanage { .. } => v1::OperationKind::Unmanage,
         Plan::Export { .. } => v1::OperationKind::Export,
         Plan::Unexport { .. } => v1::OperationKind::Unexport,
+        Plan::Rescue { .. } => v1::OperationKind::Rescue,
+        Plan::Unrescue { .. } => v1::OperationKind::Unrescue,
+        Plan::Power { power: PowerVerb::Start, .. } => v1::OperationKind::Start,
+        Plan::Power { power: PowerVerb::Stop, .. } => v1::OperationKind::Stop,
+        Plan::Power { power: PowerVerb::Reboot, .. } => v1::OperationKind::Reboot,
     };
     let state = match from.outcome.as_ref().map(|outcome| outcome.state) {
         None => v1::OperationState::Running,
@@ -422,7 +438,7 @@ pub(crate) fn operation(from: Operation, waiting: Option<Waiting>) -> v1::Operat
         kind: kind.into(),
         state: state.into(),
         subject: from.plan.subject(),
-        locator: from.plan.locator().to_string(),
+        locator: from.plan.locator_text(),
         started_at: timestamp(from.started_ms),
         ended_at,
         error: from.outcome.and_then(|outcome| outcome.error).map(|failure| v1::OperationError {

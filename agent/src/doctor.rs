@@ -1,7 +1,7 @@
 //! The doctor: what stands on this host, whose it is, what is wrong with it, and the repair of what is ours and nobody's.
 //!
 //! ```text
-//!   journal: attachments, exports, open operations ──▶ known
+//!   journal: attachments, exports, rescues, open operations ──▶ known
 //!                                                        │
 //!   drivers, exporter, stable paths ── what they see ──▶ match ──▶ ours      (which attachment, export or operation)
 //!        by the marks of whose it is                     │         foreign   (no mark of ours)
@@ -23,17 +23,19 @@ mod known;
 mod look;
 mod records;
 mod repair;
+mod rescues;
 
 use crate::{
     agent::Agent,
     operation::{Operation, Plan},
     watch::Event,
 };
-use driver::{Attached, AttachmentId, Backend, Finding, Object, ObjectKind, Result, Severity};
+use driver::{Attached, AttachmentId, Backend, Derivation, Finding, Object, ObjectKind, Result, Severity};
 use export::Export;
 use known::Known;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::broadcast::error::TryRecvError, time::Instant};
+use uuid::Uuid;
 
 /// How long one driver may take to list what it sees, and one device to prove what it is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +86,8 @@ enum Remains {
     Attached(Box<Attached>),
     Export(Export),
     Link { path: PathBuf, id: Option<AttachmentId> },
+    RescueDisk(Box<Derivation>),
+    Seed { path: PathBuf, owner: Uuid },
 }
 
 /// What the doctor says.
@@ -106,9 +110,11 @@ impl Judged {
         let plan = &operation.plan;
         let is_named = || self.name.ends_with(&plan.subject());
         let is_export = matches!(plan, Plan::Export { .. } | Plan::Unexport { .. });
-        let is_of = |backend| plan.locator().backend() == backend;
+        let is_of = |backend| plan.locator().is_some_and(|locator| locator.backend() == backend);
         match self.kind {
             ObjectKind::Record | ObjectKind::StablePath => is_named(),
+            ObjectKind::RescueDisk => self.what.ends_with(&plan.subject()),
+            ObjectKind::Seed => self.name.contains(&plan.subject()),
             ObjectKind::Volume => self.what.ends_with(&plan.subject()),
             ObjectKind::Session | ObjectKind::NodeRecord | ObjectKind::Device | ObjectKind::MultipathMap => {
                 is_of(Backend::Iscsi)
@@ -181,8 +187,10 @@ impl Agent {
     }
 
     async fn look_at_all(self: &Arc<Self>, known: &Known) -> Result<Diagnosis> {
-        let (mut diagnosis, (records, findings)) =
-            tokio::join!(self.look_at_host(known, true), self.look_at_records(known));
+        let (mut diagnosis, (records, findings), (of_rescues, unseen)) =
+            tokio::join!(self.look_at_host(known, true), self.look_at_records(known), self.look_at_rescues(known));
+        diagnosis.objects.extend(of_rescues);
+        diagnosis.findings.extend(unseen);
         diagnosis.objects.extend(self.stable_paths(known, &records)?);
         diagnosis.objects.extend(records.into_iter().map(|record| record.judged));
         diagnosis.findings.extend(findings);

@@ -8,13 +8,10 @@ use proto::v1;
 pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
     let facts = agent.host.facts().map_err(Error::host("ask what machine this is"))?;
     let mut drivers = Vec::new();
+    let tool =
+        |tool: driver::Tool| v1::Tool { name: tool.name, path: tool.path.display().to_string(), version: tool.version };
     for backend in Backend::ALL {
         let readiness = agent.drivers.readiness(backend).await;
-        let tool = |tool: driver::Tool| v1::Tool {
-            name: tool.name,
-            path: tool.path.display().to_string(),
-            version: tool.version,
-        };
         drivers.push(v1::DriverInfo {
             backend: backend.to_string(),
             available: readiness.problem.is_none(),
@@ -22,6 +19,7 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
             tools: readiness.tools.into_iter().map(tool).collect(),
         });
     }
+    let hypervisor = agent.hypervisor.readiness().await;
     let connector = connector::read(agent.host.as_ref(), &facts).await?;
     Ok(v1::HostInfo {
         name: facts.name,
@@ -30,5 +28,11 @@ pub(crate) async fn read(agent: &Agent) -> Result<v1::HostInfo> {
         boot_id: facts.boot_id,
         drivers,
         connector: Some(connector),
+        hypervisor: Some(v1::HypervisorInfo {
+            uri: agent.config.hypervisor.uri.clone(),
+            available: hypervisor.problem.is_none(),
+            problem: hypervisor.problem.unwrap_or_default(),
+            tools: hypervisor.tools.into_iter().map(tool).collect(),
+        }),
     })
 }

@@ -16,8 +16,8 @@
 //! A journal that is full refuses commits and goes on to be read. One that is damaged, or of a later layout, is left as it
 //! was found: nothing is written to it, not even by SQLite itself when it closes it, and the agent is read-only.
 
-use crate::operation::{Operation, OperationId, Outcome, Plan};
-use driver::{Attached, AttachmentId, Error, Locator, Residual, Result};
+use crate::operation::{Operation, OperationId, Outcome, Plan, RescueRecord};
+use driver::{Attached, AttachmentId, Backend, Error, Identity, Locator, Residual, Result, VolumeId};
 use export::{Export, ExportId};
 use host::Host;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, config::DbConfig, params};
@@ -29,9 +29,10 @@ use std::{
     thread,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 4;
 
 const SCHEMA: &str = "
     CREATE TABLE attachment (
@@ -64,6 +65,26 @@ const SCHEMA_OF_EXPORTS: &str = "
         record TEXT NOT NULL             -- JSON
     ) STRICT;
     CREATE INDEX export_volume ON export (volume);
+";
+
+/// What layout 3 has that layout 2 had not.
+const SCHEMA_OF_MANAGED: &str = "
+    CREATE TABLE managed (               -- which volume was given a managed name
+        id       TEXT NOT NULL,          -- the volume's
+        backend  TEXT NOT NULL,
+        volume   TEXT NOT NULL,          -- the key of its managed locator
+        identity TEXT NOT NULL,          -- JSON
+        PRIMARY KEY (id, backend)
+    ) STRICT;
+    CREATE INDEX managed_volume ON managed (volume);
+";
+
+/// What layout 4 has that layout 3 had not.
+const SCHEMA_OF_RESCUES: &str = "
+    CREATE TABLE rescue (
+        instance TEXT PRIMARY KEY,       -- its UUID
+        record   TEXT NOT NULL           -- JSON
+    ) STRICT;
 ";
 
 /// How many attachments there are, or will be when what is under way has ended, without one; 0 if that one is there.
@@ -104,6 +125,15 @@ pub(crate) struct ExportRecord {
     pub(crate) residuals: Vec<Residual>,
 }
 
+/// A managed volume as the journal remembers it: the storage tells which volume has a managed name, and this one which had
+/// it when it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Managed {
+    pub(crate) id: VolumeId,
+    pub(crate) at: Locator,
+    pub(crate) identity: Identity,
+}
+
 /// What changes in the records when an operation ends, in the same commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -115,12 +145,20 @@ pub(crate) enum Change {
     Remove(AttachmentId),
     /// Volumes are managed here.
     Place(String),
+    /// This volume has a managed name now.
+    Managed(Box<Managed>),
+    /// The volume of this id has none any more.
+    Released(VolumeId, Backend),
     /// These exports are put in place.
     PutExports(Vec<ExportRecord>),
     /// This export goes.
     RemoveExport(ExportId),
-    /// Both.
-    Both(Box<Change>, Box<Change>),
+    /// This rescue is put in place.
+    PutRescue(Box<RescueRecord>),
+    /// The rescue of this instance goes.
+    RemoveRescue(Uuid),
+    /// Each of these.
+    All(Vec<Change>),
 }
 
 /// A handle to the thread that owns the database.
@@ -269,6 +307,16 @@ impl Journal {
         Error::Full { what, why: format!("make room, then try again ({said})") }
     }
 
+    /// At a stop: the log goes into the file, so that whoever copies, replaces or damages the file has the whole journal.
+    pub(crate) async fn complete(&self) {
+        let into_the_file = |db: &mut Connection| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if self.lost().is_none()
+            && let Err(error) = self.ask("write the journal's log into its file", into_the_file).await
+        {
+            tracing::warn!(error = error.chain(), "the journal's log stays beside it");
+        }
+    }
+
     /// Before each commit: whether the machine will take it.
     async fn may_commit(&self, what: &str) -> Result<()> {
         self.host.commits(what).await.map_err(|error| match error {
@@ -277,11 +325,12 @@ impl Journal {
         })
     }
 
-    /// Commits the intent. After this, a crash is recovered. [`Error::Limit`] if it would bring one attachment more than
-    /// `attachments`.
-    pub(crate) async fn begin(&self, operation: &Operation, attachments: u32) -> Result<()> {
+    /// Commits the intent, and with it what changes in the records. After this, a crash is recovered. [`Error::Limit`] if it
+    /// would bring one attachment more than `attachments`.
+    pub(crate) async fn begin(&self, operation: &Operation, change: Change, attachments: u32) -> Result<()> {
         let (id, subject, locator) =
-            (operation.id.to_string(), operation.plan.subject(), operation.plan.locator().to_string());
+            (operation.id.to_string(), operation.plan.subject(), operation.plan.locator_text());
+        let changes = change.into_rows()?;
         let (plan, started, boot) = (json(&operation.plan)?, operation.started_ms, operation.boot_id.clone());
         let what = format!("journal: begin {}", operation.plan.verb());
         let most = matches!(operation.plan, Plan::Attach { .. }).then_some(attachments);
@@ -298,6 +347,9 @@ impl Journal {
                     "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
                     params![id, subject, locator, plan, started, boot],
                 )?;
+                for row in changes {
+                    row.apply(&all)?;
+                }
                 all.commit().map(|()| true)
             })
             .await?;
@@ -347,6 +399,7 @@ impl Journal {
             db.execute("UPDATE operation SET outcome = ? WHERE id = ?", params![outcome, id])
         })
         .await?;
+        self.host.effect("journal: stuck").await;
         Ok(())
     }
 
@@ -402,6 +455,17 @@ impl Journal {
         self.records("SELECT record FROM export WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
     }
 
+    /// The rescue of one instance.
+    pub(crate) async fn rescue(&self, instance: Uuid) -> Result<Option<RescueRecord>> {
+        let found = self.records("SELECT record FROM rescue WHERE instance = ?", Some(instance.to_string())).await?;
+        Ok(found.into_iter().next())
+    }
+
+    /// All rescues, ordered by the UUIDs of their instances.
+    pub(crate) async fn rescues(&self) -> Result<Vec<RescueRecord>> {
+        self.records("SELECT record FROM rescue ORDER BY instance", None).await
+    }
+
     async fn records<T: DeserializeOwned>(&self, query: &'static str, argument: Option<String>) -> Result<Vec<T>> {
         let rows = self
             .ask("read the journal", move |db| {
@@ -452,6 +516,31 @@ impl Journal {
             Ok(size(&path) + size(&beside(&path, "-wal")))
         })
         .await
+    }
+
+    /// The volume that was given this managed name, and its id.
+    pub(crate) async fn managed_at(&self, locator: &Locator) -> Result<Option<(VolumeId, Identity)>> {
+        let volume = locator.key();
+        let found = self
+            .ask("read the journal", move |db| {
+                let query = "SELECT id, identity FROM managed WHERE volume = ?";
+                db.query_row(query, [volume], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).optional()
+            })
+            .await?;
+        found.map(|(id, identity)| Ok((id.parse()?, parse(&identity)?))).transpose()
+    }
+
+    /// Of which backends a volume is managed under this id.
+    pub(crate) async fn managed_as(&self, id: VolumeId) -> Result<Vec<Backend>> {
+        let id = id.to_string();
+        let found: Vec<String> = self
+            .ask("read the journal", move |db| {
+                let mut statement = db.prepare_cached("SELECT volume FROM managed WHERE id = ? ORDER BY volume")?;
+                let rows = statement.query_map([id], |row| row.get(0))?;
+                rows.collect()
+            })
+            .await?;
+        found.iter().map(|volume| Ok(volume.parse::<Locator>()?.backend())).collect()
     }
 
     /// Where volumes were managed.
@@ -534,8 +623,14 @@ fn prepare(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     if found == 0 {
         all.execute_batch(SCHEMA)?;
     }
-    all.execute_batch(SCHEMA_OF_EXPORTS)?;
-    name_ways(&all)?;
+    if found < 2 {
+        all.execute_batch(SCHEMA_OF_EXPORTS)?;
+        name_ways(&all)?;
+    }
+    if found < 3 {
+        all.execute_batch(SCHEMA_OF_MANAGED)?;
+    }
+    all.execute_batch(SCHEMA_OF_RESCUES)?;
     all.pragma_update(None, "user_version", LAYOUT)?;
     all.commit()
 }
@@ -554,6 +649,8 @@ fn examine(db: &Connection) -> std::result::Result<(), JournalError> {
     }
     each::<Record>(db, "SELECT record FROM attachment")?;
     each::<ExportRecord>(db, "SELECT record FROM export")?;
+    each::<Identity>(db, "SELECT identity FROM managed")?;
+    each::<RescueRecord>(db, "SELECT record FROM rescue")?;
     each::<Plan>(db, "SELECT plan FROM operation WHERE ended IS NULL")?;
     let query = "SELECT count(*) FROM operation WHERE NOT json_valid(plan) OR NOT json_valid(ifnull(outcome, 'null'))";
     let torn: i64 = db.query_row(query, [], |row| row.get(0))?;
@@ -589,8 +686,12 @@ enum RowChange {
     Put { id: String, volume: String, record: String },
     Remove(String),
     Place(String),
+    Managed { id: String, backend: String, volume: String, identity: String },
+    Released { id: String, backend: String },
     PutExport { id: String, volume: String, record: String },
     RemoveExport(String),
+    PutRescue { instance: String, record: String },
+    RemoveRescue(String),
 }
 
 impl Change {
@@ -611,8 +712,23 @@ impl Change {
                 })
                 .collect(),
             Self::RemoveExport(id) => Ok(vec![RowChange::RemoveExport(id.to_string())]),
-            Self::Both(one, other) => Ok([one.into_rows()?, other.into_rows()?].into_iter().flatten().collect()),
+            Self::PutRescue(record) => {
+                Ok(vec![RowChange::PutRescue { instance: record.instance.to_string(), record: json(&record)? }])
+            }
+            Self::RemoveRescue(instance) => Ok(vec![RowChange::RemoveRescue(instance.to_string())]),
+            Self::All(changes) => {
+                let rows: Result<Vec<_>> = changes.into_iter().map(Self::into_rows).collect();
+                Ok(rows?.into_iter().flatten().collect())
+            }
             Self::Place(scope) => Ok(vec![RowChange::Place(scope)]),
+            Self::Managed(managed) => {
+                let Managed { id, at, identity } = *managed;
+                let (backend, identity) = (at.backend().to_string(), json(&identity)?);
+                Ok(vec![RowChange::Managed { id: id.to_string(), backend, volume: at.key(), identity }])
+            }
+            Self::Released(id, backend) => {
+                Ok(vec![RowChange::Released { id: id.to_string(), backend: backend.to_string() }])
+            }
         }
     }
 }
@@ -626,11 +742,26 @@ impl RowChange {
             ),
             Self::Remove(id) => db.execute("DELETE FROM attachment WHERE id = ?", [id]),
             Self::Place(scope) => db.execute("INSERT OR IGNORE INTO place (scope) VALUES (?)", [scope]),
+            Self::Managed { id, backend, volume, identity } => {
+                // A name is one volume's: whoever had it before has it no more.
+                db.execute("DELETE FROM managed WHERE volume = ?", [&volume])?;
+                db.execute(
+                    "INSERT OR REPLACE INTO managed (id, backend, volume, identity) VALUES (?, ?, ?, ?)",
+                    params![id, backend, volume, identity],
+                )
+            }
+            Self::Released { id, backend } => {
+                db.execute("DELETE FROM managed WHERE id = ? AND backend = ?", [id, backend])
+            }
             Self::PutExport { id, volume, record } => db.execute(
                 "INSERT OR REPLACE INTO export (id, volume, record) VALUES (?, ?, ?)",
                 params![id, volume, record],
             ),
             Self::RemoveExport(id) => db.execute("DELETE FROM export WHERE id = ?", [id]),
+            Self::PutRescue { instance, record } => {
+                db.execute("INSERT OR REPLACE INTO rescue (instance, record) VALUES (?, ?)", params![instance, record])
+            }
+            Self::RemoveRescue(instance) => db.execute("DELETE FROM rescue WHERE instance = ?", [instance]),
         }
     }
 }
@@ -723,6 +854,27 @@ mod tests {
         assert_eq!((ways("a"), ways("b")), (1, 0));
     }
 
+    #[test]
+    fn layout_2_is_brought_to_layout_3() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(SCHEMA).unwrap();
+        db.execute_batch(SCHEMA_OF_EXPORTS).unwrap();
+        prepare(&mut db, 2).unwrap();
+        let of_each = |change: RowChange| change.apply(&db).unwrap();
+        let managed = |id: &str, identity: &str| RowChange::Managed {
+            id: id.into(),
+            backend: "lvm".into(),
+            volume: "lvm:vg/v".into(),
+            identity: identity.into(),
+        };
+        of_each(managed("one", "first"));
+        of_each(managed("other", "second"));
+        let all = || db.query_row("SELECT group_concat(id || ' ' || identity) FROM managed", [], |row| row.get(0));
+        assert_eq!(all(), Ok(Some("other second".to_owned())), "a name is one volume's");
+        of_each(RowChange::Released { id: "other".into(), backend: "lvm".into() });
+        assert_eq!(all(), Ok(None));
+    }
+
     fn plan() -> Plan {
         Plan::Extend { id: "a".parse().unwrap(), locator: "lvm:vg/lv".parse().unwrap() }
     }
@@ -755,7 +907,7 @@ mod tests {
         };
         let used = limit(1).await.unwrap();
         let refused = loop {
-            match journal.begin(&operation(), 1).await {
+            match journal.begin(&operation(), Change::None, 1).await {
                 Ok(()) => {}
                 Err(error) => break error,
             }
@@ -763,8 +915,18 @@ mod tests {
         assert!(matches!(&refused, Error::Full { .. }) && refused.chain().contains("make room"), "{}", refused.chain());
         let begun = journal.unfinished().await.unwrap().len();
         limit(used + 100).await.unwrap();
-        journal.begin(&operation(), 1).await.unwrap();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
         assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_stop_the_file_is_the_whole_journal() {
+        let (directory, journal) = journal();
+        journal.begin(&operation(), Change::None, 1).await.unwrap();
+        let log = directory.path().join("journal.sqlite-wal");
+        assert_ne!(log.metadata().unwrap().len(), 0);
+        journal.complete().await;
+        assert_eq!(log.metadata().unwrap().len(), 0);
     }
 
     #[test]
@@ -785,7 +947,7 @@ mod tests {
         let met: Result<()> =
             journal.ask("read", |_| Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), None))).await;
         assert!(matches!(&met, Err(Error::WrongState { what }) if what.contains("move it away")), "{met:?}");
-        assert!(matches!(journal.begin(&operation(), 1).await, Err(Error::WrongState { .. })));
+        assert!(matches!(journal.begin(&operation(), Change::None, 1).await, Err(Error::WrongState { .. })));
         journal.is_lost().await;
     }
 }

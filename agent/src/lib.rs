@@ -18,8 +18,11 @@ mod hostinfo;
 mod journal;
 mod locks;
 mod metrics;
+#[cfg(not(feature = "libvirt"))]
+mod no_hypervisor;
 mod operation;
 mod running;
+mod seed;
 mod service;
 mod socket;
 mod status;
@@ -33,9 +36,10 @@ use crate::{
 };
 use export::{ExportConfig, Exporter};
 use host::{Attended, Host, Started};
+use hypervisor::{Announced, Hypervisor};
 use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
-    operations_server::OperationsServer, volumes_server::VolumesServer,
+    instances_server::InstancesServer, operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{future::Future, sync::Arc};
 use tokio::{
@@ -82,10 +86,14 @@ pub struct Mortard {
 impl Mortard {
     /// Opens the journal, checks the drivers, and recovers what a crash or a reboot left. The state directory must be
     /// there and be ours alone. Without a journal it starts read-only.
-    pub async fn start(config: Config, host: Arc<dyn Host>) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        host: Arc<dyn Host>,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Result<Self, StartError> {
         let (host, started) = attended(host);
         let drivers = Self::check(&config, &host).await?;
-        Self::recover(config, host, started, drivers).await
+        Self::recover(config, host, started, drivers, hypervisor).await
     }
 
     /// What can be known to be wrong before anything is touched.
@@ -101,6 +109,7 @@ impl Mortard {
         host: Arc<dyn Host>,
         started: Started,
         drivers: Drivers,
+        hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
@@ -112,6 +121,7 @@ impl Mortard {
             boot_id: facts.boot_id,
             running: Running::default(),
             exporter: Exporter::new(Arc::clone(&host), exports),
+            hypervisor: Arc::new(Announced::new(Arc::clone(&host), hypervisor)),
             host,
             drivers,
             journal,
@@ -154,6 +164,7 @@ impl Mortard {
             .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(ExportsServer::new(service.clone()).max_decoding_message_size(bytes))
+            .add_service(InstancesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(OperationsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(HostServer::new(service).max_decoding_message_size(bytes))
             .add_service(health_service)
@@ -173,6 +184,7 @@ impl Mortard {
         if timeout(self.agent.config.limits.stop_timeout(), self.agent.tasks.wait()).await.is_err() {
             tracing::warn!("operations still run; they are recovered at the next start");
         }
+        self.agent.journal.complete().await;
         /// For replies on their way; a client that keeps its connection open does not keep us.
         const LAST_REPLIES: std::time::Duration = std::time::Duration::from_secs(2);
         let ended = match early {
@@ -211,6 +223,7 @@ async fn report_health(health: HealthReporter, journal: Journal) {
         AttachmentsServer::<Service>::NAME,
         VolumesServer::<Service>::NAME,
         ExportsServer::<Service>::NAME,
+        InstancesServer::<Service>::NAME,
         OperationsServer::<Service>::NAME,
     ];
     for name in need_the_journal {
@@ -222,11 +235,24 @@ async fn report_health(health: HealthReporter, journal: Journal) {
     }
 }
 
+/// The hypervisor of a real machine, as the config says.
+#[cfg(feature = "libvirt")]
+pub fn hypervisor(config: &Config) -> Arc<dyn Hypervisor> {
+    Arc::new(hypervisor::libvirt::Libvirt::new(&config.hypervisor.uri))
+}
+
+/// The hypervisor of a real machine: this build knows none.
+#[cfg(not(feature = "libvirt"))]
+pub fn hypervisor(_config: &Config) -> Arc<dyn Hypervisor> {
+    Arc::new(no_hypervisor::NoHypervisor)
+}
+
 /// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves, with the
 /// reason if it is read-only.
 pub async fn run(
     config: Config,
     host: Arc<dyn Host>,
+    hypervisor: Arc<dyn Hypervisor>,
     ready: impl FnOnce(Option<&str>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
@@ -234,7 +260,7 @@ pub async fn run(
     let drivers = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, started, drivers).await?;
+    let mortard = Mortard::recover(config, host, started, drivers, hypervisor).await?;
     let mut door = socket::listen(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     ready(mortard.agent.journal.lost().as_deref());

@@ -45,6 +45,9 @@ mod exit {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = Linux::other_self() {
+        return code;
+    }
     // Neither a core dump nor another process of ours shows the secrets of a call.
     let _without_the_kernels_help = nix::sys::prctl::set_dumpable(false);
     let args = Args::parse();
@@ -106,13 +109,14 @@ fn log(filter: &str) -> Result<(), String> {
 }
 
 async fn run(config: Config) -> Result<(), StartError> {
-    let host = Arc::new(Linux::new(config.limits.processes));
+    let host = Arc::new(Linux::new(config.limits.processes).flushing_apart());
     let ready = |read_only: Option<&str>| {
         let status = sd_notify::NotifyState::Status(read_only.unwrap_or("serving"));
         // Without systemd there is nobody to notify.
         let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready, status]);
     };
-    agent::run(config, host, ready, stopped()).await
+    let hypervisor = agent::hypervisor(&config);
+    agent::run(config, host, hypervisor, ready, stopped()).await
 }
 
 /// Ends with SIGTERM or SIGINT.

@@ -85,6 +85,11 @@ fn word(text: impl fmt::Display) -> Word {
     Word(text.to_string())
 }
 
+/// Of the volume that an operation is about; empty if it is about none.
+fn backend(plan: &Plan) -> Word {
+    plan.locator().map_or_else(|| word(""), |locator| word(locator.backend()))
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
     kind: Word,
@@ -144,7 +149,7 @@ impl Metrics {
             Phase::Effects => "effects",
             Phase::Outcome => "outcome",
         };
-        let labels = Took { kind: word(plan.verb()), backend: word(plan.locator().backend()), phase: word(phase) };
+        let labels = Took { kind: word(plan.verb()), backend: backend(plan), phase: word(phase) };
         self.took.get_or_create(&labels).observe(time.as_secs_f64());
     }
 
@@ -155,7 +160,7 @@ impl Metrics {
             (None, OutcomeState::Undone) => "UNDONE",
             (None, _) => "OK",
         };
-        let labels = Ended { kind: word(plan.verb()), backend: word(plan.locator().backend()), code: word(code) };
+        let labels = Ended { kind: word(plan.verb()), backend: backend(plan), code: word(code) };
         self.operations.get_or_create(&labels).inc();
     }
 }

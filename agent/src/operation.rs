@@ -23,6 +23,9 @@
 //!     manage, unmanage     → forward   the storage tells which steps are still to be done
 //!     export               → undo      nobody was told the password; one that was there before is served again
 //!     unexport             → forward   unless its initiator is logged in by now
+//!     rescue               → undo      nobody was told the password; see `rescue`
+//!     unrescue             → forward   the caller wanted the original back
+//!     start, stop, reboot  → closed; a reboot starts what it stopped
 //! ```
 
 mod attach;
@@ -30,14 +33,23 @@ mod cancel;
 mod detach;
 mod export;
 mod extend;
+mod instances;
 mod lookup;
 mod manage;
+mod power;
 mod recover;
+mod rescue;
 
 pub(crate) use attach::{AttachRequest, Attachment, State};
 pub(crate) use detach::{DetachReply, Target};
 pub(crate) use export::{ExportReply, ExportRequest, ExportTarget, Exported, UnexportReply, export_key};
+pub(crate) use instances::{InstanceNow, Rescued, Role};
 pub(crate) use manage::ManageRequest;
+pub(crate) use power::{PowerReply, PowerRequest, PowerVerb};
+pub(crate) use rescue::{
+    RescueDisk, RescueRecord, RescueReply, RescueRequest, RescueState, UnrescueReply, UnrescueRequest, instance_key,
+    seed_of,
+};
 
 use crate::{
     agent::Agent,
@@ -93,6 +105,9 @@ pub(crate) enum Plan {
     Unmanage { release: Release },
     Export { export: Export, attached: Attached },
     Unexport { id: ExportId, locator: Locator },
+    Rescue { instance: Uuid, name: String, locator: Locator },
+    Unrescue { instance: Uuid, name: String, locator: Locator },
+    Power { instance: Uuid, name: String, power: PowerVerb },
 }
 
 impl Plan {
@@ -105,10 +120,13 @@ impl Plan {
             Self::Unmanage { .. } => "unmanage",
             Self::Export { .. } => "export",
             Self::Unexport { .. } => "unexport",
+            Self::Rescue { .. } => "rescue",
+            Self::Unrescue { .. } => "unrescue",
+            Self::Power { power, .. } => power.as_str(),
         }
     }
 
-    /// The id of the attachment, volume or export that it works on.
+    /// The id of the attachment, volume, export or instance that it works on.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => id.to_string(),
@@ -116,31 +134,61 @@ impl Plan {
             Self::Unmanage { release } => release.id.to_string(),
             Self::Export { export, .. } => export.id.to_string(),
             Self::Unexport { id, .. } => id.to_string(),
+            Self::Rescue { instance, .. } | Self::Unrescue { instance, .. } | Self::Power { instance, .. } => {
+                instance.to_string()
+            }
         }
     }
 
-    pub(crate) fn locator(&self) -> &Locator {
-        match self {
+    /// The volume; `None` if there is none.
+    pub(crate) fn locator(&self) -> Option<&Locator> {
+        Some(match self {
             Self::Attach { attached, .. } | Self::Detach { attached, .. } | Self::Export { attached, .. } => {
                 &attached.spec.locator
             }
             Self::Extend { locator, .. } | Self::Unexport { locator, .. } => locator,
             Self::Manage { adoption } => &adoption.from,
             Self::Unmanage { release } => &release.from,
+            Self::Rescue { locator, .. } | Self::Unrescue { locator, .. } => locator,
+            Self::Power { .. } => return None,
+        })
+    }
+
+    /// Its text; empty if there is none.
+    pub(crate) fn locator_text(&self) -> String {
+        self.locator().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// What it is about, for people.
+    fn about(&self) -> String {
+        match self {
+            Self::Rescue { name, locator, .. } | Self::Unrescue { name, locator, .. } => format!("{name}, {locator}"),
+            Self::Power { name, .. } => name.clone(),
+            _ => self.locator_text(),
         }
+    }
+
+    /// What it changed can be taken back, until its end.
+    fn can_be_undone(&self) -> bool {
+        matches!(self, Self::Attach { .. } | Self::Export { .. } | Self::Rescue { .. })
     }
 
     /// What nobody else may work on meanwhile.
     fn keys(&self) -> Vec<String> {
         match self {
             Self::Attach { id, .. } | Self::Detach { id, .. } | Self::Extend { id, .. } => {
-                std::iter::once(attachment_key(id)).chain(self.locator().keys()).collect()
+                std::iter::once(attachment_key(id)).chain(self.locator().into_iter().flat_map(Locator::keys)).collect()
             }
             Self::Manage { adoption } => {
                 vec![format!("volume {}", adoption.id), adoption.from.key(), adoption.to.key()]
             }
             Self::Export { export: Export { id, .. }, .. } | Self::Unexport { id, .. } => {
-                std::iter::once(export::export_key(id)).chain(self.locator().keys()).collect()
+                std::iter::once(export::export_key(id))
+                    .chain(self.locator().into_iter().flat_map(Locator::keys))
+                    .collect()
+            }
+            Self::Rescue { instance, .. } | Self::Unrescue { instance, .. } | Self::Power { instance, .. } => {
+                vec![instance_key(*instance)]
             }
             Self::Unmanage { release } => vec![format!("volume {}", release.id), release.from.key(), release.to.key()],
         }
@@ -236,7 +284,7 @@ pub(crate) struct Work {
 
 impl Work {
     fn can_be_undone(&self) -> bool {
-        matches!(self.operation.plan, Plan::Attach { .. } | Plan::Export { .. })
+        self.operation.plan.can_be_undone()
     }
 
     /// Whether the machine goes on with it though nobody waits: until it answers, nobody can say what is to be undone.
@@ -277,6 +325,11 @@ impl Agent {
 
     /// Commits the intent and tells the watchers.
     async fn begin(&self, plan: Plan, held: Held, deadline: Instant) -> Result<Work> {
+        self.begin_with(plan, Change::None, held, deadline).await
+    }
+
+    /// As [`Self::begin`], with what changes in the records from its beginning on.
+    async fn begin_with(&self, plan: Plan, change: Change, held: Held, deadline: Instant) -> Result<Work> {
         let operation = Operation {
             id: OperationId::at(self.now_ms()),
             plan,
@@ -285,14 +338,13 @@ impl Agent {
             outcome: None,
             ended: false,
         };
-        let undoable = matches!(operation.plan, Plan::Attach { .. } | Plan::Export { .. });
-        let listed = self.running.begin(operation.id, undoable, deadline);
+        let listed = self.running.begin(operation.id, operation.plan.can_be_undone(), deadline);
         let asked = Instant::now();
-        self.journal.begin(&operation, self.config.limits.attachments).await?;
+        self.journal.begin(&operation, change, self.config.limits.attachments).await?;
         self.metrics.took(&operation.plan, Phase::Intent, asked.elapsed());
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
-        let locator = operation.plan.locator();
-        tracing::info!(operation = %operation.id, subject, %locator, "{verb} {subject} ({locator}) begins");
+        let (locator, about) = (operation.plan.locator_text(), operation.plan.about());
+        tracing::info!(operation = %operation.id, subject, locator, "{verb} {subject} ({about}) begins");
         self.watch.send(Event::Operation(operation.clone()));
         Ok(Work { operation, held, listed })
     }
@@ -338,8 +390,11 @@ impl Agent {
 
     /// Answers the caller of an operation that the machine goes on with. It is finished or undone when that has ended.
     fn left_waiting<T>(self: &Arc<Self>, work: Work, error: Error) -> Result<T> {
-        let why = Error::TimedOut { waiting_for: error.chain() };
-        self.keep_trying(work, Rest::Recover, why);
+        let waiting_for = match &error {
+            Error::TimedOut { waiting_for } => waiting_for.clone(),
+            other => other.chain(),
+        };
+        self.keep_trying(work, Rest::Recover, Error::TimedOut { waiting_for });
         Err(error)
     }
 

@@ -1,5 +1,7 @@
 //! The gRPC services: convert, hand on, convert back. No decisions.
 
+mod instances;
+
 use crate::{
     agent::Agent,
     convert::{self, Patience},
@@ -18,7 +20,7 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-/// All five services; clones are the same agent.
+/// All six services; clones are the same agent.
 #[derive(Clone)]
 pub(crate) struct Service {
     agent: Arc<Agent>,

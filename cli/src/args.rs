@@ -54,6 +54,14 @@ Examples:
 On the other host:
   mortar attach --connection-info data.json";
 
+const RESCUE_EXAMPLES: &str = "\
+Examples:
+  mortar rescue web1 --image lvm:vg0/rescue-system
+  mortar rescue web1 --image file:/srv/images/rescue.qcow2 --layout stable --ssh-key ~/.ssh/id_ed25519.pub
+  pass show rescue | mortar rescue web1 --volume iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7 --password-file -
+  mortar show web1
+  mortar unrescue web1";
+
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   mortar doctor
@@ -136,11 +144,15 @@ pub(crate) enum Command {
     /// List the attachments of this host
     List,
 
-    /// Show one attachment, its device proved again
+    /// Show one attachment, its device proved again; or one instance, with its disks
     Show {
-        /// The attachment's id
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        /// The attachment's id; or else the name or UUID of an instance
+        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
         id: String,
+
+        /// The instance of this name, although there may be such an attachment
+        #[arg(long)]
+        instance: bool,
     },
 
     /// Take over the new size of a volume that grew on its backend
@@ -207,6 +219,30 @@ pub(crate) enum Command {
         target: Target,
     },
 
+    /// List the virtual machines of this host, and which are rescued
+    Instances,
+
+    /// Let an instance boot from a rescue disk, with its own disks beside it
+    ///
+    /// Its own disks are not written and its definition is kept, so that `unrescue` puts everything back as it was. In the
+    /// classic layout the rescue disk comes first and the original root second; in the stable one every disk keeps its place.
+    /// The password of root is printed once, unless keys, user data or a password are given. Whatever fails, the instance is
+    /// as it was before.
+    #[command(after_help = RESCUE_EXAMPLES)]
+    Rescue(Rescue),
+
+    /// Put an instance back as it was before its rescue
+    ///
+    /// Its definition byte for byte, its disks by what they are, and its power as before; then the rescue disk goes. What is not
+    /// rescued is unrescued already: success.
+    Unrescue(Unrescue),
+
+    /// Start, stop or reboot an instance
+    Instance {
+        #[command(subcommand)]
+        command: InstanceCommand,
+    },
+
     /// Show what this host is and can do: versions, drivers with their tools, connector properties
     Host,
 
@@ -261,6 +297,148 @@ pub(crate) enum Command {
         /// An existing directory for one page a command; without it, the main page goes to stdout
         dir: Option<PathBuf>,
     },
+}
+
+/// How long a guest may take.
+#[derive(Debug, Args)]
+pub(crate) struct Grace {
+    /// How long the guest may take to shut down before it is ended, 0 not to ask it; without it, as the agent's config says
+    ///
+    /// It comes on top of --timeout. At most 10m.
+    #[arg(long, value_name = "DURATION", value_parser = values::grace)]
+    pub(crate) grace: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("disk").required(true))]
+pub(crate) struct Rescue {
+    /// The instance's name or UUID, as `mortar instances` lists them
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) instance: String,
+
+    /// Boot from a copy (on write) of this image, which goes with the rescue: lvm:VG/LV, rbd:POOL/IMAGE[@SNAPSHOT] or file:/PATH
+    #[arg(long, value_name = "LOCATOR", group = "disk", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) image: Option<String>,
+
+    /// Boot from this volume itself, which stays: iscsi://…, lvm:…, rbd:… or a raw file:…
+    #[arg(long, value_name = "LOCATOR", group = "disk", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) volume: Option<String>,
+
+    /// Where the rescue disk stands among the others
+    #[arg(long, default_value = "classic")]
+    pub(crate) layout: Layout,
+
+    /// What the rescue disk hangs from; without it, what the root disk hangs from
+    #[arg(long)]
+    pub(crate) bus: Option<Bus>,
+
+    /// Leave the instance's other disks out, all but its root (classic only)
+    #[arg(long)]
+    pub(crate) without_data_disks: bool,
+
+    /// The file that holds a password for the rescue system, - for stdin; one newline at its end is cut
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) password_file: Option<PathBuf>,
+
+    /// A file of public SSH keys to be let in by, one a line, - for stdin; may be given again
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) ssh_key: Vec<PathBuf>,
+
+    /// The file that holds user data for cloud-init, - for stdin; handed on as it is
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) user_data: Option<PathBuf>,
+
+    /// Hand nothing to the rescue system, not even a password (for one without cloud-init)
+    #[arg(long, conflicts_with_all = ["password_file", "ssh_key", "user_data"])]
+    pub(crate) no_seed: bool,
+
+    #[command(flatten)]
+    pub(crate) grace: Grace,
+}
+
+/// Where the rescue disk stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layout {
+    /// The rescue disk is vda, the original root vdb, the others follow
+    Classic,
+    /// Every disk keeps its place; the rescue disk comes last, and boots first
+    Stable,
+}
+
+impl From<Layout> for proto::v1::RescueLayout {
+    fn from(layout: Layout) -> Self {
+        match layout {
+            Layout::Classic => Self::Classic,
+            Layout::Stable => Self::Stable,
+        }
+    }
+}
+
+/// What a disk hangs from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bus {
+    /// virtio-blk
+    Virtio,
+    /// A SCSI controller
+    Scsi,
+    /// AHCI
+    Sata,
+    /// IDE
+    Ide,
+    /// USB storage
+    Usb,
+}
+
+impl From<Bus> for proto::v1::DiskBus {
+    fn from(bus: Bus) -> Self {
+        match bus {
+            Bus::Virtio => Self::Virtio,
+            Bus::Scsi => Self::Scsi,
+            Bus::Sata => Self::Sata,
+            Bus::Ide => Self::Ide,
+            Bus::Usb => Self::Usb,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unrescue {
+    /// The instance's name or UUID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) instance: String,
+
+    /// Go on although somebody changed the definition since the rescue: his changes are lost
+    #[arg(long)]
+    pub(crate) discard_changes: bool,
+
+    #[command(flatten)]
+    pub(crate) grace: Grace,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InstanceCommand {
+    /// Let an instance run
+    Start {
+        /// Its name or UUID
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        instance: String,
+    },
+
+    /// Shut an instance down, or end it when its guest does not
+    Stop(Power),
+
+    /// Stop an instance, and start it again
+    Reboot(Power),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Power {
+    /// Its name or UUID
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) instance: String,
+
+    #[command(flatten)]
+    pub(crate) grace: Grace,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,16 @@ impl Agent {
     pub(crate) async fn call<Q, R>(
         &self,
         message: impl Fn(u64) -> Q,
+        send: impl AsyncFnMut(Request<Q>) -> Result<Response<R>, Status>,
+    ) -> Result<R, Error> {
+        self.call_with_grace(Duration::ZERO, message, send).await
+    }
+
+    /// As [`Agent::call`], for what may first take as long as `grace`, on top of the timeout.
+    pub(crate) async fn call_with_grace<Q, R>(
+        &self,
+        grace: Duration,
+        message: impl Fn(u64) -> Q,
         mut send: impl AsyncFnMut(Request<Q>) -> Result<Response<R>, Status>,
     ) -> Result<R, Error> {
         let end = Instant::now() + self.timeout;
@@ -29,7 +39,7 @@ impl Agent {
         let mut longest = FIRST_PAUSE;
         loop {
             let mut request = Request::new(message(millis(left)));
-            request.set_timeout(left + GRACE);
+            request.set_timeout(left + grace + GRACE);
             let status = match send(request).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,

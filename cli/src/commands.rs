@@ -3,6 +3,7 @@
 mod attachments;
 mod exports;
 mod host;
+mod instances;
 mod operations;
 mod shell;
 mod volumes;
@@ -36,7 +37,8 @@ async fn ask(cli: Cli) -> Result<(), Error> {
             attachments::detach(&agent().await?, target, format).await
         }
         Command::List => attachments::list(&agent().await?, format).await,
-        Command::Show { id } => attachments::show(&agent().await?, id, format).await,
+        Command::Show { id, instance: true } => instances::show(&agent().await?, id, format).await,
+        Command::Show { id, instance: false } => attachments::show(&agent().await?, id, format).await,
         Command::Extend { id } => attachments::extend(&agent().await?, id, format).await,
         Command::Manageable { scope } => volumes::manageable(&agent().await?, scope, format).await,
         Command::Manage(manage) => volumes::manage(&agent().await?, manage, format).await,
@@ -45,6 +47,13 @@ async fn ask(cli: Cli) -> Result<(), Error> {
         Command::Export(export) => exports::export(&agent().await?, export, format).await,
         Command::Exports => exports::list(&agent().await?, format).await,
         Command::Unexport { target } => exports::unexport(&agent().await?, target, format).await,
+        Command::Instances => instances::list(&agent().await?, format).await,
+        Command::Rescue(rescue) => {
+            let read = instances::Read::of(&rescue)?;
+            instances::rescue(&agent().await?, rescue, read, format).await
+        }
+        Command::Unrescue(unrescue) => instances::unrescue(&agent().await?, unrescue, format).await,
+        Command::Instance { command } => instances::power(&agent().await?, command, format).await,
         Command::Host => host::show(&agent().await?, format).await,
         Command::Doctor(doctor) => host::doctor(&agent().await?, doctor, format).await,
         Command::Operations { id: Some(id), .. } => operations::show(&agent().await?, id, format).await,

@@ -4,7 +4,7 @@ use crate::error::{Error, Failure};
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    operations_client::OperationsClient, volumes_client::VolumesClient,
+    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::{future, io, path::Path, time::Duration};
 use tokio::net::UnixStream;
@@ -47,6 +47,10 @@ impl Agent {
 
     pub(crate) fn exports(&self) -> ExportsClient<Channel> {
         ExportsClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
+    }
+
+    pub(crate) fn instances(&self) -> InstancesClient<Channel> {
+        InstancesClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
     }
 
     pub(crate) fn operations(&self) -> OperationsClient<Channel> {

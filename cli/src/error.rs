@@ -79,6 +79,10 @@ impl Failure {
         &self.message
     }
 
+    pub(crate) fn is(&self, code: Code) -> bool {
+        self.code == code
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         exit_code(self.code)
     }

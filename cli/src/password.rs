@@ -38,6 +38,27 @@ pub(crate) fn connection_info(path: &Path) -> Result<SecretString, Error> {
     }
 }
 
+/// Reads public SSH keys, one a line, as authorized_keys has them.
+pub(crate) fn ssh_keys(path: &Path) -> Result<Vec<String>, Error> {
+    let (bytes, name) = bytes(path, "the SSH keys", LONGEST_DOCUMENT)?;
+    let text = clean(&bytes, &name, "SSH key", LONGEST_DOCUMENT)?;
+    let lines = text.expose_secret().lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+/// Reads user data for cloud-init, as it stands.
+pub(crate) fn user_data(path: &Path) -> Result<SecretString, Error> {
+    let (bytes, name) = bytes(path, "the user data", LONGEST_DOCUMENT)?;
+    match String::from_utf8(bytes.to_vec()) {
+        _ if bytes.len() > LONGEST_DOCUMENT => {
+            Err(Failure::invalid(format!("{name} holds more than {LONGEST_DOCUMENT} bytes of user data")).into())
+        }
+        Ok(text) if text.is_empty() => Err(Failure::invalid(format!("{name} holds no user data: it is empty")).into()),
+        Ok(text) => Ok(text.into()),
+        Err(_) => Err(Failure::invalid(format!("the user data in {name} is not UTF-8 text")).into()),
+    }
+}
+
 fn bytes(path: &Path, what: &str, longest: usize) -> Result<(Zeroizing<Vec<u8>>, String), Error> {
     nix::sys::prctl::set_dumpable(false)
         .map_err(|errno| Failure::internal(format!("cannot keep {what} out of core dumps: {errno}")))?;

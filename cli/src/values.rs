@@ -41,6 +41,18 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// As [`duration`], and 0.
+pub(crate) fn grace(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(600);
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        _ => duration(text).and_then(|grace| match grace <= LONGEST {
+            true => Ok(grace),
+            false => Err("it is longer than 10m".to_owned()),
+        }),
+    }
+}
+
 /// `1073741824`, `1GiB`, `1 GiB`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -95,6 +107,12 @@ mod tests {
         for text in ["", ".", "0", "0s", "-5s", "5s ago", "1us", "25h", "soon", "1e3", "99999999999999999999", "1mo"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_grace_may_be_none() {
+        assert_eq!((grace("0"), grace("10m")), (Ok(Duration::ZERO), Ok(Duration::from_secs(600))));
+        assert!(grace("11m").is_err() && grace("soon").is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod attachment;
 mod doctor;
 mod export;
 mod host;
+mod instance;
 mod operation;
 mod volume;
 
@@ -12,6 +13,7 @@ pub(crate) use attachment::{Attached, Attachment, Detached, Event};
 pub(crate) use doctor::Diagnosis;
 pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
+pub(crate) use instance::{Instance, InstanceRow, Powered, Rescued, Unrescued};
 pub(crate) use operation::{Cancelled, Operation};
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
 

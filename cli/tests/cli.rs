@@ -154,6 +154,65 @@ fn a_cephx_key_and_how_to_attach_arrive() {
     refused(agent.run(&["attach", "rbd:p/i", "--cephx-key-file", "/no/such"]), 2, "cannot read the key from /no/such");
 }
 
+#[test]
+fn a_rescue_asks_for_what_was_typed_and_tells_the_password_once() {
+    let agent = Agent::start();
+    let dir = TempDir::new().unwrap();
+    let (keys, data) = (dir.path().join("keys"), dir.path().join("data"));
+    write(&keys, "# mine\n\nssh-ed25519 AAAA me\nssh-rsa AAAB you\n");
+    write(&data, "#!/bin/sh\n\n");
+    let (keys, data) = (keys.to_str().unwrap(), data.to_str().unwrap());
+    let line =
+        "rescue web1 --image lvm:vg/i --layout stable --bus sata --grace 0 --timeout 5s --password-file - -o json";
+    let mut command = agent.mortar(&line.split(' ').collect::<Vec<_>>());
+    let told = command.args(["--ssh-key", keys, "--user-data", data]).write_stdin("hush\n").assert().success();
+    assert_eq!(parsed(&stdout(&told))["password"], "hT9wQm4xRkc7Ven3");
+    assert_eq!(parsed(&stderr(&told)), json!({ "warning": "they have the same UUID" }));
+    let expected = v1::RescueRequest {
+        instance: "web1".into(),
+        disk: Some(v1::rescue_request::Disk::Image("lvm:vg/i".into())),
+        layout: v1::RescueLayout::Stable.into(),
+        bus: v1::DiskBus::Sata.into(),
+        password: "hush".into(),
+        ssh_keys: vec!["ssh-ed25519 AAAA me".into(), "ssh-rsa AAAB you".into()],
+        user_data: "#!/bin/sh\n\n".into(),
+        grace_ms: Some(0),
+        timeout_ms: 5000,
+        ..Default::default()
+    };
+    assert!(agent.asked().rescue == vec![expected], "another request");
+
+    let volume = agent.run(&["rescue", "web1", "--volume", "iscsi://10.0.0.5/iqn.x/0", "--no-seed"]).success();
+    assert!(stdout(&volume).contains("| password | hT9wQm4xRkc7Ven3 "), "{}", stdout(&volume));
+    let asked = agent.asked().rescue[1].clone();
+    assert!(asked.no_seed && asked.grace_ms.is_none());
+    assert!(asked.disk == Some(v1::rescue_request::Disk::Volume("iscsi://10.0.0.5/iqn.x/0".into())));
+    refused(agent.run(&["rescue", "web1"]), 2, "--image");
+    refused(agent.run(&["rescue", "web1", "--image", "x", "--volume", "y"]), 2, "cannot be used with");
+    refused(agent.run(&["rescue", "web1", "--image", "x", "--grace", "11m"]), 2, "longer than 10m");
+    let twice = ["rescue", "web1", "--image", "x", "--password-file", "-", "--user-data", "-"];
+    refused(agent.run(&twice), 2, "stdin can be read once only");
+}
+
+#[test]
+fn instances_are_shown_powered_and_put_back() {
+    let agent = Agent::start();
+    assert!(stdout(&agent.run(&["instances"]).success()).contains("| web1 | 7b1c6c5e-"));
+    for line in [&["show", "web1"][..], &["show", "a name"], &["show", "web1", "--instance"]] {
+        let shown = stdout(&agent.run(line).success());
+        assert!(shown.contains("| vdb    | /dev/vg/web1            | root   |"), "{shown}");
+    }
+    refused(agent.run(&["show", "absent"]), 3, "no attachment absent");
+    assert_eq!(parsed(&stdout(&agent.run(&["show", "a", "-ojson"]).success()))["id"], "a");
+    agent.run(&["unrescue", "web1", "--discard-changes"]).success();
+    assert!(agent.asked().unrescue[0].discard_changes);
+    let stopped = agent.run(&["instance", "stop", "web1", "--grace", "90s", "-ojson"]).success();
+    assert_eq!(parsed(&stdout(&stopped))["stopped"], "hard");
+    assert_eq!(agent.asked().stop[0].grace_ms, Some(90_000));
+    agent.run(&["instance", "start", "web1"]).success();
+    agent.run(&["instance", "reboot", "web1"]).success();
+}
+
 #[expect(clippy::disallowed_methods, reason = "a file of the test's own")]
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).expect("a file in a directory of the test's own");

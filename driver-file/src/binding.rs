@@ -20,9 +20,23 @@ pub(crate) async fn all(host: &dyn Host) -> Result<Vec<LoopDevice>> {
     host.loop_devices().await.map_err(machine("list the loop devices"))
 }
 
+/// One of them.
+pub(crate) async fn one(host: &dyn Host, name: &str) -> Result<Option<LoopDevice>> {
+    host.loop_device(name).await.map_err(machine(format!("ask {name} for its file")))
+}
+
 /// Those that are bound to one file, by whomever. [`Error::TimedOut`] if that cannot be known.
 async fn bound_to(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Vec<LoopDevice>> {
-    let all = all(host).await?;
+    among(host, all(host).await?, locator, identity)
+}
+
+/// As [`bound_to`], of all that there are.
+pub(crate) fn among(
+    host: &dyn Host,
+    all: Vec<LoopDevice>,
+    locator: &Locator,
+    identity: &Identity,
+) -> Result<Vec<LoopDevice>> {
     match silent(host, &all, locator).map_err(machine("list the loop devices"))? {
         Some(node) if !all.iter().any(|device| proved(device) == *identity) => Err(Error::TimedOut {
             waiting_for: format!("{}, which does not tell whether it is bound to {locator}", node.display()),

@@ -6,20 +6,24 @@
 
 mod adoption;
 mod binding;
+mod derive;
+mod header;
 mod inventory;
 mod listing;
 mod provenance;
 mod refusal;
+mod seen;
 mod volume;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
-    Locator, Object, Readiness, Release, Result, Scope, Spec, Tool, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Derivation, Derived, Detached, Device, Driver, Error, Finding,
+    Footprint, Identity, Locator, Object, Readiness, Release, Result, Scope, Spec, Tool, Volume,
 };
 use host::{Host, LoopDevice, Module, module};
 use listing::Listing;
 use refusal::machine;
+use seen::Seen;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -42,12 +46,13 @@ pub struct FileConfig {
 pub struct FileDriver {
     host: Arc<dyn Host>,
     config: FileConfig,
+    seen: Seen,
 }
 
 impl FileDriver {
     /// The file backend on `host`.
     pub fn new(host: Arc<dyn Host>, config: FileConfig) -> Self {
-        Self { host, config }
+        Self { host, config, seen: Seen::default() }
     }
 
     async fn listing(&self) -> Result<Listing<'_>> {
@@ -61,7 +66,7 @@ impl FileDriver {
 
     /// The loop device of an attachment, unless it is on its way out: then it is nobody's any more.
     async fn staying(&self, at: &Attached) -> Result<Option<LoopDevice>> {
-        Ok(self.bound(at).await?.into_iter().find(|bound| !bound.autoclear))
+        self.seen.find(self.host.as_ref(), &at.spec.locator, identity(at)?).await
     }
 }
 
@@ -185,6 +190,30 @@ impl Driver for FileDriver {
                 Ok(volumes)
             }
         }
+    }
+
+    async fn plan_derivation(&self, image: &Locator, owner: &str) -> Result<Derivation> {
+        derive::plan(self.host.as_ref(), image, owner).await
+    }
+
+    async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
+        derive::derive(self.host.as_ref(), derivation, deadline).await
+    }
+
+    async fn discard(&self, derivation: &Derivation, _: Instant) -> Result<()> {
+        derive::discard(self.host.as_ref(), derivation).await
+    }
+
+    async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        let directories = match scope {
+            Some(scope) => vec![directory(scope)?.to_owned()],
+            None => self.config.directories.clone(),
+        };
+        let mut found = Vec::new();
+        for directory in directories {
+            found.extend(derive::list(self.host.as_ref(), &directory).await?);
+        }
+        Ok(found)
     }
 
     async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {

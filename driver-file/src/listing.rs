@@ -1,7 +1,7 @@
 //! What is in a directory: volumes that are managed, files that could be, and why others could not.
 
 use crate::{binding, provenance, refusal::machine, volume};
-use driver::{Candidate, Error, Locator, RawFile, Refusal, Result, Templates, Volume, VolumeKind};
+use driver::{Candidate, Derivation, Error, Locator, RawFile, Refusal, Result, Templates, Volume, VolumeKind};
 use host::{Host, LoopDevice};
 use std::path::Path;
 use volume::Found;
@@ -37,7 +37,10 @@ impl<'a> Listing<'a> {
                 let why = format!("managed as {}", volume.id);
                 (Some(volume), Some(Refusal::Managed(why)))
             }
-            Ok(None) => (None, self.refusal(file, &found).await?),
+            Ok(None) => match provenance::rescue(self.host, file).await? {
+                Some(rescue) => (None, Some(Refusal::Kind(Derivation::explained(&rescue.owner)))),
+                None => (None, self.refusal(file, &found).await?),
+            },
             Err(Error::WrongState { what }) => (None, Some(Refusal::Kind(what))),
             Err(error) => return Err(error),
         };

@@ -3,7 +3,7 @@
 //! The id is written last and removed first: a file that has it has the others.
 
 use crate::refusal::{self, machine};
-use driver::{Error, Locator, RawFile, Result, VolumeId, VolumeName};
+use driver::{Derivation, DiskFormat, Error, Locator, Means, RawFile, Result, VolumeId, VolumeName};
 use host::Host;
 use std::{collections::BTreeMap, io::ErrorKind};
 
@@ -11,6 +11,50 @@ const PREFIX: &str = "mortar.";
 const ID: &str = "mortar.id";
 const NAME: &str = "mortar.name";
 const ORIGIN: &str = "mortar.origin";
+
+/// Beside [`Derivation::MARK`]: how a derived volume was made, and as what.
+const MEANS: &str = "mortar.rescue.means";
+const FORMAT: &str = "mortar.rescue.format";
+
+/// What a derived volume tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rescue {
+    pub(crate) owner: String,
+    pub(crate) means: Means,
+    pub(crate) format: DiskFormat,
+}
+
+/// What a file tells of a rescue; `None` if it is not for any.
+pub(crate) async fn rescue(host: &dyn Host, file: &RawFile) -> Result<Option<Rescue>> {
+    let attributes = attributes(host, file).await?;
+    let Some(owner) = attributes.get(Derivation::MARK).cloned() else { return Ok(None) };
+    let means = match attributes.get(MEANS).map(String::as_str) {
+        Some("reflink") => Means::Reflink,
+        Some("overlay") => Means::Overlay,
+        // One that says nothing is nobody's but its own.
+        _ => Means::Copy,
+    };
+    let format = match attributes.get(FORMAT).map(String::as_str) {
+        Some("qcow2") => DiskFormat::Qcow2,
+        _ => DiskFormat::Raw,
+    };
+    Ok(Some(Rescue { owner, means, format }))
+}
+
+/// The mark comes last: what has it has the rest.
+pub(crate) async fn write_rescue(host: &dyn Host, file: &RawFile, rescue: &Rescue) -> Result<()> {
+    let means = match rescue.means {
+        Means::Reflink => "reflink",
+        Means::Overlay => "overlay",
+        _ => "copy",
+    };
+    let format = rescue.format.to_string();
+    let attributes =
+        [(MEANS, Some(means)), (FORMAT, Some(format.as_str())), (Derivation::MARK, Some(rescue.owner.as_str()))];
+    let doing = format!("write the attributes of {}", file.path().display());
+    let locator = Locator::File(file.clone());
+    host.set_attributes(file.path(), &attributes).await.map_err(refusal::of(&locator, doing))
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Provenance {

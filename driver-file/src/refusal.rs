@@ -32,8 +32,8 @@ pub(crate) fn of(locator: &Locator, doing: impl Into<String>) -> impl FnOnce(hos
             }
             ErrorKind::Unsupported => Error::Unsupported {
                 what: format!(
-                    "the file system of {file} has no extended attributes, in which a managed volume's origin is kept; \
-                     move the file to one that has them"
+                    "the file system of {file} has no extended attributes, in which is kept what a managed volume or a \
+                     rescue disk is; move the file to one that has them"
                 ),
             },
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod derive;
+
 use super::*;
 use driver::{Footprint, Refusal, VolumeName};
 use host::{LoopSetup, sim::Machine};
@@ -79,6 +81,25 @@ mod attaching {
         assert_eq!(driver.prove(&at).await.unwrap(), None);
         assert_eq!(machine.effects(), ["loop_attach /srv/volumes/a.raw", "flush /dev/loop0", "loop_detach /dev/loop0"]);
         assert_eq!(machine.processes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_was_seen_is_asked_before_all_others_and_believed_in_what_it_says() {
+        let machine = machine();
+        machine.put_raw("/srv/volumes/b.raw", 1 << 20);
+        let driver = driver(&machine);
+        let (a, device) = attach(&driver, &spec(A)).await.unwrap();
+        assert_eq!(driver.find(&a).await.unwrap().as_ref(), Some(&device));
+        let all = || host::Error::TimedOut { what: "all of them".into(), after: Duration::ZERO };
+        machine.fail_next("loop_devices", all());
+        assert_eq!(driver.prove(&a).await.unwrap(), Some(device), "it was found without the others");
+        assert!(driver.listing().await.is_err(), "all of them were asked before");
+        // Another file takes its node.
+        driver.detach(&a, soon()).await.unwrap();
+        let (b, other) = attach(&driver, &spec("file:/srv/volumes/b.raw")).await.unwrap();
+        assert_eq!(other.path, Path::new("/dev/loop0"));
+        assert_eq!(driver.find(&a).await.unwrap(), None);
+        assert_eq!(driver.find(&b).await.unwrap(), Some(other));
     }
 
     #[tokio::test]

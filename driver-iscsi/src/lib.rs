@@ -32,6 +32,7 @@ mod database;
 mod detach;
 mod inventory;
 mod iscsiadm;
+mod lead;
 mod legs;
 mod multipath;
 mod place;
@@ -338,6 +339,7 @@ impl Driver for IscsiDriver {
     async fn tend(&self, at: &Attached) {
         let places = Place::all(&at.spec.locator).unwrap_or_default();
         if places.len() > 1
+            && !self.walks.all_go(&at.spec)
             && let Err(error) = self.initiator.tend_ways(&self.walks, &places, at).await
         {
             tracing::warn!(locator = %at.spec.locator, error = error.chain(), "the ways that are missing are not tried");

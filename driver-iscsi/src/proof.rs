@@ -7,7 +7,7 @@
 use crate::machine;
 use driver::{Error, Result, Wwn};
 use host::Host;
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 /// How long a device has to answer an INQUIRY, which needs no medium.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,12 +54,9 @@ pub(crate) async fn ask(host: &dyn Host, node: &Path) -> Result<Answer> {
     };
     let page = match host.inquiry(node, 0x83, PATIENCE).await {
         Ok(page) => page,
-        Err(error @ host::Error::TimedOut { .. }) => return Err(silent(error)),
-        Err(error) => match silent(error) {
-            lack @ Error::Exhausted { .. } => return Err(lack),
-            // It may not have this page; whether it is there at all, the next one tells.
-            _ => Vec::new(),
-        },
+        Err(host::Error::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => Vec::new(),
+        // Its serial number would be another name than the one it gave before, and it another volume by that.
+        Err(error) => return Err(silent(error)),
     };
     stands(node, &page)?;
     if let Some(wwn) = Wwn::from_page_83(&page) {

@@ -1,14 +1,16 @@
 //! Several ways to one unit, each walked by a task of its own.
 //!
 //! ```text
-//!               approach ──▶ bring_unit ──▶ is it the same volume? ──▶ join the map ──▶ (done)
-//!   each way:   connect      login, scan,   WWN and size agree         add path,        the task ends
-//!                  │         INQUIRY            │                      add map
-//!                  ▼              ▼             ▼                         │
-//!              (failed) ◀─────────┴─────────────┴─────────────────────────┘
+//!               approach ──▶ lead, or ──▶ bring_unit ──▶ is it the same volume? ──▶ join the map ──▶ (done)
+//!   each way:   connect      wait         login, scan,   WWN and size agree         add path,        the task ends
+//!                  │                      INQUIRY            │                      add map
+//!                  ▼                           ▼             ▼                         │
+//!              (failed) ◀──────────────────────┴─────────────┴─────────────────────────┘
 //!                  │ take back what this try brought; pause 1 s … 60 s
 //!                  └──▶ once more, until the attachment is detached
 //! ```
+//!
+//! The first that connects is given a head start ([`lead`](crate::lead)), unless all ways were asked for.
 //!
 //! The attach hears of each try. It ends well with the first way that is done (or the last, if all were asked for), and
 //! ends badly when every way has failed once, when two of them disagree, or when one of all that were asked for has failed.
@@ -21,6 +23,7 @@
 use crate::{
     Initiator,
     attach::{Came, Proved},
+    lead::Lead,
     legs::Leg,
     machine,
     multipath::{self, Map, Said},
@@ -62,6 +65,7 @@ pub(crate) struct Walks(Mutex<HashMap<String, Walk>>);
 #[derive(Debug)]
 struct Walk {
     stop: watch::Sender<bool>,
+    lead: Arc<Lead>,
     walkers: Vec<JoinHandle<(Place, Came)>>,
     problems: Problems,
 }
@@ -93,6 +97,13 @@ impl Walks {
         device
     }
 
+    /// Lets those go who wait for the way that leads. `false`: nobody walks for this attachment.
+    pub(crate) fn all_go(&self, spec: &Spec) -> bool {
+        let walks = locked(&self.0);
+        let walk = walks.get(&spec.locator.to_string());
+        walk.inspect(|walk| walk.lead.end()).is_some()
+    }
+
     /// Ends the walkers of an attachment, and waits until their steps are done. How far each came.
     pub(crate) async fn stop(&self, spec: &Spec) -> Vec<(Place, Came)> {
         let walk = locked(&self.0).remove(&spec.locator.to_string());
@@ -115,6 +126,7 @@ struct Walkers {
     credentials: Option<Credentials>,
     /// What the first unit that proved itself is; the others have to be the same.
     agreed: Mutex<Option<Agreed>>,
+    lead: Arc<Lead>,
     problems: Problems,
 }
 
@@ -147,6 +159,7 @@ impl Initiator {
             footprint: footprint.clone(),
             credentials,
             agreed: Mutex::default(),
+            lead: Arc::new(if attempt.all_paths { Lead::none() } else { Lead::free() }),
             problems: Problems::default(),
         });
         let (tell, mut told) = mpsc::unbounded_channel();
@@ -200,6 +213,7 @@ impl Initiator {
                 wwn: wwn.clone(),
                 size_bytes: 0,
             })),
+            lead: Arc::new(Lead::none()),
             problems: Problems::default(),
         });
         let (tell, _nobody) = mpsc::unbounded_channel();
@@ -372,7 +386,8 @@ impl Walkers {
             tokio::spawn(host::carried(walk))
         };
         let walkers = places.iter().map(walker).collect();
-        walks.begin(self.spec.locator.to_string(), Walk { stop, walkers, problems: Arc::clone(&self.problems) });
+        let (lead, problems) = (Arc::clone(&self.lead), Arc::clone(&self.problems));
+        walks.begin(self.spec.locator.to_string(), Walk { stop, lead, walkers, problems });
     }
 
     /// One way, until it is done or the attachment is over.
@@ -426,11 +441,20 @@ impl Walkers {
     }
 
     async fn try_way(&self, place: &Place, deadline: Instant, came: &mut Came, stop: &mut Stop) -> Result<Map> {
-        let initiator = &self.initiator;
-        unless(stop, initiator.approach(place, &self.footprint, deadline)).await?;
+        unless(stop, self.initiator.approach(place, &self.footprint, deadline)).await?;
+        let leads = unless(stop, async { Ok(self.lead.take_or_follow(deadline).await) }).await?;
         if *stop.borrow() {
             return Err(Error::ShuttingDown);
         }
+        let tried = self.go(place, deadline, came, stop).await;
+        if leads && tried.is_err() {
+            self.lead.end();
+        }
+        tried
+    }
+
+    async fn go(&self, place: &Place, deadline: Instant, came: &mut Came, stop: &mut Stop) -> Result<Map> {
+        let initiator = &self.initiator;
         let unit = initiator.bring_unit(place, &self.footprint, self.credentials.as_ref(), deadline, came).await?;
         let identity = Identity::Scsi { wwn: unit.wwn.clone() };
         let device = initiator.device(place, &unit.unit, unit.disk.clone(), identity)?;

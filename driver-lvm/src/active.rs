@@ -4,7 +4,11 @@
 use crate::failed;
 use driver::{Device, DevicePath, Identity, LogicalVolume, Result};
 use host::{Host, block_device};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// An LV's device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,24 +54,47 @@ pub(crate) fn list(host: &dyn Host) -> Result<Vec<Active>> {
     read(host).map_err(failed("list the active LVs"))
 }
 
-/// The device of the LV with these UUIDs.
-pub(crate) fn find(host: &dyn Host, vg_uuid: &str, lv_uuid: &str) -> Result<Option<Active>> {
-    Ok(list(host)?.into_iter().find(|lv| lv.vg_uuid == vg_uuid && lv.lv_uuid == lv_uuid))
-}
-
 pub(crate) fn read(host: &dyn Host) -> host::Result<Vec<Active>> {
     let mut found = Vec::new();
     for device in host.list(Path::new("/sys/block"))?.into_iter().filter(|name| name.starts_with("dm-")) {
-        let directory = Path::new("/sys/block").join(&device).join("dm");
-        let (Some(uuid), Some(name)) = (host.read(&directory.join("uuid"))?, host.read(&directory.join("name"))?)
-        else {
-            continue;
-        };
-        if let Some(((vg_uuid, lv_uuid), at)) = uuids(&uuid).zip(names(&name)) {
-            found.push(Active { device, vg_uuid: vg_uuid.into(), lv_uuid: lv_uuid.into(), at });
-        }
+        found.extend(one(host, device)?);
     }
     Ok(found)
+}
+
+/// The LV that has this device now.
+fn one(host: &dyn Host, device: String) -> host::Result<Option<Active>> {
+    let directory = Path::new("/sys/block").join(&device).join("dm");
+    let (uuid, name) = (host.read(&directory.join("uuid"))?, host.read(&directory.join("name"))?);
+    let (Some(uuid), Some(name)) = (uuid, name) else { return Ok(None) };
+    let Some(((vg_uuid, lv_uuid), at)) = uuids(&uuid).zip(names(&name)) else { return Ok(None) };
+    Ok(Some(Active { device, vg_uuid: vg_uuid.into(), lv_uuid: lv_uuid.into(), at }))
+}
+
+/// Which device each LV had when all were last read: that one is looked at first, and believed only in what it says now. To
+/// read all of them for each attachment would be a million looks for a thousand attachments.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(Mutex<HashMap<(String, String), String>>);
+
+impl Seen {
+    /// The device of the LV with these UUIDs.
+    pub(crate) fn find(&self, host: &dyn Host, vg_uuid: &str, lv_uuid: &str) -> Result<Option<Active>> {
+        let is_it = |lv: &Active| lv.vg_uuid == vg_uuid && lv.lv_uuid == lv_uuid;
+        let last = self.devices().get(&(vg_uuid.to_owned(), lv_uuid.to_owned())).cloned();
+        if let Some(device) = last
+            && let Some(lv) = one(host, device).map_err(failed("look at an active LV"))?.filter(is_it)
+        {
+            return Ok(Some(lv));
+        }
+        let all = list(host)?;
+        let device_of = |lv: &Active| ((lv.vg_uuid.clone(), lv.lv_uuid.clone()), lv.device.clone());
+        *self.devices() = all.iter().map(device_of).collect();
+        Ok(all.into_iter().find(is_it))
+    }
+
+    fn devices(&self) -> MutexGuard<'_, HashMap<(String, String), String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The LVs that come and go with this one: a thick snapshot's origin and the other snapshots of it. Below all of them is

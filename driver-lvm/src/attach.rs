@@ -48,26 +48,26 @@ impl<'a> Print<'a> {
         self.was_active && !self.was_read_only && spec.read_only && device.read_only
     }
 
-    fn active(&self, host: &dyn Host) -> Result<Option<Active>> {
-        active::find(host, self.vg_uuid, self.lv_uuid)
+    fn active(&self, lvm: &Lvm) -> Result<Option<Active>> {
+        lvm.seen.find(lvm.host.as_ref(), self.vg_uuid, self.lv_uuid)
     }
 }
 
 /// The device as the kernel lists it: the UUIDs in its name are the proof.
-pub(crate) fn find(host: &dyn Host, footprint: &Footprint) -> Result<Option<Device>> {
-    match Print::of(footprint)?.active(host)? {
-        Some(active) => active.device(host),
+pub(crate) fn find(lvm: &Lvm, footprint: &Footprint) -> Result<Option<Device>> {
+    match Print::of(footprint)?.active(lvm)? {
+        Some(active) => active.device(lvm.host.as_ref()),
         None => Ok(None),
     }
 }
 
 /// As [`find`]; an LV that has taken the place and the name of ours is an error.
-pub(crate) fn prove(host: &dyn Host, at: &Attached) -> Result<Option<Device>> {
-    if let Some(device) = find(host, &at.footprint)? {
+pub(crate) fn prove(lvm: &Lvm, at: &Attached) -> Result<Option<Device>> {
+    if let Some(device) = find(lvm, &at.footprint)? {
         return Ok(Some(device));
     }
     let (print, name) = (Print::of(&at.footprint)?, volume_of(&at.spec.locator)?);
-    match active::list(host)?.into_iter().find(|other| other.at == *name) {
+    match active::list(lvm.host.as_ref())?.into_iter().find(|other| other.at == *name) {
         None => Ok(None),
         Some(other) => Err(Error::Mismatch {
             what: format!("{} at {}", at.spec.locator, other.node().display()),
@@ -98,7 +98,7 @@ impl Lvm {
         refused(refuse::group(&vg))?;
         let lv = vg.lv(at.lv.as_str()).ok_or_else(|| absent(at))?;
         refused(refuse::attach(&vg, lv, spec.read_only))?;
-        let active = active::find(self.host.as_ref(), &vg.uuid, &lv.uuid)?;
+        let active = self.seen.find(self.host.as_ref(), &vg.uuid, &lv.uuid)?;
         let device = active.as_ref().map(|active| active.device(self.host.as_ref())).transpose()?.flatten();
         if let Some(device) = device.as_ref().filter(|device| device.read_only != spec.read_only) {
             self.can_flip(at, device, spec.read_only).await?;
@@ -137,7 +137,7 @@ impl Lvm {
     pub(crate) async fn attach(&self, spec: &Spec, footprint: &Footprint, deadline: Instant) -> Result<Device> {
         let (at, print) = (volume_of(&spec.locator)?, Print::of(footprint)?);
         let _turn = self.lock(&at.vg, Some(deadline)).await?;
-        let here = find(self.host.as_ref(), footprint)?;
+        let here = find(self, footprint)?;
         let changes = here.as_ref().is_none_or(|device| device.read_only != spec.read_only);
         if let Some(device) = here.as_ref().filter(|_| changes) {
             self.can_flip(at, device, spec.read_only).await?;
@@ -221,7 +221,7 @@ impl Lvm {
     /// Leaves the LV as the footprint says it was, by whatever name it has today.
     async fn take_back(&self, at: &Attached, deadline: Instant) -> Result<Detached> {
         let (host, print) = (self.host.as_ref(), Print::of(&at.footprint)?);
-        let Some(active) = print.active(host)? else { return Ok(Detached::default()) };
+        let Some(active) = print.active(self)? else { return Ok(Detached::default()) };
         let Some(device) = active.device(host)? else { return Ok(Detached::default()) };
         let patience = deadline.saturating_duration_since(Instant::now());
         if !leaves(at, &device)? {

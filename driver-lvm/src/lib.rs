@@ -6,6 +6,7 @@
 
 mod active;
 mod attach;
+mod derive;
 mod filters;
 mod inventory;
 mod label;
@@ -20,8 +21,9 @@ mod tests;
 
 use async_trait::async_trait;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Identity,
-    Locator, LogicalVolume, Object, Readiness, Refusal, Release, Result, Scope, Spec, Templates, Tool, VgName, Volume,
+    Adoption, Attached, Attempt, Backend, Candidate, Derivation, Derived, Detached, Device, Driver, Error, Finding,
+    Footprint, Identity, Locator, LogicalVolume, Object, Readiness, Refusal, Release, Result, Scope, Spec, Templates,
+    Tool, VgName, Volume,
 };
 use host::Host;
 use lvm::Lvm;
@@ -139,15 +141,15 @@ impl Driver for LvmDriver {
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {
-        attach::find(self.host(), &at.footprint)
+        attach::find(&self.lvm, &at.footprint)
     }
 
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
-        attach::prove(self.host(), at)
+        attach::prove(&self.lvm, at)
     }
 
     async fn users(&self, at: &Attached) -> Result<Vec<String>> {
-        match attach::find(self.host(), &at.footprint)? {
+        match attach::find(&self.lvm, &at.footprint)? {
             // Those who used it before us go on to.
             Some(device) if attach::leaves(at, &device)? => Ok(Vec::new()),
             Some(device) => attach::users(self.host(), &device.path).await,
@@ -161,7 +163,7 @@ impl Driver for LvmDriver {
 
     async fn extend(&self, at: &Attached, _deadline: Instant) -> Result<Device> {
         // lvextend has told the device itself of its new size.
-        let found = attach::find(self.host(), &at.footprint)?;
+        let found = attach::find(&self.lvm, &at.footprint)?;
         found.ok_or_else(|| Error::NotFound { what: format!("the device of {}", at.spec.locator) })
     }
 
@@ -199,6 +201,25 @@ impl Driver for LvmDriver {
             }
         }
         Ok(volumes)
+    }
+
+    async fn plan_derivation(&self, image: &Locator, owner: &str) -> Result<Derivation> {
+        self.lvm.plan_derivation(image, owner).await
+    }
+
+    async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
+        self.lvm.derive(derivation, deadline).await
+    }
+
+    async fn discard(&self, derivation: &Derivation, deadline: Instant) -> Result<()> {
+        self.lvm.discard(derivation, deadline).await
+    }
+
+    async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        Lvm::derivations_in(&match scope {
+            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
+            None => self.lvm.groups().await?,
+        })
     }
 
     async fn inventory(&self, known: &[Attached], _ask: bool) -> Result<Vec<Object>> {

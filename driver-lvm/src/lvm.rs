@@ -4,7 +4,7 @@
 //! UUID beside its name (`--select lv_uuid=…`): one that was replaced by another of the same name is left alone.
 
 use crate::{
-    failed,
+    active, failed,
     report::{self, Vg},
     scan::{self, Labelled, Labels},
     uuids,
@@ -25,12 +25,22 @@ const CRASHED: i32 = 139;
 /// How long a change may take where the caller has no deadline.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What a thick snapshot copies at a time, in bytes: LVM's default.
+pub(crate) const CHUNK: u64 = 4096;
+
 /// What is done to an LV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
     Activate,
     Deactivate,
-    Tag { add: &'a [String], remove: &'a [String] },
+    Tag {
+        add: &'a [String],
+        remove: &'a [String],
+    },
+    /// Removes it, if it has this tag.
+    Remove {
+        tag: &'a str,
+    },
 }
 
 /// What a look at all disks has found.
@@ -47,6 +57,7 @@ pub(crate) struct Lvm {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) links: PathBuf,
     pub(crate) labels: Labels,
+    pub(crate) seen: active::Seen,
     /// The PVs that each VG was last seen on.
     known: Mutex<BTreeMap<VgName, Vec<PathBuf>>>,
     /// The LVs, by the UUIDs of the VG and their own, that were attached and not detached since we run.
@@ -58,13 +69,21 @@ pub(crate) struct Lvm {
 impl Lvm {
     pub(crate) fn new(host: Arc<dyn Host>, links: PathBuf) -> Self {
         let labels = Labels::new(Arc::clone(&host));
-        Self { host, links, labels, known: Mutex::default(), attached: Mutex::default(), locks: Mutex::default() }
+        Self {
+            host,
+            links,
+            labels,
+            seen: active::Seen::default(),
+            known: Mutex::default(),
+            attached: Mutex::default(),
+            locks: Mutex::default(),
+        }
     }
 
     /// Waits for whoever works on the VG.
     pub(crate) async fn lock(&self, vg: &VgName, deadline: Option<Instant>) -> Result<OwnedMutexGuard<()>> {
         let lock = Arc::clone(open(&self.locks).entry(vg.clone()).or_default());
-        let locked = tokio::time::timeout(left(deadline)?, lock.lock_owned()).await;
+        let locked = tokio::time::timeout(left(vg, deadline)?, lock.lock_owned()).await;
         locked.map_err(|_| Error::TimedOut { waiting_for: format!("another operation on the volume group {vg}") })
     }
 
@@ -142,7 +161,7 @@ impl Lvm {
         change: Change<'_>,
         deadline: Option<Instant>,
     ) -> Result<()> {
-        let ((_, lv_uuid), within) = (uuids(identity)?, left(deadline)?);
+        let ((_, lv_uuid), within) = (uuids(identity)?, left(&at.vg, deadline)?);
         let Some(pvs) = self.known(&at.vg).await? else {
             let pvs = self.group(&at.vg).await?.pvs;
             return self.run_change(at, lv_uuid, change, &pvs, within).await;
@@ -154,7 +173,7 @@ impl Lvm {
         // The VG may have moved to other PVs. Only then is there a reason to try again.
         open(&self.known).remove(&at.vg);
         match self.group(&at.vg).await {
-            Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(deadline)?).await,
+            Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(&at.vg, deadline)?).await,
             _ => Err(error),
         }
     }
@@ -164,6 +183,45 @@ impl Lvm {
         let args = ["lvrename", &vg.name, from, to].map(str::to_owned).into_iter().chain(devices(&vg.pvs));
         let output = self.run(Command::write(Tool::Lvm, args)).await?;
         classify(|| format!("rename {}/{from} to {to}", vg.name), &output)
+    }
+
+    /// Makes a snapshot of an LV of a VG that was read just before, inactive. A thick one is given its size in extents: as
+    /// a part of its origin's, LVM would take it for a wish.
+    pub(crate) async fn snapshot(
+        &self,
+        vg: &Vg,
+        image: &str,
+        to: &LogicalVolume,
+        tag: &str,
+        extents: Option<u64>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut args = ["lvcreate", "-an", "-y", "--permission", "rw", "--snapshot"].map(str::to_owned).to_vec();
+        args.extend(match extents {
+            Some(extents) => {
+                vec!["--chunksize".into(), format!("{CHUNK}b"), "--extents".into(), extents.to_string()]
+            }
+            None => ["--setactivationskip", "n"].map(str::to_owned).to_vec(),
+        });
+        args.extend([
+            "--name".into(),
+            to.lv.to_string(),
+            "--addtag".into(),
+            tag.into(),
+            format!("{}/{image}", vg.name),
+        ]);
+        let command = Command::write(Tool::Lvm, args.into_iter().chain(devices(&vg.pvs)));
+        let output = self.run(command.within(left(&to.vg, Some(deadline))?)).await?;
+        classify(|| format!("make {}/{} of {image}", vg.name, to.lv), &output)
+    }
+
+    /// How full a thin pool is, in percent: its data and its metadata. Unknown of one that is not active.
+    pub(crate) async fn filled(&self, vg: &Vg, pool: &str) -> Result<Option<(f64, f64)>> {
+        let args = ["lvs", "--reportformat", "json", "-o", "data_percent,metadata_percent"].map(str::to_owned).to_vec();
+        let args = args.into_iter().chain([format!("{}/{pool}", vg.name)]).chain(devices(&vg.pvs));
+        let output = self.run(Command::read(Tool::Lvm, args)).await?;
+        classify(|| format!("look how full {}/{pool} is", vg.name), &output)?;
+        report::filled(&output.stdout)
     }
 
     /// What lvm says of itself.
@@ -260,11 +318,12 @@ impl Change<'_> {
             Self::Activate => "activate",
             Self::Deactivate => "deactivate",
             Self::Tag { .. } => "tag",
+            Self::Remove { .. } => "remove",
         }
     }
 
     fn args(self, at: &LogicalVolume, lv_uuid: &str) -> Vec<String> {
-        let mut args = vec!["lvchange".to_owned()];
+        let mut args = vec![if matches!(self, Self::Remove { .. }) { "lvremove" } else { "lvchange" }.to_owned()];
         let mut select = format!("lv_uuid={}", dashed(lv_uuid));
         match self {
             // -K: LVs that are skipped otherwise (thin snapshots) were asked for by name. -y, here and below: a snapshot
@@ -277,6 +336,10 @@ impl Change<'_> {
                 // lvchange tags an LV of a VG that it sees in part only, and from then on LVM takes the PVs that it did
                 // not see for lost. A PV that has joined since we looked must not suffer that.
                 select.push_str(" && vg_missing_pv_count=0");
+            }
+            Self::Remove { tag } => {
+                args.extend(["-f".into(), "-y".into()]);
+                select.push_str(&format!(" && lv_tags=\"{tag}\""));
             }
         }
         args.extend(["-S".into(), select, format!("{}/{}", at.vg, at.lv)]);
@@ -308,7 +371,7 @@ fn classify(doing: impl FnOnce() -> String, output: &Output) -> Result<()> {
             holder: "another run of lvm".into(),
             age: Duration::ZERO,
         }
-    } else if has("nsufficient free space") || has("nsufficient suitable") {
+    } else if has("nsufficient free space") || has("nsufficient suitable") || has("reached threshold") {
         Error::Full { what: doing(), why: said }
     } else if has("while PVs are missing") || has("of partial LV") || has("is exported") || has("Cannot access VG") {
         Error::WrongState { what: format!("cannot {}: {said}", doing()) }
@@ -339,11 +402,13 @@ fn devices(pvs: &[PathBuf]) -> impl Iterator<Item = String> {
     pvs.iter().flat_map(|pv| ["--devices".to_owned(), pv.as_path().to_string_lossy().into_owned()])
 }
 
-/// The time until a deadline.
-fn left(deadline: Option<Instant>) -> Result<Duration> {
+/// The time until a deadline. Once it is over, what took it was a look at the VG.
+fn left(vg: &VgName, deadline: Option<Instant>) -> Result<Duration> {
     let left = deadline.map_or(PATIENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
     match left.is_zero() {
-        true => Err(Error::TimedOut { waiting_for: "its turn".into() }),
+        true => {
+            Err(Error::TimedOut { waiting_for: format!("the volume group {vg}, which another lvm command may hold") })
+        }
         false => Ok(left),
     }
 }

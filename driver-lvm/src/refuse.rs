@@ -4,7 +4,7 @@ use crate::{
     report::{Lv, Vg},
     tags,
 };
-use driver::{Refusal, Templates};
+use driver::{Derivation, Refusal, Templates};
 
 /// Why nothing can be done with any LV of this VG.
 pub(crate) fn group(vg: &Vg) -> Option<String> {
@@ -66,5 +66,21 @@ pub(crate) fn manage(vg: &Vg, lv: &Lv, templates: &Templates) -> Option<Refusal>
     if let Some(id) = templates.id_in(&lv.name) {
         return Some(Refusal::Managed(format!("named as the managed volume {id}")));
     }
+    if let Some(owner) = tags::rescued(lv) {
+        return Some(Refusal::Kind(Derivation::explained(owner)));
+    }
     group(vg).or_else(|| kind(vg, lv)).or_else(|| changes(vg)).map(Refusal::Kind)
+}
+
+/// Why no snapshot of an LV can be taken for a rescue.
+pub(crate) fn derive(vg: &Vg, lv: &Lv) -> Option<String> {
+    let name = format!("{}/{}", vg.name, lv.name);
+    changes(vg).or_else(|| kind(vg, lv)).or_else(|| match (tags::rescued(lv), &lv.origin) {
+        (Some(owner), _) => Some(format!("{name} cannot be an image: {}", Derivation::explained(owner))),
+        (None, Some(origin)) if lv.is("thicksnapshot") => Some(format!(
+            "{name} is a thick snapshot, of which LVM takes no snapshots; name {}/{origin} itself, or a thin LV",
+            vg.name
+        )),
+        (None, _) => lv.partial.then(|| format!("{name} is on a PV that is missing")),
+    })
 }

@@ -20,7 +20,7 @@ pub(crate) const ARGUMENTS: &[&str] = &[
     "--configreport",
     "vg",
     "-o",
-    "vg_name,vg_uuid,vg_systemid,vg_exported,vg_missing_pv_count,vg_lock_type",
+    "vg_name,vg_uuid,vg_systemid,vg_exported,vg_missing_pv_count,vg_lock_type,vg_extent_size,vg_free",
     "--configreport",
     "pv",
     "-o",
@@ -28,7 +28,7 @@ pub(crate) const ARGUMENTS: &[&str] = &[
     "--configreport",
     "lv",
     "-o",
-    "lv_name,lv_uuid,lv_size,lv_role,lv_layout,lv_tags,origin,lv_attr,lv_health_status,lv_device_open",
+    "lv_name,lv_uuid,lv_size,lv_role,lv_layout,lv_tags,origin,pool_lv,lv_attr,lv_health_status,lv_device_open",
     "--configreport",
     "pvseg",
     "-o",
@@ -55,6 +55,10 @@ pub(crate) struct Vg {
     pub(crate) missing_pvs: u64,
     /// Empty, `none`, `sanlock` or `dlm` (lvmlockd(8)).
     pub(crate) lock_type: String,
+    /// What LVs are made of, in bytes.
+    pub(crate) extent_size: u64,
+    /// What no LV has, in bytes.
+    pub(crate) free_bytes: u64,
     /// The devices it is on, but for the missing ones.
     pub(crate) pvs: Vec<PathBuf>,
     pub(crate) lvs: Vec<Lv>,
@@ -76,6 +80,8 @@ pub(crate) struct Lv {
     pub(crate) tags: Vec<String>,
     /// What it is a snapshot of.
     pub(crate) origin: Option<String>,
+    /// Of a thin LV, where its data is.
+    pub(crate) pool: Option<String>,
     /// What the VG says, whatever the mode in which it is active.
     pub(crate) writable: bool,
     /// One of its PVs is missing.
@@ -110,6 +116,26 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Vg>> {
     document.report.into_iter().filter_map(Group::into_vg).collect()
 }
 
+/// How full the one pool of a report is, in percent: data and metadata.
+pub(crate) fn filled(text: &str) -> Result<Option<(f64, f64)>> {
+    #[derive(Deserialize)]
+    struct Rows {
+        report: Vec<Row>,
+    }
+    #[derive(Deserialize)]
+    struct Row {
+        lv: Vec<Percent>,
+    }
+    #[derive(Deserialize)]
+    struct Percent {
+        data_percent: String,
+        metadata_percent: String,
+    }
+    let rows: Rows = serde_json::from_str(text).map_err(Error::host("read the report of lvm"))?;
+    let pool = rows.report.iter().flat_map(|row| &row.lv).next();
+    Ok(pool.and_then(|pool| Some((pool.data_percent.parse().ok()?, pool.metadata_percent.parse().ok()?))))
+}
+
 #[derive(Deserialize)]
 struct Document {
     report: Vec<Group>,
@@ -134,6 +160,8 @@ struct VgRow {
     vg_exported: String,
     vg_missing_pv_count: String,
     vg_lock_type: String,
+    vg_extent_size: String,
+    vg_free: String,
 }
 
 #[derive(Deserialize)]
@@ -150,6 +178,7 @@ struct LvRow {
     lv_layout: String,
     lv_tags: String,
     origin: String,
+    pool_lv: String,
     lv_attr: String,
     lv_health_status: String,
     lv_device_open: String,
@@ -171,6 +200,8 @@ impl VgRow {
             exported: !self.vg_exported.is_empty(),
             missing_pvs: number("vg_missing_pv_count", &self.vg_missing_pv_count)?,
             lock_type: self.vg_lock_type,
+            extent_size: number("vg_extent_size", &self.vg_extent_size)?.max(1),
+            free_bytes: number("vg_free", &self.vg_free)?,
             // A missing one is called `[unknown]`.
             pvs: pvs.into_iter().map(|row| row.pv_name).filter(|name| name.is_absolute()).collect(),
             lvs: lvs.into_iter().map(LvRow::into_lv).collect::<Result<_>>()?,
@@ -182,7 +213,7 @@ impl LvRow {
     fn into_lv(self) -> Result<Lv> {
         let inner = |name: &str| Some(name.strip_prefix('[')?.strip_suffix(']')?.to_owned());
         let hidden = inner(&self.lv_name);
-        let origin = inner(&self.origin).unwrap_or(self.origin);
+        let [origin, pool] = [self.origin, self.pool_lv].map(|name| inner(&name).unwrap_or(name));
         Ok(Lv {
             size_bytes: number("lv_size", &self.lv_size)?,
             uuid: undashed(&self.lv_uuid),
@@ -192,6 +223,7 @@ impl LvRow {
             layouts: words(&self.lv_layout),
             tags: words(&self.lv_tags),
             origin: Some(origin).filter(|name| !name.is_empty()),
+            pool: Some(pool).filter(|name| !name.is_empty()),
             // lvs(8), the second bit: `w`, `r`, and `R` for a writable one that is active read-only. `lv_permissions`
             // says `unknown` of an LV that is not active.
             writable: self.lv_attr.as_bytes().get(1) != Some(&b'r'),
@@ -219,7 +251,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Captured from lvm2 2.03.16 on Linux 6.1: three VGs, LVs of every sort, one open, one of them read-only.
+    /// Captured from lvm2 2.03.16 on Linux 6.1: three VGs, LVs of every sort, one open, one of them read-only. (The size of
+    /// extents, what is free and the pools were put in later, by hand.)
     const ALL: &str = include_str!("../testdata/all.json");
     /// The same VG seen with one of its two PVs only.
     const PARTIAL: &str = include_str!("../testdata/partial.json");
@@ -247,6 +280,8 @@ mod tests {
         assert!(!vga.lv("ro").unwrap().writable);
         assert_eq!(vga.lv("snap").unwrap().origin.as_deref(), Some("orig"));
         assert!(vga.lv("thin1s").unwrap().is("thinsnapshot"));
+        assert_eq!(vga.lv("thin1s").unwrap().pool.as_deref(), Some("tp"));
+        assert_eq!((vga.extent_size, vga.free_bytes), (4 << 20, 80 << 20));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! (lvm(8)), read back even if the journal is lost.
 
 use crate::report::{Lv, Vg};
-use driver::{Adoption, Identity, Locator, LogicalVolume, Result, Volume, VolumeId, VolumeKind};
+use driver::{Adoption, Derivation, Identity, Locator, LogicalVolume, Result, Volume, VolumeId, VolumeKind};
 
 const ID: &str = "mortar.id=";
 const ORIGIN: &str = "mortar.origin=";
@@ -21,6 +21,16 @@ pub(crate) fn ours(lv: &Lv) -> Vec<String> {
 /// The id that an LV is managed under, as text.
 pub(crate) fn id(lv: &Lv) -> Option<&str> {
     value(lv, ID)
+}
+
+/// The mark of a derived volume.
+pub(crate) fn rescue(owner: &str) -> String {
+    format!("{}={owner}", Derivation::MARK)
+}
+
+/// For whom an LV was derived.
+pub(crate) fn rescued(lv: &Lv) -> Option<&str> {
+    value(lv, Derivation::MARK)?.strip_prefix('=')
 }
 
 /// The managed volume that an LV is; `None` if it is not managed.

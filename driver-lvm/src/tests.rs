@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod derive;
+
 use super::*;
 use driver::{Adoption, Attached, Release, ResidualKind};
 use host::{Output, sim::Machine};
@@ -104,6 +106,23 @@ async fn refusal(driver: &LvmDriver, name: &str) -> String {
 }
 
 // ---- attaching ----
+
+#[tokio::test(start_paused = true)]
+async fn where_an_lv_was_seen_is_only_where_it_is_looked_for_first() {
+    let machine = machine();
+    machine.add_lv("vg0", "b", GIB);
+    let driver = driver(&machine);
+    let (a, device) = attach(&driver, &spec("vg0/a-1")).await;
+    assert_eq!(driver.find(&a).await.unwrap(), Some(device.clone()));
+    driver.detach(&a, soon()).await.unwrap();
+    let (b, other) = attach(&driver, &spec("vg0/b")).await;
+    assert_eq!(other.path, device.path, "the kernel gives the node to the next one");
+    assert_eq!(driver.find(&a).await.unwrap(), None);
+    assert_eq!(driver.find(&b).await.unwrap(), Some(other));
+    let (a, moved) = attach(&driver, &spec("vg0/a-1")).await;
+    assert_ne!(moved.path, device.path);
+    assert_eq!(driver.prove(&a).await.unwrap(), Some(moved));
+}
 
 #[tokio::test(start_paused = true)]
 async fn attach_and_detach_leave_no_trace_and_take_three_processes() {

@@ -42,9 +42,20 @@ impl RbdDriver {
     /// Asks for a change of an image. Until the process of an earlier change of it has ended, whatever became of who asked for
     /// that, this one is not begun: one would undo what the other is still to do.
     pub(crate) async fn change(&self, pool: &Pool, image: &Identity, task: Task) -> Result<rbd_job::Pool> {
-        let deadline = Instant::now() + CHANGE_ENDS;
+        self.change_until(pool, image, task, Instant::now() + CHANGE_ENDS).await
+    }
+
+    /// As [`RbdDriver::change`], for a caller who waits so long.
+    pub(crate) async fn change_until(
+        &self,
+        pool: &Pool,
+        image: &Identity,
+        task: Task,
+        deadline: Instant,
+    ) -> Result<rbd_job::Pool> {
         let name = match &task {
             Task::Manage(change) | Task::Unmanage(change) => Some(change.image.clone()),
+            Task::Clone(cloning) | Task::Unclone(cloning) => Some(cloning.name.clone()),
             _ => None,
         };
         let command = self.asked(pool, task, Command::write::<String>(Tool::Rbd, []).within(CHANGE_LIVES))?;
@@ -53,11 +64,11 @@ impl RbdDriver {
         };
         let turn = self.changes.take(&whole(image), deadline).await.map_err(|_| late("an earlier"))?;
         let host = Arc::clone(&self.host);
-        let ended = tokio::spawn(async move {
+        let ended = tokio::spawn(host::carried(async move {
             let output = host.run(command).await;
             drop(turn);
             output
-        });
+        }));
         match timeout_at(deadline, ended).await {
             Ok(Ok(output)) => answered(pool, name.as_deref(), output),
             Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
@@ -109,13 +120,17 @@ impl RbdDriver {
     /// Which features an image has and this kernel lacks.
     pub(crate) async fn lacking(&self, image: &Image) -> Result<Vec<String>> {
         let features = self.features(image).await?;
+        let supported = self.supported()?;
+        Ok(features.into_iter().filter(|name| !supported.contains(&name.as_str())).collect())
+    }
+
+    /// The features that this kernel has.
+    pub(crate) fn supported(&self) -> Result<Vec<&'static str>> {
         let supported = self.host().read(Path::new(SUPPORTED)).map_err(failed("read what the kernel supports"))?;
         let supported = supported.unwrap_or_default();
         let bits = u64::from_str_radix(supported.trim().trim_start_matches("0x"), 16).unwrap_or_default();
-        let knows = |name: &String| {
-            FEATURES.iter().position(|feature| feature == name).is_some_and(|bit| bits & (1 << bit) != 0)
-        };
-        Ok(features.into_iter().filter(|name| !knows(name)).collect())
+        let known = FEATURES.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0);
+        Ok(known.map(|(_, name)| *name).collect())
     }
 }
 
@@ -157,8 +172,14 @@ fn classify(pool: &Pool, image: Option<&str>, failure: Failure) -> Error {
         (Step::Pool, Some(libc::ENOENT)) => Error::NotFound { what: format!("the pool of {pool}") },
         (Step::Image | Step::Snapshot, Some(libc::ENOENT)) => Error::NotFound { what: failure.message },
         (Step::Rename, Some(libc::EEXIST)) => Error::AlreadyExists { what: format!("{said}; nothing was changed") },
+        (Step::Clone, Some(libc::EEXIST)) => {
+            Error::WrongState { what: format!("{said}, so it stays; give it another name") }
+        }
+        (Step::Clone, Some(libc::ENOSYS | libc::EOPNOTSUPP)) => {
+            Error::Unsupported { what: format!("{said}; the cluster cannot clone this image") }
+        }
         // Who has it stands in the message.
-        (_, Some(libc::EROFS)) => Error::InUse {
+        (Step::Clone, Some(libc::EBUSY | libc::ENOTEMPTY)) | (_, Some(libc::EROFS)) => Error::InUse {
             what: image.map_or_else(|| pool.to_string(), |image| format!("the image {image}")),
             by: vec![failure.message],
         },

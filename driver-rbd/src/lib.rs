@@ -20,6 +20,7 @@
 
 mod attach;
 mod cluster;
+mod derive;
 mod detach;
 mod inventory;
 mod jobs;
@@ -36,8 +37,9 @@ mod underway;
 use async_trait::async_trait;
 use detach::Theirs;
 use driver::{
-    Adoption, Attached, Attempt, Backend, Candidate, Detached, Device, Driver, Error, Finding, Footprint, Image,
-    Locator, Object, Pool, Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume, VolumeId,
+    Adoption, Attached, Attempt, Backend, Candidate, Derivation, Derived, Detached, Device, Driver, Error, Finding,
+    Footprint, Image, Locator, Object, Pool, Readiness, Release, Result, Scope, Spec, Templates, Tool, Volume,
+    VolumeId,
 };
 use host::{Host, Module, module};
 use std::{
@@ -226,6 +228,26 @@ impl Driver for RbdDriver {
         match scope {
             Some(scope) => self.of_id(pool_of(scope)?, id).await,
             None => Ok(None),
+        }
+    }
+
+    async fn plan_derivation(&self, image: &Locator, owner: &str) -> Result<Derivation> {
+        self.plan_clone(image, owner).await
+    }
+
+    async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
+        self.make_clone(derivation, deadline).await
+    }
+
+    async fn discard(&self, derivation: &Derivation, deadline: Instant) -> Result<()> {
+        self.remove_clone(derivation, deadline).await
+    }
+
+    async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        match scope {
+            Some(scope) => self.clones(pool_of(scope)?).await,
+            // As with the managed ones: a cluster is not searched.
+            None => Ok(Vec::new()),
         }
     }
 

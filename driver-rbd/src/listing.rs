@@ -6,7 +6,7 @@ use crate::{
     provenance::Told,
     refuse,
 };
-use driver::{Candidate, Error, Image, Locator, Pool, Refusal, Result, Volume, VolumeId, VolumeKind};
+use driver::{Candidate, Error, Image, Locator, Pool, Refusal, Result, SnapshotName, Volume, VolumeId, VolumeKind};
 use host::rbd_job::{self, Snapshot, Task};
 
 impl RbdDriver {
@@ -42,21 +42,10 @@ impl RbdDriver {
     pub(crate) async fn look(&self, locator: &Locator) -> Result<Candidate> {
         let at = image_of(locator)?;
         let reply = self.ask(&at.pool, Task::Inspect { image: Some(at.name.to_string()), id: None }).await?;
-        let absent = || Error::NotFound { what: at.to_string() };
-        let Some(image) = reply.images.first() else {
-            return Err(match reply.trash.first() {
-                Some(entry) => Error::WrongState { what: refuse::in_trash(&at.pool, entry) },
-                None => absent(),
-            });
-        };
-        let snapshot = match &at.snapshot {
-            None => None,
-            Some(name) => {
-                Some(image.snapshots.iter().find(|snapshot| snapshot.name == name.as_str()).ok_or_else(absent)?)
-            }
-        };
+        let (image, snapshot) = found(&reply, at)?;
         let told = Told { pool: &at.pool, reply: &reply };
-        self.candidate(&told, &mapping::list(self.host())?, image, snapshot)?.ok_or_else(absent)
+        let candidate = self.candidate(&told, &mapping::list(self.host())?, image, snapshot)?;
+        candidate.ok_or_else(|| Error::NotFound { what: at.to_string() })
     }
 
     /// See [`driver::Driver::volumes`].
@@ -104,6 +93,18 @@ impl RbdDriver {
             identity,
         }))
     }
+}
+
+/// The image, and its snapshot if the locator names one, of a reply that is about just one.
+pub(crate) fn found<'a>(reply: &'a rbd_job::Pool, at: &Image) -> Result<(&'a rbd_job::Image, Option<&'a Snapshot>)> {
+    let absent = || Error::NotFound { what: at.to_string() };
+    let image = reply.images.first().ok_or_else(|| match reply.trash.first() {
+        Some(entry) => Error::WrongState { what: refuse::in_trash(&at.pool, entry) },
+        None => absent(),
+    })?;
+    let named = |name: &SnapshotName| image.snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
+    let snapshot = at.snapshot.as_ref().map(|name| named(name).ok_or_else(absent)).transpose()?;
+    Ok((image, snapshot))
 }
 
 /// The image of a reply that is about just one.

@@ -1,8 +1,8 @@
 //! Why an image is not for us. Each answer is a sentence for the person who asked.
 
 use crate::{mapping::Mapping, provenance::Keys};
-use driver::{Identity, Pool, Refusal, Templates};
-use host::rbd_job::{Image, Snapshot, Trashed, Watcher};
+use driver::{Derivation, Identity, Pool, Refusal, Templates};
+use host::rbd_job::{Cloning, Image, Snapshot, Trashed, Watcher};
 
 /// Why an image, or a snapshot of it, cannot be managed.
 pub(crate) fn manage(
@@ -19,6 +19,15 @@ pub(crate) fn manage(
     if let Some(id) = templates.id_in(name) {
         return Some(Refusal::Managed(format!("named as the managed volume {id}")));
     }
+    if let Some(owner) = rescued(image) {
+        return Some(Refusal::Kind(Derivation::explained(owner)));
+    }
+    if let Some(snapshot) = snapshot.filter(|snapshot| owners(image).any(|(_, name)| name == snapshot.name)) {
+        return Some(Refusal::Kind(format!(
+            "it is what the rescue disk {} began as, and goes with that",
+            snapshot.name
+        )));
+    }
     if let Some(why) = kind(image) {
         return Some(Refusal::Kind(why));
     }
@@ -28,6 +37,36 @@ pub(crate) fn manage(
         None => image.watchers.iter().map(|watcher| who(watcher, identity, mapped)).collect(),
     };
     (!by.is_empty()).then_some(Refusal::InUse(by))
+}
+
+/// For whom an image was cloned. Ceph copies metadata to clones, so it has to say that it means this very image.
+pub(crate) fn rescued(image: &Image) -> Option<&String> {
+    let means_this = image.metadata.get(Cloning::MARKED) == Some(&image.id);
+    image.metadata.get(Cloning::MARK).filter(|_| means_this)
+}
+
+/// For whom clones of an image are being made, were made or are being taken away: the owners, and the clones' names.
+/// What a clone has of these from its image means the image.
+pub(crate) fn owners(image: &Image) -> impl Iterator<Item = (&str, &str)> {
+    image.metadata.iter().filter_map(|(key, value)| {
+        let (owner, (id, name)) = key.strip_prefix(Cloning::INTENT).zip(value.split_once('@'))?;
+        (id == image.id).then_some((owner, name))
+    })
+}
+
+/// Why no clone of an image can be made.
+pub(crate) fn derive(image: &Image) -> Option<String> {
+    let name = &image.name;
+    if let Some(owner) = rescued(image) {
+        return Some(format!("{name} cannot be an image: {}", Derivation::explained(owner)));
+    }
+    if let Some(why) = kind(image) {
+        return Some(format!("{name} cannot be an image: {why}"));
+    }
+    let has_layering = image.features.iter().any(|feature| feature == "layering");
+    (!has_layering).then(|| {
+        format!("{name} has no feature layering, without which it has no clones; `rbd cp` makes a copy that has it")
+    })
 }
 
 fn kind(image: &Image) -> Option<String> {

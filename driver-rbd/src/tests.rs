@@ -1,5 +1,7 @@
 //! The driver on the simulated machine.
 
+mod derive;
+
 use super::*;
 use driver::{Access, Identity, Refusal};
 use host::{

@@ -1,8 +1,9 @@
 //! A volume that begins as a copy of another: what a rescue boots from, so that the image itself is never written.
 
-use crate::{Identity, Locator};
+use crate::{Error, Identity, Locator, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use uuid::Uuid;
 
 /// The plan to make one derived volume, and all that is needed to take it away after a crash.
 ///
@@ -18,6 +19,25 @@ pub struct Derivation {
     pub identity: Identity,
     /// Where it will be.
     pub to: Locator,
+}
+
+impl Derivation {
+    /// The key of the mark that a derived volume bears on its storage. Its value is the owner.
+    pub const MARK: &str = "mortar.rescue";
+
+    /// What the derived volume of an owner is called. [`Error::Invalid`] if the owner is no UUID as libvirt writes it, which
+    /// is the only thing that can stand in every backend's names.
+    pub fn name(owner: &str) -> Result<String> {
+        match Uuid::try_parse(owner) {
+            Ok(uuid) if uuid.hyphenated().to_string() == owner => Ok(format!("rescue-{owner}")),
+            _ => Err(Error::invalid("instance", format!("{owner:?} is no UUID in lower case with its dashes"))),
+        }
+    }
+
+    /// What is said of a derived volume to those who would take it for another one.
+    pub fn explained(owner: &str) -> String {
+        format!("it is the rescue disk of the instance {owner}; `mortar unrescue {owner}` takes it away")
+    }
 }
 
 /// A derived volume that is there.
@@ -63,5 +83,21 @@ impl fmt::Display for DiskFormat {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_made_of_a_uuid_and_of_nothing_else() {
+        let owner = "9394b827-4ad0-488e-8df8-26476b3a8662";
+        assert_eq!(Derivation::name(owner).unwrap(), format!("rescue-{owner}"));
+        for other in
+            ["", "a", "../a", "9394b8274ad0488e8df826476b3a8662", &owner.to_uppercase(), &format!("{{{owner}}}")]
+        {
+            assert_eq!(Derivation::name(other).unwrap_err().reason(), "INVALID", "{other}");
+        }
     }
 }

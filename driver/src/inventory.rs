@@ -59,6 +59,10 @@ pub enum ObjectKind {
     Record,
     /// A managed volume.
     Volume,
+    /// A volume that was made for a rescue.
+    RescueDisk,
+    /// What tells a rescue system its password and keys.
+    Seed,
     /// Our link to a device.
     StablePath,
     /// An iSCSI session.
@@ -88,6 +92,8 @@ impl fmt::Display for ObjectKind {
         f.write_str(match self {
             Self::Record => "record",
             Self::Volume => "volume",
+            Self::RescueDisk => "rescue disk",
+            Self::Seed => "seed",
             Self::StablePath => "stable path",
             Self::Session => "session",
             Self::NodeRecord => "node record",

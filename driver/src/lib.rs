@@ -53,8 +53,8 @@ pub trait Driver: Send + Sync {
     /// Makes the volume present and returns its device, proved.
     async fn attach(&self, spec: &Spec, footprint: &Footprint, attempt: &Attempt) -> Result<Device>;
 
-    /// Goes on with what an attach left to the background (ways to the volume that did not answer yet), after a restart of
-    /// the agent. Returns at once; a detach ends it.
+    /// Goes on with what an attach left to the background (the other ways to the volume): once it is recorded, and after a
+    /// restart of the agent. Returns at once; a detach ends it.
     async fn tend(&self, _at: &Attached) {}
 
     /// Removes what of ours is on this host and belongs to no attachment, such as a file that a reboot left. Called at the
@@ -105,16 +105,23 @@ pub trait Driver: Send + Sync {
         Err(Error::Unsupported { what: format!("{image} cannot be an image: its backend cannot copy on write") })
     }
 
-    /// Makes the derived volume, from whichever step is still undone. The image is not written.
+    /// Makes the derived volume, from whichever step is still undone. The image is not written. It is not attached: on a
+    /// block device it is as any other volume after that.
     async fn derive(&self, derivation: &Derivation, _deadline: Instant) -> Result<Derived> {
         Err(Error::Unsupported { what: format!("{} cannot be made: its backend cannot copy on write", derivation.to) })
     }
 
-    /// Takes a derived volume away, however far [`Driver::derive`] came, and sees that it is gone; absent is fine.
-    /// [`Error::InUse`], with nothing touched, if somebody uses it; [`Error::WrongState`] if what has its name does not
-    /// bear its mark.
+    /// Takes a derived volume away, however far [`Driver::derive`] came, and sees that it is gone; absent is fine. The image
+    /// is not needed any more. [`Error::InUse`], with nothing touched, if somebody uses it; [`Error::WrongState`] if what
+    /// has its name does not bear its mark.
     async fn discard(&self, derivation: &Derivation, _deadline: Instant) -> Result<()> {
         Err(Error::Unsupported { what: format!("{} cannot be discarded: its backend makes none", derivation.to) })
+    }
+
+    /// The derived volumes in `scope`, whoever's, as their marks tell: each as what would discard it. Without a scope, those
+    /// in the places that the driver knows by itself. Of an image that is gone, the identity is that of the derived volume.
+    async fn derivations(&self, _scope: Option<&Scope>) -> Result<Vec<Derivation>> {
+        Ok(Vec::new())
     }
 
     /// Everything on this host of the sorts that this driver brings, whoever's. For each it tells to which of the `known` it

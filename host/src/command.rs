@@ -12,11 +12,13 @@ pub enum Tool {
     Lvm,
     /// Our own: what librbd knows of a pool, in one process (`host/src/bin/mortar-rbd`).
     Rbd,
+    /// QEMU's, for images that are more than their bytes.
+    QemuImg,
 }
 
 impl Tool {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Iscsiadm, Self::Lvm, Self::Rbd];
+    pub(crate) const ALL: [Self; 4] = [Self::Iscsiadm, Self::Lvm, Self::Rbd, Self::QemuImg];
 
     /// The program's name.
     pub fn name(self) -> &'static str {
@@ -24,6 +26,7 @@ impl Tool {
             Self::Iscsiadm => "iscsiadm",
             Self::Lvm => "lvm",
             Self::Rbd => "mortar-rbd",
+            Self::QemuImg => "qemu-img",
         }
     }
 }
@@ -111,7 +114,9 @@ impl Tool {
                 let beside = std::env::current_exe().ok().and_then(|agent| agent.parent().map(PathBuf::from));
                 [Some("/usr/libexec/mortar".into()), beside].into_iter().flatten().collect()
             }
-            Self::Iscsiadm | Self::Lvm => ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from).to_vec(),
+            Self::Iscsiadm | Self::Lvm | Self::QemuImg => {
+                ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from).to_vec()
+            }
         };
         directories.into_iter().map(|directory| directory.join(self.name())).collect()
     }

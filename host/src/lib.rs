@@ -14,7 +14,7 @@ mod module;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
-mod step;
+pub mod step;
 mod uevent;
 
 pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block_device, block_devices};
@@ -83,7 +83,8 @@ pub trait Host: Send + Sync + 'static {
 
     // ---- block devices ----
 
-    /// A vital product data page, as the device itself answers now (SG_IO, INQUIRY with EVPD, SPC-4 section 6.6).
+    /// A vital product data page, as the device itself answers now (SG_IO, INQUIRY with EVPD, SPC-4 section 6.6). That it has
+    /// no such page is an [`Error::Io`] of the kind [`Unsupported`](std::io::ErrorKind::Unsupported).
     async fn inquiry(&self, device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>>;
 
     /// Opens a device for nobody else to mount or hold. [`Error::Busy`] if somebody has.
@@ -108,6 +109,9 @@ pub trait Host: Send + Sync + 'static {
     /// that is gone) is left out, and logged: sysfs still has its `loop/backing_file`.
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>>;
 
+    /// One of [`Host::loop_devices`], by its name; `None` if it is bound to nothing, or does not answer.
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>>;
+
     /// Binds a free loop device and returns its node.
     async fn loop_attach(&self, setup: &LoopSetup) -> Result<PathBuf>;
 
@@ -131,6 +135,18 @@ pub trait Host: Send + Sync + 'static {
 
     /// Renames a file within its directory, never over another. [`Error::Exists`] if the new name is taken.
     async fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Makes a file, for nobody but us to open, that shares the blocks of another and goes ways of its own from then on
+    /// (`FICLONERANGE(2)`). Returns what was copied. [`Error::Io`] of the kind `Unsupported` where the file system cannot, with
+    /// nothing left. [`Error::Exists`] if the name is taken.
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat>;
+
+    /// As [`Host::reflink`], byte by byte, but for the holes. The step tells how far it is. It ends at the deadline, or when
+    /// its work is cancelled, with nothing left.
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat>;
+
+    /// Which processes have a file open, by its path. None of us count.
+    async fn openers(&self, file: &Path) -> Result<Vec<User>>;
 
     /// Removes a file, a link or an empty directory. Absent is fine, and so is a directory that is not empty.
     async fn remove(&self, path: &Path) -> Result<()>;

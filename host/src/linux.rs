@@ -5,6 +5,7 @@
 
 mod clock;
 mod files;
+mod flush;
 mod inherited;
 mod keys;
 mod lanes;
@@ -26,7 +27,6 @@ use async_trait::async_trait;
 use nix::{
     fcntl::{OFlag, open},
     sys::{stat::Mode, utsname::uname},
-    unistd::fsync,
 };
 use std::{
     collections::BTreeMap,
@@ -53,6 +53,7 @@ pub struct Linux {
     loops: Arc<loops::Unanswered>,
     looks: Arc<usage::Looks>,
     lanes: lanes::Lanes,
+    flusher: flush::Flusher,
     keyed: own_thread::Threads,
 }
 
@@ -72,8 +73,22 @@ impl Linux {
             loops: Arc::default(),
             looks: Arc::default(),
             lanes: lanes::Lanes::default(),
+            flusher: flush::Flusher::default(),
             keyed: own_thread::Threads::new(KEYED_WRITES),
         }
+    }
+
+    /// Lets another process do the flushing: a program that begins with [`Self::other_self`], so that a device which stands
+    /// still does not keep this one from ending.
+    pub fn flushing_apart(mut self) -> Self {
+        self.flusher = flush::Flusher::in_a_process();
+        self
+    }
+
+    /// Does what this program was started for by the other name that [`Self::flushing_apart`] gives it; `None` if it has its
+    /// own.
+    pub fn other_self() -> Option<std::process::ExitCode> {
+        flush::serve()
     }
 }
 
@@ -131,6 +146,8 @@ mod ioctls {
     //! The ioctls on any block device (`include/uapi/linux/fs.h`).
     nix::ioctl_none_bad!(blkflsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blkroset, nix::request_code_none!(0x12, 93), nix::libc::c_int);
+    // And the one on files.
+    nix::ioctl_write_int!(ficlone, 0x94, 9);
 }
 
 #[async_trait]
@@ -213,19 +230,9 @@ impl Host for Linux {
     }
 
     async fn flush(&self, device: &Path, limit: Duration) -> Result<()> {
-        let path = device.to_owned();
+        let (path, flusher) = (device.to_owned(), self.flusher.clone());
         let lane = lanes::Lane::of(device, "flush");
-        self.lanes
-            .alone(lane, format!("flush of {}", device.display()), limit, move || {
-                let fd = open_device(&path, OFlag::O_RDONLY)?;
-                fsync(&fd).map_err(|errno| Error::io("sync", &path)(errno.into()))?;
-                // SAFETY: BLKFLSBUF takes no argument; the descriptor is open for the whole call.
-                #[expect(unsafe_code, reason = "ioctl")]
-                unsafe { ioctls::blkflsbuf(fd.as_raw_fd()) }
-                    .map_err(|errno| Error::io("drop the cache of", &path)(errno.into()))?;
-                Ok(())
-            })
-            .await
+        self.lanes.alone(lane, format!("flush of {}", device.display()), limit, move || flusher.flush(&path)).await
     }
 
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()> {
@@ -248,6 +255,10 @@ impl Host for Linux {
     async fn head(&self, path: &Path, length: usize, limit: Duration) -> Result<Vec<u8>> {
         let owned = path.to_owned();
         blocking(format!("read of {}", path.display()), limit, move || files::head(&owned, length)).await
+    }
+
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        loops::one(&self.loops, name).await
     }
 
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
@@ -291,6 +302,26 @@ impl Host for Linux {
     async fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let (old, new) = (from.to_owned(), to.to_owned());
         blocking(format!("rename of {}", from.display()), PATIENCE, move || files::rename(&old, &new)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let (source, target) = (from.to_owned(), to.to_owned());
+        blocking(format!("share of {}", from.display()), PATIENCE, move || files::reflink(&source, &target)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let (source, target, step) = (from.to_owned(), to.to_owned(), step::current());
+        let left = deadline.saturating_duration_since(Instant::now());
+        // It ends by itself when the time is over, unless a disk hangs.
+        blocking(format!("copy of {}", from.display()), left + PATIENCE, move || {
+            files::copy(&source, &target, left, step.as_ref())
+        })
+        .await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        let owned = file.to_owned();
+        blocking(format!("search for users of {}", file.display()), PATIENCE, move || Ok(usage::of_file(&owned))).await
     }
 
     async fn remove(&self, path: &Path) -> Result<()> {

@@ -87,6 +87,10 @@ pub enum Task {
     Manage(Change),
     /// The name, then metadata. Answered by [`Pool`] with the image as it is then.
     Unmanage(Change),
+    /// A copy of an image that shares what is not written, beside it. Answered by [`Pool`] with the clone.
+    Clone(Cloning),
+    /// The way back, from wherever it came to. Answered by [`Pool`] with no image.
+    Unclone(Cloning),
     /// The features of one image. Answered by [`Features`].
     Features {
         /// The image's name.
@@ -125,6 +129,45 @@ pub struct SnapshotChange {
     /// Its new name, if it is to have one; without, it only has to be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rename_to: Option<String>,
+}
+
+/// A clone beside its image, in the same pool and namespace. It may be asked for again after a crash or an error: what is done
+/// already is left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cloning {
+    /// The clone's name; of the snapshot too, if one has to be made.
+    pub name: String,
+    /// Who it is for: what the clone is marked with. Nothing else is ever removed.
+    pub owner: String,
+    /// The image's id.
+    pub image_id: String,
+    /// The image's snapshot to clone, by name and id; none: one is made, and goes with the clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<(String, u64)>,
+    /// The features that the clone may have, of those that its image has.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+impl Cloning {
+    /// The key of a clone's mark; its value is the owner.
+    pub const MARK: &str = "mortar.rescue";
+    /// The key beside it; its value is the clone's own id, as Ceph copies metadata to the clones of a clone.
+    pub const MARKED: &str = "mortar.rescue.image";
+
+    /// What the key of an intent begins with; the owner follows.
+    pub const INTENT: &str = "mortar.rescue.of.";
+
+    /// The key that the image has from before the first change until after the last: what has the clone's name is ours then,
+    /// though it may not be marked yet. Its value is [`Cloning::intended`].
+    pub fn intent(&self) -> String {
+        format!("{}{}", Self::INTENT, self.owner)
+    }
+
+    /// The image's id, and behind an `@` the clone's name: other clones of the image get this with its metadata.
+    pub fn intended(&self) -> String {
+        format!("{}@{}", self.image_id, self.name)
+    }
 }
 
 /// The reply to every task but [`Task::Features`].
@@ -267,6 +310,9 @@ pub enum Step {
     Metadata,
     /// Renaming an image or a snapshot. `EEXIST`: another has the new name; nothing was changed.
     Rename,
+    /// Making or removing a clone or its snapshot. `EEXIST`: something else has the name; nothing was changed. `EBUSY`:
+    /// somebody has the clone open.
+    Clone,
 }
 
 /// How a [`Failure`] stands on stdout.

@@ -105,6 +105,11 @@ impl Machine {
         self.with(|world| world.process.fail_next(name.into(), fault.into(), true));
     }
 
+    /// What was to fail, or to end the process, and has not come to it does not any more.
+    pub fn forget_faults(&self) {
+        self.with(|world| world.process.forget_faults());
+    }
+
     /// Just before the next call whose name holds `name`, somebody else does something: for races.
     pub fn before_next(&self, name: impl Into<String>, interfere: impl FnOnce(&Machine) + Send + 'static) {
         self.with(|world| world.process.interfere(name.into(), Box::new(interfere)));
@@ -172,6 +177,25 @@ impl Machine {
         self.with(|world| world.files.create(path, Vec::new(), size_bytes, 0o600));
     }
 
+    /// Its file systems share blocks between files (`FICLONE`), or (`false`) know nothing of it.
+    pub fn set_reflinks(&self, known: bool) {
+        self.with(|world| world.files.reflinks = known);
+    }
+
+    /// Writes a file of bytes, which begins anew if it is there.
+    pub fn put_bytes(&self, path: impl AsRef<Path>, bytes: &[u8]) {
+        self.with(|world| world.files.create(path, bytes.to_vec(), bytes.len() as u64, 0o600));
+    }
+
+    /// Removes a raw file and makes one of zeros, which is given its number, as ext4 does.
+    pub fn recreate_raw(&self, path: impl AsRef<Path>) {
+        self.with(|world| {
+            let file = world.files.file_mut(&path).expect("a test makes anew a file that was there");
+            file.content.clear();
+            file.attributes.clear();
+        });
+    }
+
     /// Lets a file grow or shrink.
     pub fn truncate(&self, path: impl AsRef<Path>, size_bytes: u64) {
         self.with(|world| {
@@ -232,6 +256,17 @@ impl Machine {
     /// The server with a loop device's file is gone, or (`false`) back: while it is, the device does not tell its file.
     pub fn silence_loop(&self, device: &str, silent: bool) {
         self.with(|world| world.loops.silence(device, silent));
+    }
+
+    /// A process has nothing open any more.
+    pub fn close(&self, pid: u32) {
+        self.with(|world| {
+            for users in world.users.values_mut() {
+                users.retain(|user| !matches!(user, User::Opener { pid: other, .. } if *other == pid));
+            }
+            world.users.retain(|_, users| !users.is_empty());
+            loops::released(world);
+        });
     }
 
     /// Takes all users of a device away.
@@ -425,6 +460,12 @@ impl Host for Machine {
         self.call_within(&name, timeout, |world| world.attempt(&name, |world| world.head(path, length))).await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        let call = format!("loop_device {name}");
+        let one = |world: &mut World| Ok(world.loops.list().into_iter().find(|device| device.name == name));
+        self.call(&call, |world| world.attempt(&call, one)).await
+    }
+
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
         self.call("loop_devices", |world| world.attempt("loop_devices", |world| Ok(world.loops.list()))).await
     }
@@ -478,6 +519,31 @@ impl Host for Machine {
         };
         let name = format!("rename {} {}", from.display(), to.display());
         self.call(&name, |world| world.effect(&name, rename)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let share = |world: &mut World| match world.files.reflinks {
+            true => copy(world, from, to),
+            false => Err(Error::io("share the blocks of", from)(io::ErrorKind::Unsupported.into())),
+        };
+        let name = format!("reflink {} {}", from.display(), to.display());
+        self.call(&name, |world| match world.files.reflinks {
+            true => world.effect(&name, share),
+            false => world.attempt(&name, share),
+        })
+        .await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let name = format!("copy {} {}", from.display(), to.display());
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.call_within(&name, left, |world| world.effect(&name, |world| copy(world, from, to))).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        let name = format!("openers {}", file.display());
+        let key = file.display().to_string();
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.users_of(&key)))).await
     }
 
     async fn remove(&self, path: &Path) -> Result<()> {
@@ -596,7 +662,7 @@ impl Host for Machine {
     async fn commits(&self, what: &str) -> Result<()> {
         let name = format!("commit {what}");
         self.call(&name, |world| {
-            let full = world.disk_full;
+            let full = world.disk_full && what.starts_with("journal");
             world.attempt(&name, |_| match full {
                 true => Err(Error::io("write", "the journal")(io::ErrorKind::StorageFull.into())),
                 false => Ok(()),
@@ -608,6 +674,13 @@ impl Host for Machine {
     async fn effect(&self, what: &str) {
         // Nobody but a fault can refuse it, and a fault has nobody to tell.
         let _done = self.call(what, |world| world.effect(what, |_| Ok(()))).await;
+    }
+}
+
+fn copy(world: &mut World, from: &Path, to: &Path) -> Result<FileStat> {
+    match world.files.stat(to) {
+        Some(_) => Err(Error::Exists { path: to.into() }),
+        None => world.files.copy(from, to).ok_or_else(|| absent("open", from)),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Attended`] stands between the drivers and the machine, so that no driver has to do anything for it. Each call that
 //! changes something or may wait is a *step* of the work in whose scope it is made ([`Steps::during`]). A step lasts as long
-//! as the machine is at it: a thread in the kernel or a tool that nobody waits for any more keeps it going.
+//! as the machine is at it: a thread in the kernel or a tool that nobody waits for any more keeps it going. What is asked of
+//! somebody else on this host than the trait `Host` ([`reads`], [`changes`]) is a step as well.
 //!
 //! ```text
 //!                    ┌── a call that only reads or waits: left at once
@@ -152,7 +153,7 @@ enum Kind {
 
 /// A step goes on for as long as one of these is kept.
 #[derive(Debug, Clone)]
-pub(crate) struct Going(Arc<Mark>);
+pub struct Going(Arc<Mark>);
 
 #[derive(Debug)]
 struct Mark {
@@ -168,8 +169,23 @@ impl Drop for Mark {
 }
 
 /// The step that this call is, to be kept by whatever goes on with it; `None` if nobody set it out.
-pub(crate) fn current() -> Option<Going> {
+pub fn current() -> Option<Going> {
     STEP.try_with(Going::clone).ok()
+}
+
+impl Going {
+    /// How far it is, for whoever asks what the work waits for.
+    pub(crate) fn says(&self, what: impl Into<String>) {
+        let Self(mark) = self;
+        if let Some(step) = mark.steps.state().going.get_mut(&mark.number) {
+            step.what = what.into();
+        }
+    }
+
+    /// Whether the work was asked to give up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.steps.is_cancelled()
+    }
 }
 
 /// The step that this call is, is this process.
@@ -206,6 +222,17 @@ pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
             None => work.await,
         }
     }
+}
+
+/// Makes a call that only reads, of somebody else than the trait [`crate::Host`], as a step of the work that it is part of.
+/// [`Error::Cancelled`] if that was asked to give up; else what the call answered.
+pub async fn reads<T>(what: &str, call: impl Future<Output = T>) -> Result<T> {
+    step(Kind::Reads, || what.to_owned(), async { Ok(call.await) }).await
+}
+
+/// As [`reads`], of a call that changes something: once begun it goes to its end.
+pub async fn changes<T>(what: &str, call: impl Future<Output = T>) -> Result<T> {
+    step(Kind::Changes, || what.to_owned(), async { Ok(call.await) }).await
 }
 
 /// Makes a call, as a step of the work that it is part of.

@@ -1,6 +1,15 @@
 //! The virtual machines of this host, as far as a rescue has to know them: which there are, how they are defined, and how
 //! they are started and stopped. It knows nothing of volumes, nor of what a rescue is for.
 
+mod announced;
+pub mod definition;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+pub use announced::Announced;
+
 use async_trait::async_trait;
 use driver::{Readiness, Result};
 use serde::{Deserialize, Serialize};

@@ -51,6 +51,32 @@ pub mod v1 {
         }
     }
 
+    /// Without the password and the user data, which may hold another.
+    impl std::fmt::Debug for RescueRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let disk = match &self.disk {
+                Some(rescue_request::Disk::Image(locator) | rescue_request::Disk::Volume(locator)) => locator,
+                None => "",
+            };
+            f.debug_struct("RescueRequest")
+                .field("instance", &self.instance)
+                .field("disk", &disk)
+                .field("ssh_keys", &self.ssh_keys)
+                .finish_non_exhaustive()
+        }
+    }
+
+    /// Without the password.
+    impl std::fmt::Debug for RescueResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("RescueResponse")
+                .field("instance", &self.instance)
+                .field("changed", &self.changed)
+                .field("warnings", &self.warnings)
+                .finish_non_exhaustive()
+        }
+    }
+
     /// Without the `connection_info`, which holds the password.
     impl std::fmt::Debug for ExportResponse {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

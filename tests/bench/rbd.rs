@@ -3,7 +3,7 @@
 use crate::{
     figures::{clocked, timed},
     machine::{agent, client, entries, read, run, sh, spin},
-    processes::Watch,
+    processes::{self, Watch},
     report::{Report, Row, Wanted},
 };
 use serde_json::{Value, json};
@@ -133,7 +133,11 @@ async fn map(report: &mut Report, peer: &mut Peer, warm: bool) {
         let went = watch.count() - came;
         (up.our_processes, down.our_processes) = (Some(came), Some(went));
         (brick_up.our_processes, brick_down.our_processes) = (Some(came), Some(went));
-        (up.peer_processes, down.peer_processes) = (Some(1), Some(1));
+    }
+    {
+        let (came, device) = processes::of_command(RBD, &["map", "bench/peer"]);
+        let (went, _) = processes::of_command(RBD, &["unmap", &device]);
+        (up.peer_processes, down.peer_processes) = (Some(came), Some(went));
     }
     {
         let watch = Watch::on(peer.pid());
@@ -190,7 +194,12 @@ async fn rename(report: &mut Report) {
         let managed = watch.count();
         client.unmanage(ID, false).await.unwrap();
         (there.our_processes, back.our_processes) = (Some(managed), Some(watch.count() - managed));
-        there.peer_processes = Some(2);
+    }
+    {
+        let (info, _) = processes::of_command(RBD, &["info", "--format", "json", "bench/peer"]);
+        let (renamed, _) = processes::of_command(RBD, &["rename", "bench/peer", &managed]);
+        there.peer_processes = Some(info + renamed);
+        run(RBD, &["rename", &managed, "bench/peer"]);
     }
     report.add(there);
     report.add(back);
@@ -223,8 +232,13 @@ async fn list(report: &mut Report, peer: &mut Peer) {
         let watch = Watch::on(agent());
         client.manageable("rbd:many").await.unwrap();
         row.our_processes = Some(watch.count());
-        // `rbd status` for each.
-        row.peer_processes = Some(MANY);
+    }
+    {
+        let watch = Watch::on(peer.pid());
+        peer.ask(&json!({ "do": "list-images", "pool": "many", "sample": 0 }));
+        let once = watch.count();
+        peer.ask(&json!({ "do": "list-images", "pool": "many", "sample": 1 }));
+        row.peer_processes = Some(once + (watch.count() - 2 * once) * MANY);
     }
     let few = row.our_processes.is_some_and(|count| count <= 1);
     row.wanted.push(Wanted::Else("no process for each image".into(), few));
@@ -232,6 +246,6 @@ async fn list(report: &mut Report, peer: &mut Peer) {
     report.note(&format!(
         "**List of 1,000 images.** Ours is `Volumes.ListManageable` of the pool, with why each of them can or cannot be managed. The floor is one `rbd ls --long`, which opens each image too. \
          The peer is what Cinder's `get_manageable_volumes` does: it opens each image by librbd and runs `rbd status` for it; \
-         only {SAMPLE} of the 1,000 were asked about, and the peer's time is extrapolated from them."
+         only {SAMPLE} of the 1,000 were asked about, and the peer's time and processes are extrapolated from them."
     ));
 }

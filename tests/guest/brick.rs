@@ -214,20 +214,18 @@ async fn of_two_pools_with_one_image_name_os_brick_unmaps_the_wrong_one_and_we_t
 #[tokio::test]
 async fn a_corrupt_node_record_stops_neither() {
     let targets = Targets::new("beside", 1, &["127.0.0.1:3260"]);
-    let record = "/etc/iscsi/nodes/iqn.2026-11.org.example:corrupt/127.0.0.1,3260,1/default";
-    sh(&format!("mkdir -p $(dirname {record}); printf 'node.nam' >{record}"));
     let mut beside = Beside::new();
     let job = iscsi(&targets, "127.0.0.1:3260", &json!(0));
-    beside.come("corrupt", &job).await;
-    beside.go("corrupt").await;
-    assert_eq!((disks(), sessions()), (Vec::new(), Vec::new()));
-    assert_eq!(read(record), "node.nam");
-    let told = beside.peer.try_ask(&{
-        let mut job = job.clone();
-        job["do"] = "attach".into();
-        job
-    });
-    crate::cli::figure("os-brick with a corrupt record", format!("{told:?}"));
-    tidy();
-    sh("rm -rf /etc/iscsi/nodes/*");
+    // Of another target, and of the very one.
+    for iqn in ["iqn.2026-11.org.example:corrupt", &targets.iqn(0)] {
+        let record = format!("/etc/iscsi/nodes/{iqn}/127.0.0.1,3260,1/default");
+        sh(&format!("mkdir -p $(dirname {record}); printf 'node.nam' >{record}"));
+        beside.come("corrupt", &job).await;
+        beside.go("corrupt").await;
+        assert_eq!((disks(), sessions()), (Vec::new(), Vec::new()));
+        assert_eq!(read(&record), "node.nam");
+        // os-brick gets its device as well.
+        assert_eq!(beside.come_by_peer(&job)["scsi_wwn"], targets.wwn(0), "{iqn}");
+        tidy();
+    }
 }

@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use tests::reliability::{Row, Where, note};
 
 /// How one call of `mortar --output json` ended.
 #[derive(Debug)]
@@ -153,6 +154,13 @@ pub(crate) fn main_pid() -> String {
 /// Says a measured figure past the harness, which keeps what a test prints to itself.
 pub(crate) fn figure(what: &str, value: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "-- {what}: {value}");
+}
+
+/// Notes how an attempt to be given the wrong device ended.
+pub(crate) fn wrong_device(attempt: &str, driver: &str, refusal: &str) {
+    figure(attempt, refusal);
+    let (attempt, driver, refusal) = (attempt.to_owned(), driver.to_owned(), refusal.to_owned());
+    note(&Row::WrongDevice { attempt, driver, shown: Where::Guest, refusal });
 }
 
 /// Changes the service's config and restarts it; dropped, the old config comes back.

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{Execs, Ran, Reconfigured, attach, detach, mortar, mortar_reading, sessions, text, until},
-    iscsi::{MARKER, PASSWORD, Spy, USER, hold_the_marker},
+    iscsi::{MARKER, PASSWORD, Spy, USER, that_hold},
     machine::{GuestStage, PORTAL, sh},
 };
 use driver::Backend;
@@ -158,7 +158,7 @@ async fn chap_inside_it_stays_secret() {
     let before = stage.snapshot().await;
     let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace,h2=trace\"");
     sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
-    let (execs, spy) = (Execs::watch(), Spy::start());
+    let (execs, spy) = (Execs::watch(), Spy::start(MARKER));
 
     let mut data = cinder(&stage, PORTAL, json!("0"));
     for (key, value) in [("auth_method", "CHAP"), ("auth_username", USER), ("auth_password", PASSWORD)] {
@@ -169,7 +169,7 @@ async fn chap_inside_it_stays_secret() {
     }
     let info = envelope(&data).to_string();
     let there = mortar_reading(&["attach", "--connection-info", "-", "--id", "secret"], &info);
-    let files = hold_the_marker("/etc /var/lib /run");
+    let files = that_hold(MARKER, "/etc /var/lib /run");
     let mut said = vec![there.out.clone(), there.err.clone(), mortar(&["show", "secret"]).out];
     assert_eq!(text(&there.ok(), "scsi_wwn"), stage.wwn(0));
     let gone = mortar_reading(&["detach", "--connection-info", "-"], &info);
@@ -200,7 +200,7 @@ async fn chap_inside_it_stays_secret() {
     if let Some(line) = log.lines().find(|line| line.contains(MARKER)) {
         panic!("in the log: {line}");
     }
-    assert_eq!(files + &hold_the_marker("/etc /var/lib /run"), "", "in files");
+    assert_eq!(files + &that_hold(MARKER, "/etc /var/lib /run"), "", "in files");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
     sh("rm /root/right /root/marker");
 }

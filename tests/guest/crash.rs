@@ -1,201 +1,328 @@
-//! kill -9 of the agent in the middle of its work: after the restart all of it is done or none, and the repeated call gives
-//! the right answer.
+//! kill -9 of the real agent after every effect of every verb, and again after effects of the recovery: each operation is
+//! finished or undone, the caller's retry gives the right answer, and the host is what it was.
+//!
+//! ```text
+//!   from ── call, killed after effect n ── started (killed after effect m of that, started) ──┐
+//!    ▲                                                                                        ▼
+//!    └──── the way back, killed in the same way ──── to ◀── the call again ──── from or to, and nothing between
+//! ```
+//!
+//! It is `tests/sim/crash.rs` on a real machine, where a tool may outlive the agent, and the kernel has its own mind.
 
-use crate::{
-    cli::{Ran, figure, main_pid, mortar, start, text, until},
-    machine::{GuestStage, sh, try_sh},
-};
-use driver::Backend;
-use serde_json::Value;
-use std::{
-    io::Write,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
-use tests::stage::Stage;
+pub(crate) mod mortal;
+mod subject;
 
-const SIZE: u64 = 16 << 20;
+use crate::cli::figure;
+use mortal::Mortal;
+use proto::v1;
+use std::{collections::BTreeSet, time::Duration};
+use subject::{Subject, Tried};
+use tests::{
+    client::{Answer, Client, attach, manage},
+    reliability::{self, Row, note},
+    stage::Stage,
+};
+use tokio::time::Instant;
+
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8680";
-/// The kill comes after 0/6, 1/6, …, 5/6 of the time that the call takes undisturbed, and after its end.
-const POINTS: u32 = 6;
-const DROP_IN: &str = "/run/systemd/system/mortard.service.d";
+const NEVER: usize = usize::MAX;
 
-/// An agent that is killed more often than systemd puts up with; as it was when this is dropped.
-struct Cat;
+/// What is crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Attach,
+    Detach,
+    Extend,
+    Manage,
+    Unmanage,
+    Export,
+    Unexport,
+}
 
-impl Cat {
+impl Verb {
+    /// The call, and whether it changed anything.
+    async fn call(self, mut client: Client, locator: &str) -> Answer<bool> {
+        Ok(match self {
+            // All paths, or else a picture would depend on how far the later ones came.
+            Self::Attach => client.attach(v1::AttachRequest { all_paths: true, ..attach("a", locator) }).await?.changed,
+            Self::Detach => {
+                let gone = client.detach("a").await?;
+                assert!(gone.residuals.is_empty(), "{gone:?}");
+                gone.changed
+            }
+            Self::Extend => {
+                let request = v1::ExtendRequest { id: "a".into(), timeout_ms: 0 };
+                client.attachments.extend(request).await?.into_inner().changed
+            }
+            Self::Manage => client.manage(v1::ManageRequest { id: ID.into(), ..manage(locator) }).await?.changed,
+            Self::Unmanage => client.unmanage(ID, false).await?.changed,
+            Self::Export => {
+                let request = v1::ExportRequest {
+                    id: "a".into(),
+                    locator: locator.into(),
+                    initiator: "iqn.2026-11.org.example:other".into(),
+                    portals: vec!["127.0.0.1:3262".into()],
+                    ..v1::ExportRequest::default()
+                };
+                client.export(request).await?.changed
+            }
+            Self::Unexport => {
+                let gone = client.unexport("a").await?;
+                assert!(gone.residuals.is_empty(), "{gone:?}");
+                gone.changed
+            }
+        })
+    }
+}
+
+/// Where the agent dies: after an effect of the call, and after one of the recovery (0: it recovers).
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    at: usize,
+    again: usize,
+}
+
+/// The points of one verb, in an order in which what is not known beforehand (how many there are) has been seen.
+struct Points {
+    next: Option<Point>,
+    /// As soon as a call has come to its end.
+    effects: usize,
+    runs: usize,
+}
+
+impl Points {
     fn new() -> Self {
-        sh(&format!(
-            "mkdir -p {DROP_IN}; printf '[Unit]\\nStartLimitIntervalSec=0\\n' >{DROP_IN}/crash.conf; systemctl daemon-reload"
-        ));
-        Self
+        Self { next: Some(Point { at: 1, again: 0 }), effects: 0, runs: 0 }
+    }
+
+    fn ended(&mut self, at: usize) {
+        self.effects = at - 1;
+        self.next = None;
+    }
+
+    /// The recovery had so many effects. Once more with a crash in it: after its first effect, the second or the last, in turn.
+    /// Of the long rows of an export only every fourth point is tried so: they are alike.
+    fn recovered(&mut self, point: Point, effects: usize) {
+        self.runs += 1;
+        let again = match point.at % 3 {
+            1 => 1,
+            2 => 2,
+            _ => effects,
+        };
+        let is_tried = point.at <= 12 || point.at.is_multiple_of(4);
+        let (at, again) = match is_tried && point.again == 0 && (1..=effects).contains(&again) {
+            true => (point.at, again),
+            false => (point.at + 1, 0),
+        };
+        self.next = Some(Point { at, again });
     }
 }
 
-impl Drop for Cat {
-    fn drop(&mut self) {
-        try_sh(&format!("rm -r {DROP_IN}; systemctl daemon-reload"));
+/// One subject, and the agent that is killed.
+struct Sweep {
+    agent: Mortal,
+    tried: Tried,
+}
+
+impl Sweep {
+    async fn of(subject: Subject) -> Self {
+        let tried = Tried::make(subject).await;
+        Self { agent: Mortal::in_its_place(subject.backend()).await, tried }
+    }
+
+    /// Everything on the host that the agent could change, with what it says of it; without the names that the kernel gives
+    /// anew to devices.
+    async fn picture(&self) -> String {
+        let mut client = self.client();
+        let attachments = client.list().await.unwrap().into_iter().map(|there| format!("attachment: {}", there.id));
+        let exports = client.exports.list(v1::ListExportsRequest {}).await.unwrap().into_inner().exports;
+        let exports = exports.into_iter().map(|export| format!("export: {} {}", export.id, export.ready));
+        let snapshot = self.tried.stage.snapshot().await;
+        let named = |line: &str| match line.split_once(' ') {
+            Some((what @ ("block:" | "mapping:"), rest)) => {
+                let (name, rest) = rest.split_once(' ').unwrap();
+                format!(
+                    "{what} {} {rest}",
+                    name.trim_end_matches(|end: char| end.is_ascii_digit()).get(..2).unwrap_or("")
+                )
+            }
+            _ => line.to_owned(),
+        };
+        let mut lines: Vec<String> = snapshot.lines().map(named).chain(attachments).chain(exports).collect();
+        lines.sort();
+        lines.join("\n")
+    }
+
+    fn client(&self) -> Client {
+        self.tried.stage.client()
+    }
+
+    async fn call(&self, verb: Verb) -> Answer<bool> {
+        verb.call(self.client(), &self.tried.locator).await
+    }
+
+    /// Lets a call die at a point, and makes it again. Where there is no such point, the call has come to its end.
+    async fn crash(&mut self, verb: Verb, points: &mut Points, from: &str, to: &str) {
+        let Some(point) = points.next else {
+            assert_eq!(self.call(verb).await.unwrap(), from != to, "{verb:?}");
+            return;
+        };
+        self.agent.arm(point.at);
+        let answer = self.call(verb).await;
+        if let Ok(changed) = answer
+            && self.agent.is_armed()
+        {
+            assert_eq!(changed, from != to, "{verb:?}");
+            self.agent.disarm();
+            points.ended(point.at);
+            return;
+        }
+        self.agent.death(&answer).await;
+        let last = self.agent.disarm().pop().unwrap_or_default();
+        let mut place = format!("{:?}: {verb:?} killed after its effect {}, {last}", self.tried.subject, point.at);
+        if point.again > 0 {
+            self.agent.arm(point.again);
+            self.agent.start().await;
+            // What goes on behind a recovery may be over before it comes to this.
+            if !self.agent.lives() {
+                let last = self.agent.disarm().pop().unwrap_or_default();
+                place = format!("{place}, and after effect {} of the recovery, {last}", point.again);
+            }
+        }
+        if !self.agent.lives() {
+            self.agent.arm(NEVER);
+            assert!(self.agent.start().await, "{place}: it died without having been told to");
+        }
+        self.settled(&place).await;
+        let effects = self.agent.disarm().len();
+        let recovered = self.picture().await;
+        assert!(
+            recovered == to || recovered == from,
+            "{place}: neither before nor after. Beside before:\n{}\n==== and beside after:\n{}",
+            difference(from, &recovered),
+            difference(to, &recovered)
+        );
+        let changed = self.call(verb).await.unwrap_or_else(|refused| panic!("{place}: {refused:?}"));
+        assert_eq!(changed, recovered != to, "{place}: what the repetition says");
+        let left = difference(to, &self.picture().await);
+        assert!(left.is_empty(), "{place}: the repetition does not end where the call does\n{left}");
+        points.recovered(point, effects);
+    }
+
+    /// No operation runs any more.
+    async fn settled(&self, place: &str) {
+        let (mut client, end) = (self.client(), Instant::now() + Duration::from_secs(60));
+        loop {
+            let running = client.running().await;
+            if running.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "{place}: {running:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// All points of a verb, and of that which takes it back.
+    async fn there_and_back(mut self, there: Verb, back: Verb) {
+        // Once as it goes undisturbed, so that what stays for good is there.
+        for verb in [there, back, there, back] {
+            assert!(self.call(verb).await.unwrap(), "{verb:?} changed nothing");
+        }
+        let before = self.picture().await;
+        assert!(self.call(there).await.unwrap());
+        let after = self.picture().await;
+        assert!(self.call(back).await.unwrap());
+        let (mut going, mut coming) = (Points::new(), Points::new());
+        while going.next.is_some() || coming.next.is_some() {
+            self.crash(there, &mut going, &before, &after).await;
+            self.crash(back, &mut coming, &after, &before).await;
+        }
+        assert_eq!(difference(&before, &self.picture().await), "", "something was left behind");
+        self.report(there, &going, 3);
+        self.report(back, &coming, 3);
+    }
+
+    /// All points of an extend.
+    async fn extend(mut self) {
+        assert!(self.call(Verb::Attach).await.unwrap());
+        self.tried.grow();
+        let before = self.picture().await;
+        let changed = self.call(Verb::Extend).await.unwrap();
+        let after = self.picture().await;
+        // An LV and a mapping learn their size without us.
+        assert_eq!(changed, before != after);
+        let mut points = Points::new();
+        while points.next.is_some() {
+            assert!(self.call(Verb::Detach).await.unwrap());
+            self.tried.shrink();
+            assert!(self.call(Verb::Attach).await.unwrap());
+            self.tried.grow();
+            self.crash(Verb::Extend, &mut points, &before, &after).await;
+        }
+        assert!(self.call(Verb::Detach).await.unwrap());
+        self.report(Verb::Extend, &points, 2);
+    }
+
+    fn report(&self, verb: Verb, points: &Points, least: usize) {
+        let what = format!("{:?} {verb:?}", self.tried.subject);
+        note(&Row::Guest(reliability::Sweep {
+            operation: format!("{verb:?}").to_lowercase(),
+            driver: self.tried.subject.named().into(),
+            points: points.effects,
+            runs: points.runs,
+            leftovers: 0,
+        }));
+        figure(&what, format!("{} crash points, {} runs, nothing left", points.effects, points.runs));
+        assert!(points.effects >= least, "{what}: {} effects are too few to be true", points.effects);
     }
 }
 
-/// A kill -9 of the service that needs no new process, so that it comes when it should.
-struct Killer(Child);
-
-impl Killer {
-    fn arm() -> Self {
-        let script = format!("read -r; kill -KILL {}", main_pid());
-        Self(Command::new("/bin/bash").args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap())
-    }
-
-    fn strike(mut self) {
-        self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
-        assert!(self.0.wait().unwrap().success(), "there was nobody to kill");
-    }
+/// The lines that only one of them has.
+fn difference(before: &str, after: &str) -> String {
+    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());
+    let gone = before.difference(&after).map(|line| format!("- {line}\n"));
+    let new = after.difference(&before).map(|line| format!("+ {line}\n"));
+    gone.chain(new).collect()
 }
 
-/// Makes a call that takes so long undisturbed, kills the agent at one of the points of it, and starts it anew. How the call
-/// ended is told only by 0, or by 5 with the reason that the agent is gone.
-fn crash(args: &[&str], undisturbed: Duration, point: u32) -> Ran {
-    let killer = Killer::arm();
-    let call = start(args);
-    let ran = if point < POINTS {
-        // This is the point in time that the test is about.
-        std::thread::sleep(undisturbed * point / POINTS);
-        killer.strike();
-        call.end()
-    } else {
-        let ran = call.end();
-        killer.strike();
-        ran
+macro_rules! sweeps {
+    ($($name:ident: $subject:ident, $there:ident, $back:ident;)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                Sweep::of(Subject::$subject).await.there_and_back(Verb::$there, Verb::$back).await;
+            }
+        )*
     };
-    if ran.code != 0 {
-        ran.refused(5, "UNREACHABLE");
-    }
-    sh("systemctl restart mortard");
-    until("the recovery", Duration::from_secs(30), || {
-        (mortar(&["operations", "--running"]).ok() == Value::Array(Vec::new())).then_some(())
-    });
-    ran
 }
 
-/// Which of two pictures it is: the one before the call, or the one after it.
-#[track_caller]
-fn came_to_its_end(now: &str, before: &str, after: &str, at: &str) -> bool {
-    assert!(
-        now == before || now == after,
-        "{at}: neither before nor after\n{now}\n==== before\n{before}\n==== after\n{after}"
-    );
-    now == after
+sweeps! {
+    file_attach_and_detach: File, Attach, Detach;
+    file_manage_and_unmanage: File, Manage, Unmanage;
+    iscsi_attach_and_detach: Iscsi, Attach, Detach;
+    multipath_attach_and_detach: Multipath, Attach, Detach;
+    lvm_attach_and_detach: Lvm, Attach, Detach;
+    lvm_manage_and_unmanage: Lvm, Manage, Unmanage;
+    lvm_export_and_unexport: Lvm, Export, Unexport;
+    rbd_attach_and_detach: Rbd, Attach, Detach;
+    rbd_manage_and_unmanage: Rbd, Manage, Unmanage;
 }
 
-async fn attach_and_detach(mut stage: GuestStage, backend: Backend) {
-    let _cat = Cat::new();
-    let locator = stage.volume(backend, "crash", SIZE).await;
-    let before = stage.snapshot().await;
-    let (attach, detach) = (["attach", &*locator, "--id", "crash"], ["detach", "crash"]);
-    let first = mortar(&attach);
-    let attached = stage.snapshot().await;
-    let last = mortar(&detach);
-    let (attaching, detaching) = (first.took, last.took);
-    figure(&format!("{backend} undisturbed"), format!("attach {attaching:.2?}, detach {detaching:.2?}"));
-    let wanted = first.ok();
-    last.ok();
-    let (mut finished, mut undone) = (0, 0);
-    for point in 0..=POINTS {
-        let at = format!("attach killed after {point}/{POINTS}");
-        let ran = crash(&attach, attaching, point);
-        let listed = mortar(&["list"]).ok();
-        let there = came_to_its_end(&stage.snapshot().await, &before, &attached, &at);
-        assert_eq!(listed.as_array().unwrap().len(), usize::from(there), "{at}: {listed}");
-        assert!(there || ran.code != 0, "{at}: it was said to be done");
-        let again = mortar(&attach).ok();
-        // The kernel may give it another name: udev can still have the old one open.
-        for key in ["identity", "size_bytes", "scsi_wwn", "stable_path"] {
-            assert_eq!(again[key], wanted[key], "{at}: {key} of the repetition");
-        }
-        assert_eq!(again["changed"], !there, "{at}");
-        if there {
-            finished += 1
-        } else {
-            undone += 1
-        }
-
-        let at = format!("detach killed after {point}/{POINTS}");
-        let ran = crash(&detach, detaching, point);
-        let gone = came_to_its_end(&stage.snapshot().await, &attached, &before, &at);
-        assert!(gone || ran.code != 0, "{at}: it was said to be done");
-        let again = mortar(&detach).ok();
-        assert_eq!((&again["changed"], &again["residuals"]), (&(!gone).into(), &Value::Array(Vec::new())), "{at}");
-        assert_eq!(mortar(&["list"]).ok(), Value::Array(Vec::new()), "{at}");
-        if !gone {
-            assert_eq!(stage.snapshot().await, before, "{at}: something was left behind");
-        }
-        if gone { finished += 1 } else { undone += 1 }
-    }
-    figure(&format!("{backend} after kills"), format!("{finished} done, {undone} as if never begun"));
-    assert!(finished > 0 && undone > 0, "the kills came all too early or all too late");
+macro_rules! extends {
+    ($($name:ident: $subject:ident;)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                Sweep::of(Subject::$subject).await.extend().await;
+            }
+        )*
+    };
 }
 
-#[tokio::test]
-async fn file_attach_and_detach() {
-    attach_and_detach(GuestStage::bare(), Backend::File).await;
-}
-
-#[tokio::test]
-async fn iscsi_attach_and_detach() {
-    attach_and_detach(GuestStage::with_target(), Backend::Iscsi).await;
-}
-
-#[tokio::test]
-async fn lvm_attach_and_detach() {
-    attach_and_detach(GuestStage::with_vg(), Backend::Lvm).await;
-}
-
-#[tokio::test]
-async fn rbd_attach_and_detach() {
-    attach_and_detach(GuestStage::with_pool(), Backend::Rbd).await;
-}
-
-async fn manage(mut stage: GuestStage, backend: Backend) {
-    let _cat = Cat::new();
-    let locator = stage.volume(backend, "crash", SIZE).await;
-    let before = stage.snapshot().await;
-    let manage = ["manage", &*locator, "--id", ID];
-    let first = mortar(&manage);
-    let managed = stage.snapshot().await;
-    let managing = first.took;
-    figure(&format!("{backend} undisturbed"), format!("manage {managing:.2?}"));
-    first.ok();
-    mortar(&["unmanage", ID]).ok();
-    let mut finished = 0;
-    for point in 0..=POINTS {
-        let at = format!("manage killed after {point}/{POINTS}");
-        let ran = crash(&manage, managing, point);
-        let done = came_to_its_end(&stage.snapshot().await, &before, &managed, &at);
-        assert!(done || ran.code != 0, "{at}: it was said to be done");
-        let again = mortar(&manage).ok();
-        assert_eq!((text(&again, "id"), text(&again, "origin")), (ID, &*locator), "{at}");
-        assert!(text(&again, "locator").ends_with(&format!("volume-{ID}")), "{at}: {again}");
-        assert_eq!(again["changed"], !done, "{at}");
-        finished += u32::from(done);
-        assert_eq!(text(&mortar(&["unmanage", ID]).ok(), "locator"), locator, "{at}");
-        assert_eq!(stage.snapshot().await, before, "{at}: something was left behind");
-    }
-    figure(&format!("{backend} after kills"), format!("{finished} of {} managed", POINTS + 1));
-    assert!(finished > 0, "no manage was finished");
-}
-
-#[tokio::test]
-async fn file_manage() {
-    manage(GuestStage::bare(), Backend::File).await;
-}
-
-#[tokio::test]
-async fn lvm_manage() {
-    manage(GuestStage::with_vg(), Backend::Lvm).await;
-}
-
-#[tokio::test]
-async fn rbd_manage() {
-    manage(GuestStage::with_pool(), Backend::Rbd).await;
+extends! {
+    file_extend: File;
+    iscsi_extend: Iscsi;
+    multipath_extend: Multipath;
+    lvm_extend: Lvm;
+    rbd_extend: Rbd;
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     cli::{mortar, mortar_reading},
-    machine::{GuestStage, sh, try_sh},
+    machine::{GuestStage, Multipathd, sh, try_sh},
 };
 use driver::Backend;
 use serde_json::Value;
@@ -76,6 +76,32 @@ async fn one_initiator_gets_the_lv_and_its_data() {
     assert_eq!(mortar(&["unexport", &locator]).ok()["changed"], true);
     assert_eq!(mortar(&["unexport", &locator]).ok()["changed"], false);
     assert_eq!((served(), stage.snapshot().await), (String::new(), before));
+}
+
+/// Served at two portals, it is attached by both.
+#[tokio::test]
+async fn by_two_portals() {
+    let _multipathd = Multipathd::up();
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "lv", SIZE).await;
+    sh("ip address replace 10.7.7.7/32 dev lo");
+    let (before, own) = (stage.snapshot().await, own_name());
+    let portals = ["--portal", "127.0.0.1", "--portal", "10.7.7.7"];
+    let info = mortar(&[&["export", &locator, "--initiator", &own, "--id", "both"], &portals[..]].concat()).ok();
+    let line = ["attach", "--connection-info", "-", "--id", "remote", "--all-paths"];
+    let there = mortar_reading(&line, &info.to_string()).ok();
+    let paths = there["paths"].as_array().unwrap();
+    let portals: Vec<&str> = paths.iter().map(|path| path["portal"].as_str().unwrap()).collect();
+    assert_eq!(portals, ["127.0.0.1:3260", "10.7.7.7:3260"], "{there}");
+    assert!(paths.iter().all(|path| path["state"] == "running"), "{there}");
+    let (device, lv) = (there["path"].as_str().unwrap(), locator.replace("lvm:", "/dev/"));
+    assert!(device.starts_with("/dev/dm-"), "{there}");
+    sh(&format!("echo by both | dd of={device} bs=512 conv=sync,fsync oflag=direct status=none"));
+    assert_eq!(sh(&format!("dd if={lv} bs=512 count=1 iflag=direct status=none | tr -d '\\0'")), "by both");
+    mortar(&["detach", "remote"]).ok();
+    mortar(&["unexport", "both"]).ok();
+    assert_eq!((served(), stage.snapshot().await), (String::new(), before));
+    sh("ip address del 10.7.7.7/32 dev lo");
 }
 
 #[tokio::test]

@@ -10,20 +10,25 @@ use tests::stage::Stage;
 
 const MIB: u64 = 1 << 20;
 
-/// Makes a VG of a device, as a virtual machine would, but with its own eyes only: no event must show the device to the host.
-fn make_vg(device: &str) {
-    sh(&format!(
+/// Makes a VG of a device, as a virtual machine would.
+fn make_vg(device: &str) -> String {
+    format!(
         "vgcreate -q -y --devices {device} guests {device} >/dev/null
-         lvcreate -q -y --devices {device} -an -Zn -n root -L 8M guests >/dev/null
-         udevadm settle; vgchange -q --devices {device} -an guests >/dev/null"
-    ));
+         lvcreate -q -y --devices {device} -an -Zn -n root -L 8M guests >/dev/null"
+    )
 }
 
-/// As [`make_vg`], in the file that is the unit of a stage.
+/// In the file that is the unit of a stage. The loop device is no guest's, and the host would start what is on it: so udev
+/// sees it only when it is empty again.
 fn make_vg_in_store(stage: &GuestStage) {
-    let device = sh(&format!("loop_file /var/tmp/{}.img 32M", stage.store(0)));
-    make_vg(device.trim());
-    sh(&format!("losetup -d {}; udevadm settle", device.trim()));
+    sh(&format!(
+        "udevadm settle; udevadm control --stop-exec-queue; trap 'udevadm control --start-exec-queue; udevadm settle' EXIT
+         loop=$(loop_file /var/tmp/{}.img 32M)
+         {}
+         losetup -d $loop",
+        stage.store(0),
+        make_vg("$loop")
+    ));
 }
 
 /// Attaches a volume with a VG inside, and nobody starts that.
@@ -73,7 +78,7 @@ async fn a_vg_in_an_image() {
     let mut stage = GuestStage::with_pool();
     let locator = stage.volume(Backend::Rbd, "v", 32 * MIB).await;
     let there = attach("to-fill", &locator);
-    make_vg(text(&there, "path"));
+    sh(&make_vg(text(&there, "path")));
     detach("to-fill");
     is_left_alone(&stage, &locator).await;
 }

@@ -3,6 +3,7 @@
 use crate::{
     cli::{
         Execs, Reconfigured, attach, detach, figure, mortar, mortar_reading, names, read, sessions, start, text, until,
+        wrong_device,
     },
     machine::{GuestStage, PORTAL, sh, try_sh},
 };
@@ -96,6 +97,7 @@ async fn the_wwn_of_another_volume_is_refused() {
     let (right, wrong) = (stage.wwn(0), stage.wwn(1));
     let message = mortar(&["attach", &luns[0], "--wwn", &wrong]).refused(4, "IDENTITY_MISMATCH");
     assert!(message.contains(&right) && message.contains(&wrong), "{message}");
+    wrong_device("another WWN than the caller expects", "iSCSI", &message);
     assert_eq!(stage.snapshot().await, before, "something was left behind");
     let there = mortar(&["attach", &luns[0], "--wwn", &format!("naa.{}", &right[1..])]).ok();
     assert_eq!(text(&there, "scsi_wwn"), right);
@@ -154,6 +156,27 @@ async fn unreachable_portals() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// A login that succeeds and brings no session: what tells of it names the target and the portal, and nothing is left.
+#[tokio::test]
+async fn a_login_that_brings_no_session() {
+    let (stage, luns) = stage_with(1).await;
+    // The agent asks iscsiadm for its version once.
+    attach("well", &luns[0]);
+    detach("well");
+    let before = stage.snapshot().await;
+    sh("printf '#!/bin/sh\\nexit 0\\n' >/root/iscsiadm; chmod 755 /root/iscsiadm");
+    sh("mount --bind /root/iscsiadm /usr/sbin/iscsiadm");
+    let hidden = mortar(&["--timeout", "5s", "attach", &luns[0], "--id", "hidden"]);
+    sh("umount /usr/sbin/iscsiadm; rm /root/iscsiadm");
+    assert!((4500..9000).contains(&hidden.took.as_millis()), "{:?}", hidden.took);
+    let message = hidden.refused(5, "UNREACHABLE");
+    assert!(message.contains(&stage.iqn()) && message.contains(PORTAL), "{message}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    attach("hidden", &luns[0]);
+    detach("hidden");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
 /// However an IPv6 portal is written, it is one portal.
 #[tokio::test]
 async fn an_ipv6_portal_in_any_form() {
@@ -190,6 +213,11 @@ async fn a_lun_that_becomes_another_volume() {
     for id in ["here", "there"] {
         let message = mortar(&["attach", &luns[0], "--id", id]).refused(4, "IDENTITY_MISMATCH");
         assert!(message.contains(&stage.wwn(0)) && message.contains(&stage.wwn(1)), "{message}");
+        wrong_device(
+            &format!("another volume is mapped to the LUN of an attachment, attach as {id}"),
+            "iSCSI",
+            &message,
+        );
     }
     mortar(&["attach", &luns[0]]).refused(4, "IDENTITY_MISMATCH");
     mortar(&["attach", &luns[0], "--id", "there", "--wwn", &stage.wwn(1)]).refused(4, "IDENTITY_MISMATCH");
@@ -253,16 +281,16 @@ const WRONG: &str = "mortar-hush-wrong-51";
 /// Neither password without this.
 pub(crate) const MARKER: &str = "mortar-hush";
 
-/// Looks into every process's argv and environment as fast as it can, until it is asked what it saw.
+/// Looks for a word in every process's argv and environment as fast as it can, until it is asked what it saw.
 pub(crate) struct Spy {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(usize, BTreeSet<String>)>,
 }
 
 impl Spy {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(word: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&stop);
+        let (asked, word) = (Arc::clone(&stop), word.to_owned());
         let thread = std::thread::spawn(move || {
             let (mut rounds, mut leaks) = (0, BTreeSet::new());
             while !asked.load(Ordering::Relaxed) {
@@ -270,7 +298,7 @@ impl Spy {
                 for pid in names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
                     for file in ["cmdline", "environ"] {
                         let found = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                        if String::from_utf8_lossy(&found).contains(MARKER) {
+                        if String::from_utf8_lossy(&found).contains(&word) {
                             leaks.insert(format!("{file} of {} {pid}", read(format!("/proc/{pid}/comm"))));
                         }
                     }
@@ -289,11 +317,11 @@ impl Spy {
     }
 }
 
-/// The files below a directory that hold the marker.
-pub(crate) fn hold_the_marker(directory: &str) -> String {
+/// The files below some directories that hold a word.
+pub(crate) fn that_hold(word: &str, directories: &str) -> String {
     // In a file: the spy looks at grep's argv, too.
-    std::fs::write("/root/marker", MARKER).unwrap();
-    String::from_utf8(try_sh(&format!("grep -rlF --file /root/marker {directory} || true")).stdout).unwrap()
+    std::fs::write("/root/marker", word).unwrap();
+    String::from_utf8(try_sh(&format!("grep -rlF --file /root/marker {directories} || true")).stdout).unwrap()
 }
 
 /// A CHAP password opens the door, and shows up nowhere on its way: no argv, environment, log, journal, file or error; and
@@ -309,7 +337,7 @@ async fn chap_passwords_stay_secret() {
     let before = stage.snapshot().await;
     let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace,h2=trace\"");
     sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
-    let (execs, spy) = (Execs::watch(), Spy::start());
+    let (execs, spy) = (Execs::watch(), Spy::start(MARKER));
 
     let wrong = mortar(&["attach", &luns[0], "--chap-user", USER, "--chap-password-file", "/root/wrong"]);
     let message = wrong.refused(6, "DENIED");
@@ -321,7 +349,7 @@ async fn chap_passwords_stay_secret() {
         mortar(&["attach", &luns[0], "--id", "secret", "--chap-user", USER, "--chap-password-file", "/root/right"]);
     assert!(!there.out.contains(MARKER), "{there:?}");
     assert_eq!(text(&there.ok(), "scsi_wwn"), stage.wwn(0));
-    let files = hold_the_marker("/etc /var/lib /run");
+    let files = that_hold(MARKER, "/etc /var/lib /run");
     let shown = mortar(&["show", "secret"]).out + &mortar(&["operations"]).out;
     detach("secret");
     let from_stdin = ["attach", &luns[0], "--id", "secret", "--chap-user", USER, "--chap-password-file", "-"];
@@ -344,7 +372,7 @@ async fn chap_passwords_stay_secret() {
     if let Some(line) = log.lines().find(|line| line.contains(MARKER)) {
         panic!("in the log: {line}");
     }
-    assert_eq!(files + &hold_the_marker("/etc /var/lib /run"), "", "in files");
+    assert_eq!(files + &that_hold(MARKER, "/etc /var/lib /run"), "", "in files");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
     sh("rm /root/right /root/wrong /root/marker");
 }

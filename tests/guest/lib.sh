@@ -362,6 +362,15 @@ ceph_user() {
     >"/etc/ceph/${CEPH_CLUSTER:-ceph}.client.$1.keyring"
 }
 
+# ceph_mon_stop: without its monitor a cluster lets nobody in; ceph_up starts it again.
+ceph_mon_stop() {
+  local name=${CEPH_CLUSTER:-ceph} pid
+  pid=$(ceph_pids "$name" ceph-mon)
+  [[ $pid ]] || return 0
+  kill "$pid"
+  guest_wait 60 ceph_gone "$pid" || guest_die "the monitor of $name does not stop"
+}
+
 # ceph_osd_stop, ceph_osd_start: without its OSD a cluster's images hang, reading and writing, until it is back with all they hold.
 ceph_osd_stop() {
   local name=${CEPH_CLUSTER:-ceph} pid
@@ -390,3 +399,131 @@ PYTHON
 rbd_image() {
   rbd --cluster "${CEPH_CLUSTER:-ceph}" create --size "$(guest_bytes "$2")B" ${3+--image-feature "$3"} "$1" || guest_die "cannot make the image $1"
 }
+
+# ---- instances ---------------------------------------------------------------------------------------------------
+# libvirtd as Debian sets it up, with a QEMU that emulates the processor. The guests are a boot sector each, which says where it
+# is, and goes off when it is asked to. A start takes seconds: libvirt forks and asks QEMU a lot.
+
+# libvirt_up: starts it. libvirt_down: ends all instances, forgets them, and stops it.
+libvirt_up() {
+  systemctl start libvirtd.service || guest_die "libvirtd does not start"
+}
+libvirt_down() {
+  local uuid
+  for uuid in $(virsh list --all --uuid); do
+    # One that is off cannot be ended.
+    virsh destroy "$uuid" >/dev/null 2>&1 || true
+    virsh undefine --managed-save --snapshots-metadata "$uuid" >/dev/null || guest_die "cannot undefine $uuid"
+  done
+  systemctl stop libvirtd.{socket,service} libvirtd-{ro,admin}.socket virt{log,lock}d.{socket,service} || guest_die "libvirtd does not stop"
+  rm -rf /var/tmp/serial
+}
+
+# boot_sector TEXT [deaf]: a sector that prints a line on the serial port, then goes off at the power button of a machine of type `pc`,
+# or (deaf) never.
+boot_sector() {
+  python3 - "$@" <<'PYTHON'
+import sys
+text, deaf = sys.argv[1], sys.argv[2:] == ["deaf"]
+say = """
+  31c0 8ed8          xor ax, ax;  mov ds, ax
+  be0000             mov si, the text
+  fc                 cld
+  ac 84c0 7406       next: lodsb;  test al, al;  jz done
+  baf803 ee ebf5     mov dx, 3f8h;  out dx, al;  jmp next
+"""
+off = """
+  ba0206 b80001 ef   mov dx, 602h;  mov ax, 100h;  out dx, ax        the button's bit in PM1_EN
+  fb f4              sti;  wait: hlt                                 until the clock ticks
+  ba0006 ed f6c401   mov dx, 600h;  in ax, dx;  test ah, 1           the button's bit in PM1_STS
+  74f6               jz wait
+  ba0406 b80020 ef   mov dx, 604h;  mov ax, 2000h;  out dx, ax       soft off in PM1_CNT
+  ebed               jmp wait
+"""
+halt = """
+  fa f4 ebfd         cli;  again: hlt;  jmp again
+"""
+def assembled(listing):
+    lines = (line[:21].split() for line in listing.splitlines())
+    return bytes.fromhex("".join("".join(line) for line in lines))
+code = bytearray(assembled(say) + assembled(halt if deaf else off))
+code[5:7] = (0x7C00 + len(code)).to_bytes(2, "little")
+code += text.encode() + b"\r\n\0"
+sys.stdout.buffer.write(bytes(code).ljust(510, b"\0") + b"\x55\xaa")
+PYTHON
+}
+
+# bootable FILE-OR-DEVICE TEXT [deaf]: writes such a sector to its beginning.
+bootable() {
+  boot_sector "${@:2}" | dd "of=$1" conv=notrunc,fsync status=none || guest_die "cannot write to $1"
+}
+
+# bootable_image POOL/IMAGE TEXT [deaf]: the same for an RBD image that is there.
+bootable_image() {
+  boot_sector "${@:2}" | python3 -c '
+import rados, rbd, sys
+cluster, (pool, image) = sys.argv[1], sys.argv[2].split("/")
+with rados.Rados(conffile=f"/etc/ceph/{cluster}.conf", name="client.admin", clustername=cluster) as connection:
+    with connection.open_ioctx(pool) as place, rbd.Image(place, image) as open_image:
+        open_image.write(sys.stdin.buffer.read(), 0)
+' "${CEPH_CLUSTER:-ceph}" "$1" || guest_die "cannot write to $1"
+}
+
+# ceph_secret USER: lets libvirt know the key of client.USER, and prints the UUID to name it by.
+ceph_secret() {
+  local uuid
+  uuid=$(</proc/sys/kernel/random/uuid)
+  virsh --quiet secret-define /dev/stdin >/dev/null <<XML || guest_die "no secret"
+<secret ephemeral='no' private='yes'><uuid>$uuid</uuid><usage type='ceph'><name>$uuid</name></usage></secret>
+XML
+  virsh --quiet secret-set-value "$uuid" \
+    "$(sed -n 's/^[[:space:]]*key = //p' "/etc/ceph/${CEPH_CLUSTER:-ceph}.client.$1.keyring")" >/dev/null 2>&1 || guest_die "no key"
+  echo "$uuid"
+}
+
+# instance NAME DISK…: defines an instance, and prints its UUID. A DISK is a path, a device's or a raw file's, or `rbd:POOL/IMAGE`, or
+# `rbd:POOL/IMAGE:USER:SECRET`; the first one is vda.
+instance() {
+  local name=$1 disk letter=97 disks='' parts
+  shift
+  for disk; do
+    disks+="<disk device='disk' type="
+    if [[ $disk == rbd:* ]]; then
+      IFS=: read -r -a parts <<<"$disk"
+      disks+="'network'><driver name='qemu' type='raw'/><source protocol='rbd' name='${parts[1]}'><host name='127.0.0.1' port='6789'/>"
+      [[ ! ${parts[2]-} ]] || disks+="<auth username='${parts[2]}'><secret type='ceph' uuid='${parts[3]}'/></auth>"
+      disks+="</source>"
+    elif [[ -b $disk || $disk == /dev/* ]]; then
+      disks+="'block'><driver name='qemu' type='raw' cache='none'/><source dev='$disk'/>"
+    else
+      disks+="'file'><driver name='qemu' type='raw'/><source file='$disk'/>"
+    fi
+    disks+="<target dev='vd$(printf '%b' "\\x$(printf %x $letter)")' bus='virtio'/></disk>"
+    ((letter++))
+  done
+  mkdir -p /var/tmp/serial
+  virsh --quiet define /dev/stdin >/dev/null <<XML || guest_die "cannot define $name"
+<domain type='qemu'>
+  <name>$name</name>
+  <memory unit='MiB'>16</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <features><acpi/></features>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+    $disks
+    <serial type='file'><source path='/var/tmp/serial/$name'/></serial>
+  </devices>
+</domain>
+XML
+  virsh --quiet domuuid "$name" | head -n 1
+}
+
+# booted NAME: what the instance printed since its last start; waits until it has.
+booted() {
+  guest_wait 120 has_printed "$1" || guest_die "$1 prints nothing"
+  head -n 1 "/var/tmp/serial/$1" | tr -d '\r'
+}
+has_printed() { [[ -e /var/tmp/serial/$1 ]] && (($(wc -l <"/var/tmp/serial/$1"))); }

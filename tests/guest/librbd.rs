@@ -288,3 +288,92 @@ fn many_images_take_one_process_and_little_time() {
     assert!(all < one * 25, "{all:?}: with a process for each of them it were {:?}", one * 100);
     assert!(all < Duration::from_secs(60));
 }
+
+#[test]
+fn a_clone_is_made_and_taken_away_from_wherever_it_stands() {
+    let ceph = Ceph::new("cloned");
+    ceph.python(
+        "
+r.create(io, 'a', 8 << 20, features=61)
+with rbd.Image(io, 'a') as image:
+    image.write(b'the image', 0)
+    image.create_snap('s')
+    image.metadata_set('mortar.id', '7')",
+    );
+    let content =
+        |name: &str| ceph.python(&format!("print(rbd.Image(io, '{name}', read_only=True).read(0, 9).decode())"));
+    let names = || ceph.python("print(*sorted(r.list(io)))");
+    let before = ceph.image("a").unwrap();
+    let cloning = |job: &str, more: Value| {
+        let features = json!(["layering", "exclusive-lock", "fast-diff", "object-map", "journaling"]);
+        let mut job = json!({"job": job, "name": "c", "owner": "me", "image_id": before.id, "features": features});
+        job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ceph.ask(job)
+    };
+    for snapshot in [json!({}), json!({"snapshot": ["s", before.snapshots[0].id]})] {
+        for _ in 0..2 {
+            let clone = cloning("clone", snapshot.clone()).unwrap().images.remove(0);
+            assert_eq!((clone.name.as_str(), clone.size, clone.watchers.len()), ("c", 8 << 20, 0));
+            let fit = ["layering", "exclusive-lock", "object-map", "fast-diff", "operations"];
+            assert_eq!(clone.features, fit);
+            assert_eq!(
+                (clone.metadata["mortar.rescue"].as_str(), &clone.metadata["mortar.rescue.image"]),
+                ("me", &clone.id)
+            );
+            let parent = clone.parent.unwrap();
+            let expected = if snapshot == json!({}) { "c" } else { "s" };
+            assert_eq!((parent.image_id.as_str(), parent.snapshot.as_str()), (before.id.as_str(), expected));
+        }
+        // The kernel maps it, and the image is not written.
+        let device = sh("rbd map cloned/c");
+        assert_eq!(failed(cloning("unclone", snapshot.clone())), (Step::Clone, Some(16)));
+        sh(&format!("printf 'the clone' | dd of={device} conv=notrunc,fsync status=none; rbd unmap {device}"));
+        assert_eq!((content("c"), content("a")), ("the clone".into(), "the image".into()));
+        for _ in 0..2 {
+            assert!(cloning("unclone", snapshot.clone()).unwrap().images.is_empty());
+        }
+        assert_eq!((names(), ceph.image("a").unwrap()), ("a".into(), before.clone()));
+    }
+
+    // What a crash left, step by step: the intent; the snapshot; a name; a header; a clone without its mark.
+    let told = format!("rbd.Image(io, 'a').metadata_set('mortar.rescue.of.me', '{}@c')", before.id);
+    let snapshot = format!("{told}\nrbd.Image(io, 'a').create_snap('c')");
+    let name = format!("{snapshot}\nio.write_full('rbd_id.c', struct.pack('<I', 4) + b'1234')");
+    let header = format!("{snapshot}\nr.create(io, 'c', 8 << 20, features=1)");
+    let clone = format!(
+        "{snapshot}\ncluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'a', 'c', io, 'c', features=1)"
+    );
+    for left in [&told, &snapshot, &name, &header, &clone] {
+        for forward in [true, false] {
+            ceph.python(left);
+            if forward {
+                let clone = cloning("clone", json!({})).unwrap().images.remove(0);
+                assert_eq!(clone.metadata["mortar.rescue"], "me", "{left}");
+                assert_eq!(content("c"), "the image", "{left}");
+            }
+            cloning("unclone", json!({})).unwrap();
+            assert_eq!((names(), ceph.image("a").unwrap()), ("a".into(), before.clone()), "{left}");
+            assert_eq!(ceph.python("print(*(o.key for o in io.list_objects() if o.key == 'rbd_id.c'))"), "", "{left}");
+        }
+    }
+
+    // What is not ours stays: an image, a snapshot, a clone of another.
+    ceph.python("r.create(io, 'c', 1 << 20)");
+    for job in ["clone", "unclone"] {
+        assert_eq!(failed(cloning(job, json!({}))), (Step::Clone, Some(17)));
+    }
+    ceph.python(&told);
+    ceph.python("r.remove(io, 'c')\nr.create(io, 'b', 1 << 20)\nrbd.Image(io, 'b').create_snap('s')");
+    ceph.python("cluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'b', 's', io, 'c', features=1)");
+    assert_eq!(failed(cloning("unclone", json!({}))), (Step::Clone, Some(17)));
+    ceph.python("r.remove(io, 'c')\nrbd.Image(io, 'a').metadata_remove('mortar.rescue.of.me')\nrbd.Image(io, 'a').create_snap('c')");
+    assert_eq!(failed(cloning("clone", json!({}))), (Step::Clone, Some(17)));
+    cloning("unclone", json!({})).unwrap();
+    assert_eq!(ceph.image("a").unwrap().snapshots.len(), 2);
+    // A snapshot of ours that somebody has cloned lives on for him.
+    ceph.python("rbd.Image(io, 'a').remove_snap('c')");
+    cloning("clone", json!({})).unwrap();
+    ceph.python("cluster.conf_set('rbd_default_clone_format', '2')\nr.clone(io, 'a', 'c', io, 'theirs', features=1)");
+    cloning("unclone", json!({})).unwrap();
+    assert_eq!((names(), content("theirs")), ("a b theirs".into(), "the image".into()));
+}

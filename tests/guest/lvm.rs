@@ -1,13 +1,16 @@
 //! LVM: every sort of LV, everything that is not to be managed, and VGs that are none of the host's business.
 
 use crate::{
-    cli::{attach, detach, mortar, read, text},
+    cli::{attach, detach, mortar, read, text, wrong_device},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use tests::stage::Stage;
+use tests::{
+    reliability::{Row, Where, note},
+    stage::Stage,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -67,6 +70,37 @@ async fn read_only() {
     let message = mortar(&["attach", &locator, "--read-only"]).refused(4, "WRONG_STATE");
     assert!(message.contains("in use"), "{message}");
     assert_eq!(stage.snapshot().await, active, "a refusal changed something");
+}
+
+/// An LV is managed, and another one is made under its managed name: that one is not handed out, until somebody says so.
+#[tokio::test]
+async fn what_took_a_managed_name() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", 16 * MIB).await;
+    let managed = mortar(&["manage", &locator]).ok();
+    let (id, at) = (text(&managed, "id"), text(&managed, "locator"));
+    let was = text(&attach("a", at), "identity").to_owned();
+    detach("a");
+    let name = at.trim_start_matches("lvm:");
+    sh(&format!(
+        "lvremove --quiet -y {name}; lvcreate --quiet -y -an -Zn -n {} -L 16M {}",
+        &name[name.len() - 43..],
+        stage.vg()
+    ));
+    sh("systemctl restart mortard");
+    let before = stage.snapshot().await;
+    let said = mortar(&["attach", at, "--id", "a"]).refused(4, "IDENTITY_MISMATCH");
+    assert!(said.contains(&format!("expected {was}")) && said.contains(" is lvm:") && said.contains(id), "{said}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    note(&Row::WrongDevice {
+        attempt: "the LV is recreated under its managed name".into(),
+        driver: Backend::Lvm.to_string(),
+        shown: Where::Guest,
+        refusal: said,
+    });
+    assert_eq!(mortar(&["unmanage", id]).ok()["changed"], true);
+    attach("a", at);
+    detach("a");
 }
 
 /// The list of a VG says of each LV whether and why not; and `manage` says the same.
@@ -259,10 +293,36 @@ async fn recreated_under_the_same_name() {
     assert!(problem.contains(&was) && problem.contains(&is), "{problem}");
     let message = mortar(&["attach", &locator, "--id", "same"]).refused(4, "IDENTITY_MISMATCH");
     assert!(message.contains(&was) && message.contains(&is), "{message}");
+    wrong_device("an LV is recreated under its name while it is attached", "LVM", &message);
     mortar(&["detach", "same"]).ok();
     let active = sh(&format!("lvs --noheadings -o lv_active {vg}/same"));
     assert_eq!((uuid(), active.trim()), (is.clone(), "active"), "the new LV is not ours to touch");
     let new = attach("same", &locator);
     assert!(text(&new, "identity").contains(&is), "{new}");
     detach("same");
+}
+
+/// A volume is managed, and before it is attached another LV has its managed name: the attach is refused, with both.
+#[tokio::test]
+async fn recreated_between_manage_and_attach() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", 16 * MIB).await;
+    let managed = mortar(&["manage", &locator]).ok();
+    let (at, id) = (text(&managed, "locator").to_owned(), text(&managed, "id").to_owned());
+    let name = at.strip_prefix("lvm:").unwrap().to_owned();
+    let uuid = || sh(&format!("lvs --noheadings -o lv_uuid {name}")).trim().replace('-', "");
+    let was = uuid();
+    let (vg, lv) = name.split_once('/').unwrap();
+    sh(&format!(
+        "lvremove -q -f -y {name} >/dev/null; lvcreate -q -y -an -Zn --wipesignatures n -n {lv} -L 16M {vg} >/dev/null"
+    ));
+    let before = stage.snapshot().await;
+    let refused = mortar(&["attach", &at, "--id", "a"]).refused(4, "IDENTITY_MISMATCH");
+    assert!(refused.contains(&was) && refused.contains(&uuid()), "{refused}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    wrong_device("an LV is recreated under its managed name before it is attached", "LVM", &refused);
+    // Who means it says so.
+    mortar(&["unmanage", &id]).ok();
+    attach("a", &at);
+    detach("a");
 }

@@ -1,5 +1,6 @@
 //! The stage of the guest: the service under systemd, and volumes made with the tools an operator has.
 
+use crate::witness;
 use async_trait::async_trait;
 use driver::Backend;
 use std::{
@@ -63,7 +64,8 @@ static STAGES: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct GuestStage {
     number: u32,
     next_lun: u32,
-    has_vg: bool,
+    /// The PV of its VG, once there is one.
+    pv: Option<String>,
     has_target: bool,
     has_pool: bool,
     occupied: HashMap<String, File>,
@@ -88,10 +90,9 @@ impl GuestStage {
 
     /// The VG is made when the first LV is: it takes a while.
     fn make_vg(&mut self) {
-        if !self.has_vg {
+        if self.pv.is_none() {
             // Or else udev activates the LVs when it sees the PV, at a moment of its own.
-            sh(&format!("vg_on_loop {} 512M --setautoactivation n", self.vg()));
-            self.has_vg = true;
+            self.pv = Some(sh(&format!("vg_on_loop {} 512M --setautoactivation n", self.vg())));
         }
     }
 
@@ -140,7 +141,7 @@ impl Drop for GuestStage {
         if self.has_pool {
             try_sh(&format!("ceph_forget_pool {}", self.pool()));
         }
-        if self.has_vg {
+        if self.pv.is_some() {
             try_sh(&format!("vg_remove {}", self.vg()));
         }
         try_sh(&format!("rm -rf {}", self.directory()));
@@ -234,7 +235,12 @@ impl Stage for GuestStage {
             let meta = std::fs::metadata(&file).unwrap();
             put("file", format!("{} {} {}", file.display(), meta.len(), meta.ino()));
         }
-        put("attributes", sh(ATTRIBUTES));
+        for line in witness::attributes("/srv/volumes") {
+            put("attribute", line);
+        }
+        for object in lio_objects() {
+            put("LIO", object);
+        }
         for mapping in entries("/sys/bus/rbd/devices") {
             let part = |name| read(&mapping.join(name));
             let name = mapping.file_name().unwrap().to_string_lossy().into_owned();
@@ -244,13 +250,16 @@ impl Stage for GuestStage {
             );
         }
         if self.has_pool {
-            for line in sh(&format!("{IMAGES} {}", self.pool())).lines() {
-                put("image", line.to_owned());
+            for line in witness::images(&self.pool()) {
+                put("image", line);
             }
         }
-        if self.has_vg {
-            let fields = "lv_name,lv_uuid,lv_tags,lv_active,lv_permissions";
-            for line in sh(&format!("lvs -a --noheadings -o {fields} {}", self.vg())).lines() {
+        if let Some(pv) = &self.pv {
+            let fields = "lv_name,lv_uuid,lv_size,lv_tags,lv_active,lv_permissions";
+            let lvs = ["-a", "--noheadings", "--devices", pv, "-o", fields, &self.vg()];
+            let output = Command::new("/usr/sbin/lvs").args(lvs).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            for line in String::from_utf8_lossy(&output.stdout).lines() {
                 put("LV", line.trim().to_owned());
             }
         }
@@ -262,21 +271,6 @@ impl Stage for GuestStage {
         sh("systemctl kill --signal KILL --kill-whom main mortard; systemctl restart mortard");
     }
 }
-
-/// Every image of a pool, with its metadata and its snapshots.
-const IMAGES: &str = "python3 -c 'import rados, rbd, sys
-with rados.Rados(conffile=\"/etc/ceph/ceph.conf\", name=\"client.admin\") as cluster:
-    with cluster.open_ioctx(sys.argv[1]) as pool:
-        for name in sorted(rbd.RBD().list(pool)):
-            with rbd.Image(pool, name, read_only=True) as image:
-                print(name, image.id(), image.size(), dict(image.metadata_list()), [(s[\"id\"], s[\"name\"]) for s in image.list_snaps()])'";
-
-/// Every extended attribute below the volumes' directory.
-const ATTRIBUTES: &str = "python3 -c 'import os
-for top, _, files in os.walk(\"/srv/volumes\"):
-    for path in sorted(os.path.join(top, file) for file in files):
-        for name in sorted(os.listxattr(path)):
-            print(path, name, os.getxattr(path, name))'";
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
@@ -294,6 +288,25 @@ fn tree(directory: &str) -> Vec<PathBuf> {
         found.extend(tree(path.to_str().unwrap()));
     }
     found
+}
+
+/// The kernel's targets and backstores; of those that are exports all that they consist of, but not of a test's own, which it
+/// changes as it likes.
+fn lio_objects() -> Vec<String> {
+    let (stores, targets) = ("/sys/kernel/config/target/core", "/sys/kernel/config/target/iscsi");
+    let below = |path: &PathBuf| entries(path.to_str().unwrap());
+    let mut found: Vec<PathBuf> = entries(stores).iter().flat_map(below).collect();
+    found.extend(entries(targets));
+    for group in entries(targets).iter().filter(|target| target.to_string_lossy().contains(":export-")).flat_map(below)
+    {
+        for part in ["np", "lun", "acls"].map(|part| group.join(part)) {
+            // An access list has its own LUNs below it, and all have attributes without end.
+            let objects = tree(part.to_str().unwrap()).into_iter().filter(|path| path.is_dir() || path.is_symlink());
+            found.extend(objects.filter(|path| !path.to_string_lossy().contains("/statistics")));
+        }
+        found.push(group);
+    }
+    found.iter().filter(|path| path.is_dir()).map(|path| path.display().to_string()).collect()
 }
 
 /// As a mount does it: nobody else may claim the device.
@@ -329,7 +342,7 @@ impl GuestStage {
         assert!(Path::new("/mnt/host").exists(), "only tests/guest/suite runs this, in the guest");
         let number = STAGES.fetch_add(1, Ordering::Relaxed) + std::process::id() * 100;
         let stage =
-            Self { number, next_lun: 0, has_vg: false, has_target: false, has_pool: false, occupied: HashMap::new() };
+            Self { number, next_lun: 0, pv: None, has_target: false, has_pool: false, occupied: HashMap::new() };
         std::fs::create_dir_all(stage.directory()).unwrap();
         if !Path::new(SOCKET).exists() {
             sh("systemctl start mortard");

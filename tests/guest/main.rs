@@ -12,11 +12,15 @@ mod brick;
 mod cli;
 mod connection;
 mod crash;
+mod derive;
 mod doctor;
 mod export;
+mod extend;
 mod faults;
 mod file;
+mod hypervisor;
 mod inside;
+mod instance;
 mod iscsi;
 mod librbd;
 mod lvm;
@@ -24,7 +28,9 @@ mod machine;
 mod many;
 mod multipath;
 mod rbd;
+mod rescue;
 mod service;
+mod witness;
 
 /// What holds on every machine, simulated or real.
 mod conformance {

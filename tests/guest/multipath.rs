@@ -1,7 +1,7 @@
 //! Several portals to one volume: multipathd, four paths, dead ones, impostors among them, growth, and the way back.
 
 use crate::{
-    cli::{Execs, attach, detach, figure, mortar, names, read, sessions, start, text, until},
+    cli::{Execs, attach, detach, figure, mortar, names, read, sessions, start, text, until, wrong_device},
     machine::{GuestStage, Multipathd, sh},
 };
 use driver::Backend;
@@ -139,6 +139,36 @@ async fn a_dead_portal_delays_nothing() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// Nor does one that is the first of them. One that answers, and is mute from then on, may go ahead of the others, and costs
+/// the second that is given to whoever does.
+#[tokio::test]
+async fn a_dead_or_mute_portal_in_the_first_place() {
+    let _multipathd = Multipathd::up();
+    let (stage, locator) = four_portals().await;
+    let before = stage.snapshot().await;
+    let ready = |what: &str, locator: &str| {
+        let came = mortar(&["attach", locator, "--id", "first"]);
+        let took = came.took;
+        figure(&format!("attach, {what}, ms"), took.as_millis());
+        assert!(text(&came.ok(), "path").starts_with("/dev/dm-"));
+        write_and_read_back("/dev/mortar/first");
+        let gone = mortar(&["detach", "first"]);
+        figure(&format!("detach, {what}, ms"), gone.took.as_millis());
+        gone.ok();
+        took
+    };
+    let well = ready("all portals well", &locator);
+    sh("net_cut 127.0.0.2");
+    let others = format!("{},{},{}/{}/0", PORTALS[0], PORTALS[2], PORTALS[3], stage.iqn());
+    let dead = ready("the first dead", &format!("iscsi://{},{others}", PORTALS[1]));
+    sh("net_heal 127.0.0.2");
+    assert!(dead < well * 2 + Duration::from_secs(1), "{well:?} {dead:?}");
+    let _never_accepts = std::net::TcpListener::bind("127.0.0.9:3260").unwrap();
+    let mute = ready("the first mute", &format!("iscsi://127.0.0.9,{others}"));
+    assert!(mute < well * 2 + Duration::from_secs(2), "{well:?} {mute:?}");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
 /// multipathd remembers what once was a map, and takes its disk though the next attach is by one portal: so the map is what
 /// is handed out, and it goes with the attachment.
 #[tokio::test]
@@ -249,6 +279,8 @@ async fn ways_that_do_not_agree() {
         let refused = try_attach_all(&stage, "no", &ways).await.unwrap_err();
         assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{refused:?}");
         assert!(refused.message.contains(&named), "{refused:?}");
+        let attempt = ["its ways lead to volumes of other names", "its ways lead to volumes of other sizes"][lun - 1];
+        wrong_device(attempt, "iSCSI, two paths", &refused.message);
         assert_eq!(stage.snapshot().await, before, "something was left behind");
     }
 }
@@ -268,6 +300,10 @@ async fn a_lun_is_used_anew_on_one_way() {
     let shown = mortar(&["show", "reused"]).ok();
     assert_ne!(text(&shown, "state"), "ready", "{shown}");
     assert!(shown.to_string().contains(&stage.wwn(1)), "{shown}");
+    let refused = try_attach_all(&stage, "reused", &ways).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{refused:?}");
+    assert!(refused.message.contains(&stage.wwn(0)) && refused.message.contains(&stage.wwn(1)), "{refused:?}");
+    wrong_device("another volume is mapped on one way of a map", "iSCSI, two paths", &refused.message);
     let untouched = sh(&format!("sha256sum /var/tmp/{}.img", stage.store(1)));
     detach("reused");
     assert_eq!(sh(&format!("sha256sum /var/tmp/{}.img", stage.store(1))), untouched);

@@ -1,12 +1,19 @@
 //! RBD on a real cluster: which image a device is, whatever it is called; whose a mapping is; and a cluster that hangs.
 
 use crate::{
-    cli::{attach, detach, mortar, names, read, start, text, until},
+    cli::{
+        Execs, Reconfigured, attach, detach, figure, mortar, mortar_reading, names, read, start, text, until,
+        wrong_device,
+    },
+    iscsi::{Spy, that_hold},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
-use serde_json::Value;
-use std::{collections::BTreeMap, time::Duration};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tests::stage::Stage;
 
 const MIB: u64 = 1 << 20;
@@ -92,6 +99,69 @@ async fn one_name_in_many_places() {
     assert_eq!(started, 0, "to detach");
     sh(&format!("rbd snap rm --no-progress {pool}/img@s1; ceph_forget_pool {other}"));
     assert_eq!(stage.snapshot().await.replace(&other, ""), before.replace(&other, ""), "something was left behind");
+}
+
+/// A name that leads to another image by now: the image of a pool that has taken the other's name, of another cluster, or a
+/// new one. Whether or not the old one is still mapped, nobody is given the new one for it, and both are named.
+#[tokio::test]
+async fn another_image_by_the_same_name() {
+    let stage = GuestStage::with_pool();
+    let (pool, other) = (stage.pool(), format!("{}b", stage.pool()));
+    sh(&format!(
+        "ceph_up two 6889 3400; CEPH_CLUSTER=two ceph_pool {pool}; ceph_pool {other}
+         rbd_image {pool}/img 8M; rbd_image {other}/img 8M; rbd namespace create {pool}/ns; rbd_image {pool}/ns/img 8M
+         CEPH_CLUSTER=two rbd_image {pool}/img 8M"
+    ));
+    let locator = format!("rbd:{pool}/img");
+    let rename = |from: &str, to: &str| {
+        format!("ceph_ask '{{\"prefix\": \"osd pool rename\", \"srcpool\": \"{from}\", \"destpool\": \"{to}\"}}'\n")
+    };
+    let pools = |from: &str, to: &str| rename(from, "aside") + &rename(to, from) + &rename("aside", to);
+    let files = |one: &str, two: &str| {
+        format!(
+            "mv /etc/ceph/{one} /etc/ceph/aside; mv /etc/ceph/{two} /etc/ceph/{one}; mv /etc/ceph/aside /etc/ceph/{two}\n"
+        )
+    };
+    let clusters = files("ceph.conf", "two.conf") + &files("ceph.client.admin.keyring", "two.client.admin.keyring");
+    let images =
+        format!("rbd mv {pool}/img {pool}/aside; rbd mv {pool}/new {pool}/img; rbd mv {pool}/aside {pool}/new");
+    sh(&format!("rbd_image {pool}/new 8M"));
+    let before = stage.snapshot().await;
+    let swaps = [
+        ("the same image name in another pool", pools(&pool, &other)),
+        ("the same image name in another cluster", clusters),
+        ("another image by the same name", images),
+    ];
+    for (what, swap) in &swaps {
+        let there = attach("a", &locator);
+        let device = text(&there, "path").to_owned();
+        sh(swap);
+        let mapped_still = mortar(&["attach", &locator]).refused(4, "IDENTITY_MISMATCH");
+        let mapping = device.trim_start_matches("/dev/rbd");
+        sh(&format!("printf {mapping} >/sys/bus/rbd/remove_single_major"));
+        let not_mapped = mortar(&["attach", &locator, "--id", "a"]).refused(4, "IDENTITY_MISMATCH");
+        for said in [&mapped_still, &not_mapped] {
+            let identities: Vec<&str> = said
+                .split(|end: char| end.is_whitespace() || end == ',')
+                .filter(|word| word.starts_with("rbd:") && word.matches('/').count() >= 2)
+                .collect();
+            assert!(said.contains(text(&there, "identity")) && identities.len() >= 2, "{said}");
+        }
+        assert_eq!(mapped(), Vec::<String>::new(), "{what}");
+        sh(swap);
+        assert_eq!(attach("a", &locator)["identity"], there["identity"], "{what}");
+        detach("a");
+        assert_eq!(stage.snapshot().await, before, "{what}: something was left behind");
+        wrong_device(what, "RBD", &not_mapped);
+    }
+    // A namespace is a part of the name.
+    attach("a", &locator);
+    let elsewhere = format!("rbd:{pool}/ns/img");
+    let said = mortar(&["attach", &elsewhere, "--id", "a"]).refused(4, "ALREADY_EXISTS");
+    assert!(said.contains(&locator), "{said}");
+    wrong_device("the same image name in another namespace, by the same id", "RBD", &said);
+    detach("a");
+    sh(&format!("ceph_forget_pool {other}; CEPH_CLUSTER=two ceph_forget_pool {pool}"));
 }
 
 /// Each refusal is known at once, says what to do, and leaves nothing. No key shows anywhere.
@@ -188,10 +258,25 @@ async fn a_cluster_that_hangs() {
         stage.volume(Backend::Rbd, "new", 8 * MIB).await,
     );
     let file = stage.volume(Backend::File, "file", 8 * MIB).await;
+    let pool = stage.pool();
+    sh(&format!("ceph_up two 6889 3400; export CEPH_CLUSTER=two; ceph_pool {pool}; rbd_image {pool}/elsewhere 8M"));
+    let elsewhere = format!("rbd:{pool}/elsewhere?cluster=two");
     let before = stage.snapshot().await;
     let device = text(&attach("used", &used), "path").to_owned();
     attach("idle", &idle);
     attach("file", &file);
+    attach("elsewhere", &elsewhere);
+    let (list, gone) = (mortar(&["list"]).took, mortar(&["detach", "elsewhere"]));
+    let healthy = [list, gone.took];
+    gone.ok();
+    attach("elsewhere", &elsewhere);
+    let at_once = |what: &str, healthy: Duration, hung: Duration| {
+        figure(
+            &format!("{what}, ms"),
+            format!("{}, with a cluster that hangs {}", healthy.as_millis(), hung.as_millis()),
+        );
+        assert!(hung <= healthy * 2 + Duration::from_secs(1), "{what}: {healthy:?}, {hung:?}");
+    };
     // Who writes hangs, too, as he closes the device.
     sh(&format!("udevadm settle; ceph_osd_stop; setsid bash -c 'printf dirty >{device}' </dev/null &>/dev/null &"));
     until("the write", Duration::from_secs(20), || {
@@ -200,8 +285,11 @@ async fn a_cluster_that_hangs() {
     let hangs = start(&["--timeout", "6", "detach", "used"]);
     let maps = start(&["--timeout", "6", "attach", &new, "--id", "new"]);
     let listed = mortar(&["list"]);
-    assert!(listed.took < Duration::from_secs(5), "{:?}", listed.took);
-    assert_eq!(listed.ok().as_array().unwrap().len(), 3);
+    at_once("list", healthy[0], listed.took);
+    assert_eq!(listed.ok().as_array().unwrap().len(), 4);
+    let ran = mortar(&["detach", "elsewhere"]);
+    at_once("detach of an image elsewhere", healthy[1], ran.took);
+    ran.ok();
     let ran = mortar(&["detach", "file"]);
     assert!(ran.took < Duration::from_secs(6), "{:?}", ran.took);
     ran.ok();
@@ -231,6 +319,76 @@ async fn a_cluster_that_hangs() {
     detach("used");
     attach("new", &new);
     detach("new");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh(&format!("export CEPH_CLUSTER=two; ceph_forget_pool {pool}"));
+}
+
+/// The key of a user that no file on this host has comes with the call, and is to be found nowhere afterwards: in no argv,
+/// environment, log, journal, file or answer; and that with everything logged that can be.
+#[tokio::test]
+async fn a_key_that_is_in_no_file() {
+    const KEYRING: &str = "/etc/ceph/ceph.client.lone.keyring";
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 8 * MIB).await;
+    sh("ceph_user lone 'profile rbd' 'profile rbd'");
+    let keyring = std::fs::read_to_string(KEYRING).unwrap();
+    std::fs::remove_file(KEYRING).unwrap();
+    let key = keyring.lines().find_map(|line| line.trim().strip_prefix("key = ")).unwrap();
+    let before = stage.snapshot().await;
+    let _tracing = Reconfigured::new("log = \"info\"", "log = \"trace,h2=trace\"");
+    sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
+    let (execs, spy) = (Execs::watch(), Spy::start(key));
+
+    mortar(&["attach", &format!("{locator}?user=lone")]).refused(2, "INVALID");
+    let info = |keyring: &str| {
+        let name = locator.strip_prefix("rbd:").unwrap();
+        let data = json!({
+            "name": name, "hosts": ["127.0.0.1"], "ports": ["6789"], "cluster_name": "ceph", "auth_enabled": true,
+            "auth_username": "lone", "keyring": keyring, "access_mode": "rw",
+        });
+        json!({ "driver_volume_type": "rbd", "data": data }).to_string()
+    };
+    let with = |keyring: &str| mortar_reading(&["attach", "--connection-info", "-", "--id", "lone"], &info(keyring));
+    let another = sh("ceph_key");
+    with(&keyring.replace(key, &another)).refused(6, "DENIED");
+    let there = with(&keyring);
+    let mut said = there.out.clone() + &there.err + &mortar(&["show", "lone"]).out;
+    write(text(&there.ok(), "path"), "lone");
+    let asked = read(format!("/sys/bus/rbd/devices/{}/config_info", mapped()[0]));
+    assert!(asked.contains("name=lone"), "{asked}");
+    let files = that_hold(key, "/etc /run /tmp /var/lib/mortar");
+    stage.kill_and_restart().await;
+    let shown = mortar(&["show", "lone"]);
+    said += &(shown.out.clone() + &asked + &read("/proc/keys") + &mortar(&["operations"]).out);
+    assert_eq!(text(&shown.ok(), "state"), "ready");
+    detach("lone");
+
+    let (leaks, ran) = (spy.leaks(), execs.seen());
+    drop(execs);
+    assert_eq!(leaks, BTreeSet::new(), "the key was in");
+    assert!(!ran.contains(key) && !said.contains(key), "{ran}{said}");
+    let log = sh("journalctl --no-pager --output export");
+    assert!(log.contains("attach lone (") && !log.contains("Suppressed"), "the log is not there");
+    assert!(!log.contains(key), "the key is in the log");
+    assert_eq!(files + &that_hold(key, "/etc /run /tmp /var/lib/mortar"), "", "in files");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    sh("rm /root/marker");
+}
+
+/// Who has an image mounted is named, and nothing of his is touched.
+#[tokio::test]
+async fn a_mounted_image_stays() {
+    let mut stage = GuestStage::with_pool();
+    let locator = stage.volume(Backend::Rbd, "a", 32 * MIB).await;
+    let before = stage.snapshot().await;
+    let device = text(&attach("mounted", &locator), "path").to_owned();
+    sh(&format!("mkfs.ext4 -q {device}; mkdir -p /mnt/image; mount {device} /mnt/image; echo kept >/mnt/image/file"));
+    let attached = stage.snapshot().await;
+    let message = mortar(&["detach", "mounted"]).refused(4, "IN_USE");
+    assert!(message.contains(&device) && message.contains("/mnt/image"), "{message}");
+    assert_eq!((stage.snapshot().await, sh("cat /mnt/image/file")), (attached, "kept".into()));
+    sh("umount /mnt/image");
+    detach("mounted");
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
@@ -277,8 +435,10 @@ async fn what_is_not_to_be_managed() {
     let pool = stage.pool();
     let named = "volume-9394b827-4ad0-488e-8df8-26476b3a8670";
     sh(&format!(
-        "for image in {named} watched trash; do rbd_image {pool}/$image 8M; done
-         rbd snap create --no-progress {pool}/plain@snap; rbd trash mv {pool}/trash; rbd map {pool}/watched >/dev/null"
+        "for image in {named} watched trash copy; do rbd_image {pool}/$image 8M; done
+         rbd snap create --no-progress {pool}/plain@snap; rbd trash mv {pool}/trash; rbd map {pool}/watched >/dev/null
+         rbd mirror pool enable {pool} image
+         rbd mirror image enable {pool}/copy snapshot; rbd mirror image demote {pool}/copy"
     ));
     let before = stage.snapshot().await;
     let snapshot = mortar(&["manage", &format!("{locator}@snap")]).ok();
@@ -297,6 +457,7 @@ async fn what_is_not_to_be_managed() {
         (named, 4, "ALREADY_EXISTS", "named as the managed volume"),
         ("watched", 4, "IN_USE", client.as_str()),
         ("trash", 4, "WRONG_STATE", "rbd trash restore"),
+        ("copy", 4, "WRONG_STATE", "not the primary"),
     ] {
         let why = text(entries[name], "reason_not_safe");
         assert!(why.contains(words), "{name}: {why}");

@@ -135,7 +135,7 @@ async fn ours(stage: &mut SimStage) {
 
 /// The journal is gone, and with it all that is known of what is ours.
 #[expect(clippy::disallowed_methods, reason = "what a test does to the agent's own files")]
-async fn lose_the_journal(stage: &mut SimStage) {
+pub(crate) async fn lose_the_journal(stage: &mut SimStage) {
     stage.kill();
     for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
         let _may_be_none = std::fs::remove_file(stage.state_directory().join(file));

@@ -17,7 +17,7 @@ const INITIATOR: &str = "iqn.2026-11.org.example:other";
 const PORTAL: &str = "10.0.0.1:3260";
 const VOLUME_ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
 
-fn request(id: &str, locator: &str) -> v1::ExportRequest {
+pub(crate) fn request(id: &str, locator: &str) -> v1::ExportRequest {
     v1::ExportRequest {
         id: id.into(),
         locator: locator.into(),

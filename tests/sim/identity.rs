@@ -1,10 +1,14 @@
 //! The right device or none: however a volume is named, and whatever took its place meanwhile.
 
-use crate::machine::{DIRECTORY, IQN, PORTAL, SimStage, VG};
+use crate::machine::{CLUSTER, DIRECTORY, IQN, POOL, PORTAL, SimStage, VG};
 use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proto::v1::{self, AttachmentState};
-use tests::{client::attach, stage::Stage};
+use tests::{
+    client::{attach, manage},
+    reliability::{Row, Where, note},
+    stage::Stage,
+};
 
 const SIZE: u64 = 16 << 20;
 const OTHER: &str = "6001405fffffffffffffffffffffffff";
@@ -137,4 +141,69 @@ async fn one_volume_is_attached_by_one_locator() {
     }
     assert!(stage.client().detach("a").await.unwrap().changed);
     assert_eq!(stage.snapshot().await, bare);
+}
+
+/// A volume is managed, and then another one has its managed name.
+#[tokio::test]
+async fn what_took_a_managed_name() {
+    const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
+    let named = format!("volume-{ID}");
+    let place = format!("{DIRECTORY}/{named}");
+    type Replace<'a> = &'a dyn Fn(&SimStage);
+    let cases: [(&str, Backend, Replace<'_>); 4] = [
+        ("the LV is recreated under its managed name", Backend::Lvm, &|stage| stage.machine.recreate_lv(VG, &named)),
+        ("another image takes the managed name", Backend::Rbd, &|stage| {
+            stage.machine.rename_image(CLUSTER, POOL, &named, "aside");
+            stage.machine.add_image(CLUSTER, POOL, "", &named, SIZE);
+        }),
+        ("another file takes the managed name", Backend::File, &|stage| stage.machine.put_raw(&place, SIZE)),
+        ("another file takes the managed name and the number", Backend::File, &|stage| {
+            stage.machine.recreate_raw(&place);
+        }),
+    ];
+    for (attempt, backend, replace) in cases {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        let volume = stage.client().manage(v1::ManageRequest { id: ID.into(), ..manage(&locator) }).await.unwrap();
+        let managed = volume.volume.unwrap();
+        let was = stage.client().attach(attach("before", &managed.locator)).await.unwrap().attachment.unwrap().identity;
+        stage.client().detach("before").await.unwrap();
+        replace(&stage);
+        stage.kill_and_restart().await;
+        let before = stage.snapshot().await;
+        let refused = stage.client().attach(attach("a", &managed.locator)).await.unwrap_err();
+        assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{attempt}: {}", refused.message);
+        let both = refused.message.split_once(", expected ").unwrap();
+        assert!(both.1.starts_with(&was), "{attempt}: {}", refused.message);
+        let now = format!(" is {}:", was.split(':').next().unwrap());
+        assert!(both.0.contains(&now) && both.0.contains(ID), "{attempt}: {}", refused.message);
+        assert_eq!(stage.snapshot().await, before, "{attempt}: something was left behind");
+        assert!(stage.client().list().await.unwrap().is_empty(), "{attempt}");
+        if backend == Backend::Lvm {
+            let request = crate::export::request("a", &managed.locator);
+            assert_eq!(stage.client().export(request).await.unwrap_err().reason, "IDENTITY_MISMATCH", "{attempt}");
+        }
+        note(&Row::WrongDevice {
+            attempt: attempt.into(),
+            driver: backend.to_string(),
+            shown: Where::Simulated,
+            refusal: refused.message,
+        });
+        // Who means it says so.
+        assert!(stage.client().unmanage(ID, false).await.unwrap().changed, "{attempt}");
+        assert!(!stage.client().unmanage(ID, false).await.unwrap().changed, "{attempt}");
+        assert!(stage.client().attach(attach("a", &managed.locator)).await.unwrap().changed, "{attempt}");
+    }
+}
+
+/// Without a memory of it, what the storage says is a managed volume is one.
+#[tokio::test]
+async fn a_managed_volume_that_the_journal_does_not_know() {
+    const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
+    let stage = SimStage::new().await;
+    let named = format!("volume-{ID}");
+    stage.machine.add_lv(VG, &named, SIZE);
+    stage.machine.tag_lv(VG, &named, &format!("mortar.id={ID}"));
+    stage.machine.tag_lv(VG, &named, "mortar.origin=v");
+    assert!(stage.client().attach(attach("a", &format!("lvm:{VG}/{named}"))).await.unwrap().changed);
 }

@@ -4,6 +4,7 @@ use agent::{Mortard, config::Config};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
+use hypervisor::sim::Domains;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,9 +25,14 @@ pub(crate) const DIRECTORY: &str = "/srv/volumes";
 
 pub(crate) struct SimStage {
     pub(crate) machine: Machine,
+    /// The virtual machines on it.
+    pub(crate) domains: Domains,
     /// Of the next agent that is started; its state directory is the stage's.
     pub(crate) config: Config,
     directory: TempDir,
+    /// Where its journal is, if there is room in memory: on a disk it would wait for it at each commit, and no test here
+    /// loses power. Not by its own name, since the simulated machine has a `/dev` of its own.
+    _memory: Option<TempDir>,
     generation: u32,
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
@@ -38,6 +44,7 @@ impl SimStage {
         Self::with(Config::default()).await
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test's own directory")]
     pub(crate) async fn with(mut config: Config) -> Self {
         let machine = Machine::new();
         machine.put_directory(DIRECTORY);
@@ -45,9 +52,23 @@ impl SimStage {
         machine.add_vg(VG, &["vda"]);
         machine.add_cluster(CLUSTER, "127.0.0.1:6789");
         let directory = TempDir::new().unwrap();
-        config.agent.state_directory = directory.path().to_owned();
-        let mut stage =
-            Self { machine, config, directory, generation: 0, agent: None, stop: Arc::default(), next_lun: 0 };
+        let memory = TempDir::new_in("/dev/shm").ok();
+        config.agent.state_directory = directory.path().join("state");
+        match &memory {
+            Some(memory) => std::os::unix::fs::symlink(memory.path(), &config.agent.state_directory).unwrap(),
+            None => std::fs::create_dir(&config.agent.state_directory).unwrap(),
+        }
+        let mut stage = Self {
+            machine,
+            domains: Domains::new(),
+            config,
+            directory,
+            _memory: memory,
+            generation: 0,
+            agent: None,
+            stop: Arc::default(),
+            next_lun: 0,
+        };
         stage.start().await;
         stage
     }
@@ -58,7 +79,7 @@ impl SimStage {
 
     /// Where the agent keeps its own.
     pub(crate) fn state_directory(&self) -> &Path {
-        self.directory.path()
+        &self.config.agent.state_directory
     }
 
     /// Starts an agent on the machine as it is; ends when it has recovered and serves.
@@ -72,8 +93,9 @@ impl SimStage {
         self.generation += 1;
         let listener = UnixListener::bind(self.socket()).unwrap();
         let host = Arc::new(self.machine.clone());
+        let hypervisor = Arc::new(self.domains.on(self.machine.clone()));
         let mortard = tokio::select! {
-            mortard = Mortard::start(config, host) => mortard.unwrap(),
+            mortard = Mortard::start(config, host, hypervisor) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
         self.stop = Arc::default();
@@ -176,6 +198,7 @@ impl Stage for SimStage {
         ["session", "connection"]
             .into_iter()
             .fold(without_marks(&self.machine.snapshot()), |text, word| without_numbers(&text, word))
+            + &self.domains.snapshot()
     }
 
     async fn kill_and_restart(&mut self) {

@@ -13,7 +13,9 @@ mod journal;
 mod limits;
 mod machine;
 mod metrics;
+mod model;
 mod reboot;
+mod rescue;
 mod volumes;
 
 use machine::SimStage;

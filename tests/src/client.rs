@@ -3,7 +3,7 @@
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    operations_client::OperationsClient, volumes_client::VolumesClient,
+    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::path::Path;
 use tokio::net::UnixStream;
@@ -15,12 +15,13 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_types::StatusExt;
 use tower::service_fn;
 
-/// All five services, and the agent's health.
+/// All six services, and the agent's health.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub attachments: AttachmentsClient<Channel>,
     pub volumes: VolumesClient<Channel>,
     pub exports: ExportsClient<Channel>,
+    pub instances: InstancesClient<Channel>,
     pub operations: OperationsClient<Channel>,
     pub host: HostClient<Channel>,
     pub health: HealthClient<Channel>,
@@ -58,6 +59,7 @@ impl Client {
             attachments: AttachmentsClient::new(channel.clone()),
             volumes: VolumesClient::new(channel.clone()),
             exports: ExportsClient::new(channel.clone()),
+            instances: InstancesClient::new(channel.clone()),
             operations: OperationsClient::new(channel.clone()),
             host: HostClient::new(channel.clone()),
             health: HealthClient::new(channel),
@@ -117,6 +119,19 @@ impl Client {
             id => Target::Id(id.into()),
         };
         Ok(self.exports.unexport(v1::UnexportRequest { target: Some(target), timeout_ms: 0 }).await?.into_inner())
+    }
+
+    pub async fn rescue(&mut self, request: v1::RescueRequest) -> Answer<v1::RescueResponse> {
+        Ok(self.instances.rescue(request).await?.into_inner())
+    }
+
+    pub async fn unrescue(&mut self, instance: &str) -> Answer<v1::UnrescueResponse> {
+        let request = v1::UnrescueRequest { instance: instance.into(), ..v1::UnrescueRequest::default() };
+        Ok(self.instances.unrescue(request).await?.into_inner())
+    }
+
+    pub async fn instance(&mut self, instance: &str) -> Answer<v1::Instance> {
+        Ok(self.instances.get(v1::GetInstanceRequest { instance: instance.into() }).await?.into_inner())
     }
 
     pub async fn exported(&mut self, id: &str) -> Answer<v1::Export> {

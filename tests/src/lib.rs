@@ -9,5 +9,6 @@
 pub mod client;
 pub mod conformance;
 pub mod peer;
+pub mod reliability;
 pub mod stage;
 pub mod targets;

@@ -49,6 +49,12 @@ impl Peer {
         }
     }
 
+    /// Ends it, whatever it is at.
+    pub fn end(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
     /// Does one job that has to succeed.
     #[track_caller]
     pub fn ask(&mut self, job: &Value) -> Value {
@@ -58,7 +64,6 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.end();
     }
 }

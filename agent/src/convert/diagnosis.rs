@@ -35,6 +35,8 @@ fn object(from: Judged) -> v1::HostObject {
         ObjectKind::Target => v1::HostObjectKind::Target,
         ObjectKind::Backstore => v1::HostObjectKind::Backstore,
         ObjectKind::Hba => v1::HostObjectKind::Hba,
+        ObjectKind::RescueDisk => v1::HostObjectKind::RescueDisk,
+        ObjectKind::Seed => v1::HostObjectKind::Seed,
     };
     let state = match from.whose {
         Whose::Ours => v1::HostObjectState::Ours,

@@ -2,7 +2,7 @@
 
 use super::{PATIENCE, unseen};
 use crate::agent::Agent;
-use driver::{Error, Finding};
+use driver::{Error, Finding, Severity};
 use host::{Clock, Room};
 use std::{path::Path, sync::Arc};
 use tokio::{task::JoinSet, time::timeout};
@@ -50,6 +50,14 @@ impl Agent {
         let mut findings: Vec<Finding> = asked.join_all().await.into_iter().flatten().collect();
         let export = self.exporter.findings();
         findings.extend(export.unwrap_or_else(|error| vec![unseen("this host's iSCSI targets", error.chain())]));
+        if let Some(problem) = self.hypervisor.readiness().await.problem {
+            findings.push(Finding {
+                severity: Severity::Info,
+                subject: "libvirt".into(),
+                found: problem,
+                advice: "without it no instance can be rescued; everything else works".into(),
+            });
+        }
         match self.host.clock() {
             Ok(clock) => findings.extend(of_clock(clock)),
             Err(error) => findings.push(unseen("the clock", error.to_string())),
@@ -107,7 +115,6 @@ fn of_room(directory: &Path, room: Room) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use driver::Severity;
 
     #[test]
     fn a_clock_is_right_or_not() {

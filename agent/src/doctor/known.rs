@@ -1,12 +1,13 @@
-//! What the journal knows: every attachment and export, and everything that an operation is at work on.
+//! What the journal knows: every attachment, export and rescue, and everything that an operation is at work on.
 
 use crate::{
     agent::Agent,
     journal::{ExportRecord, Record},
-    operation::{Operation, Plan},
+    operation::{Operation, Plan, RescueRecord},
 };
-use driver::{Attached, AttachmentId, Result};
+use driver::{Attached, AttachmentId, Derivation, Result};
 use export::ExportId;
+use uuid::Uuid;
 
 /// What may stand on the host with a reason.
 #[derive(Debug, Default)]
@@ -19,6 +20,7 @@ pub(super) struct Known {
     export_owners: Vec<String>,
     pub(super) records: Vec<Record>,
     pub(super) export_records: Vec<ExportRecord>,
+    pub(super) rescues: Vec<RescueRecord>,
     open: Vec<Operation>,
 }
 
@@ -28,6 +30,7 @@ impl Known {
         let mut known = Self { open: agent.journal.unfinished().await?, ..Self::default() };
         known.records = agent.journal.attachments().await?;
         known.export_records = agent.journal.exports().await?;
+        known.rescues = agent.journal.rescues().await?;
         for record in known.records.clone() {
             known.hold(record.attached, format!("attachment {}", record.id));
         }
@@ -46,6 +49,8 @@ impl Known {
                 }
                 Plan::Unexport { id, .. } => known.hold_export(id, owner),
                 Plan::Extend { .. } | Plan::Manage { .. } | Plan::Unmanage { .. } => {}
+                // Its record stands from its beginning to its end.
+                Plan::Rescue { .. } | Plan::Unrescue { .. } | Plan::Power { .. } => {}
             }
         }
         Ok(known)
@@ -75,6 +80,17 @@ impl Known {
     pub(super) fn at_work_on(&self, subject: &str) -> Option<String> {
         let open = self.open.iter().find(|operation| operation.plan.subject() == subject)?;
         Some(format!("the {} of {subject} is under way", open.plan.verb()))
+    }
+
+    /// The rescue of an instance.
+    pub(super) fn rescue_of(&self, instance: Uuid) -> Option<&RescueRecord> {
+        self.rescues.iter().find(|record| record.instance == instance)
+    }
+
+    /// The rescue that a derived volume is of.
+    pub(super) fn rescue_with(&self, disk: &Derivation) -> Option<&RescueRecord> {
+        let is_of = |record: &&RescueRecord| record.derivation.as_ref().is_some_and(|made| made.to == disk.to);
+        self.rescues.iter().find(is_of)
     }
 
     pub(super) fn has(&self, id: &AttachmentId) -> bool {

@@ -3,7 +3,7 @@
 use super::{Judged, Known, Remains, Repair, Whose};
 use crate::{
     agent::Agent,
-    operation::{attachment_key, export_key, identity_key},
+    operation::{attachment_key, export_key, identity_key, instance_key},
 };
 use driver::{Attached, Error, Result};
 use export::Export;
@@ -71,7 +71,8 @@ impl Agent {
                 self.exporter.withdraw(export).await?;
                 did = "removed; the volume that it served stays active".into();
             }
-            Remains::Link { path, .. } => {
+            Remains::RescueDisk(disk) => self.drivers.get(disk.to.backend())?.discard(disk, deadline).await?,
+            Remains::Link { path, .. } | Remains::Seed { path, .. } => {
                 self.host.remove(path).await.map_err(Error::host(format!("remove {}", path.display())))?;
             }
         }
@@ -87,6 +88,11 @@ impl Agent {
         match remains {
             Remains::Attached(attached) => self.stands(&known, attached).await,
             Remains::Export(export) => self.is_served(&known, export),
+            Remains::RescueDisk(disk) => self.is_orphaned_disk(&known, disk).await,
+            Remains::Seed { path, owner } => {
+                let stat = self.host.stat(path).map_err(Error::host(format!("look at {}", path.display())))?;
+                Ok(known.rescue_of(*owner).is_none() && stat.is_some())
+            }
             Remains::Link { path, id } => {
                 let is_known = id.as_ref().is_some_and(|id| known.has(id) || known.at_work_on(id.as_str()).is_some());
                 let stat = self.host.stat(path).map_err(Error::host(format!("look at {}", path.display())))?;
@@ -113,5 +119,8 @@ fn keys(remains: &Remains) -> Vec<String> {
         }
         Remains::Export(export) => vec![export_key(&export.id)],
         Remains::Link { id, .. } => id.iter().map(attachment_key).collect(),
+        // Of no instance, if the mark was written by somebody else.
+        Remains::RescueDisk(disk) => disk.owner.parse().map(instance_key).into_iter().collect(),
+        Remains::Seed { owner, .. } => vec![instance_key(*owner)],
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Attachment {
     pub(crate) state: State,
     /// Why it is not ready.
     pub(crate) problem: Option<String>,
+    /// What of ours holds it against a detach, in words.
+    pub(crate) held_by: Option<String>,
 }
 
 /// How an attachment is.
@@ -112,6 +114,9 @@ impl Agent {
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
+        if let Footprint::Lvm { identity, .. } | Footprint::File { identity } = &attached.footprint {
+            self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
+        }
         let plan = Plan::Attach { id, attached: attached.clone() };
         let mut work = self.begin(plan, held, request.attempt.deadline).await?;
         let attach = driver.attach(&request.spec, &attached.footprint, &request.attempt);
@@ -129,8 +134,17 @@ impl Agent {
                     };
                     return self.undo(work, mismatch).await;
                 }
+                // Which image a name stands for is known only now.
+                if let Locator::Rbd(_) = &attached.spec.locator
+                    && let Err(mismatch) =
+                        self.still_managed(driver.as_ref(), &attached.spec.locator, &device.identity).await
+                {
+                    return self.undo(work, mismatch).await;
+                }
                 attached.identity = Some(device.identity.clone());
-                self.publish(work, attached, device, request.persistent).await
+                let reply = self.publish(work, attached, device, request.persistent).await?;
+                driver.tend(&reply.attachment.record.attached).await;
+                Ok(reply)
             }
             Err(error) => self.undo(work, error).await,
         }
@@ -340,7 +354,7 @@ impl Agent {
 
     fn attachment_with(&self, record: Record, device: Device) -> Attachment {
         let stable_path = self.stable_path(&record.id);
-        Attachment { record, stable_path, device: Some(device), state: State::Ready, problem: None }
+        Attachment { record, stable_path, device: Some(device), state: State::Ready, problem: None, held_by: None }
     }
 
     /// An attachment as the kernel lists it; with `prove`, as its device itself answers.
@@ -364,7 +378,8 @@ impl Agent {
                 record.residuals.iter().map(|left| format!("{}: {}", left.name, left.reason)).collect();
             (state, problem) = (State::Residual, Some(format!("a detach left {}", left.join("; "))));
         }
-        Attachment { record, stable_path, device, state, problem }
+        let held_by = self.rescue_with(&record.id).await.ok().flatten().map(|rescue| rescue.title());
+        Attachment { record, stable_path, device, state, problem, held_by }
     }
 }
 

@@ -52,6 +52,20 @@ impl Agent {
                 None => return Ok(DetachReply::default()),
             },
         };
+        if let Some(rescue) = self.rescue_with(&id).await? {
+            return Err(Error::WrongState {
+                what: format!(
+                    "{id} is held by {}; unrescue that (`mortar unrescue {}`)",
+                    rescue.title(),
+                    rescue.instance
+                ),
+            });
+        }
+        self.detach_by_id(id, deadline).await
+    }
+
+    /// As [`Self::detach`], whoever holds it.
+    pub(super) async fn detach_by_id(self: &Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<DetachReply> {
         let Some((held, record)) = self.hold("detach", &id).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };

@@ -4,9 +4,12 @@
 use super::{OperationId, Plan, Rest, export::exported_as};
 use crate::{
     agent::Agent,
-    journal::{Change, ExportRecord, Record},
+    journal::{Change, ExportRecord, Managed, Record},
 };
-use driver::{Adoption, Candidate, Error, Locator, Refusal, Release, Result, Scope, Volume, VolumeId, VolumeName};
+use driver::{
+    Adoption, Candidate, Driver, Error, Identity, Locator, Refusal, Release, Result, Scope, Volume, VolumeId,
+    VolumeName,
+};
 use std::{collections::HashMap, sync::Arc};
 use tokio::time::Instant;
 
@@ -129,7 +132,8 @@ impl Agent {
     pub(crate) async fn unmanage(self: Arc<Self>, id: VolumeId, keep_name: bool) -> Result<UnmanageReply> {
         let mut held = self.locks.take(&format!("unmanage of {id}"), [volume_key(id)])?;
         let Some(volume) = self.volume(id).await? else {
-            return Ok(UnmanageReply { locator: None, changed: false, operation: None });
+            let changed = self.forget_managed(id).await?;
+            return Ok(UnmanageReply { locator: None, changed, operation: None });
         };
         let to = if keep_name { volume.locator.clone() } else { volume.origin.clone() };
         held.extend(volume.locator.key())?;
@@ -155,6 +159,35 @@ impl Agent {
                 Err(error)
             }
         }
+    }
+
+    /// A volume that is gone is not remembered any more. Whether it was.
+    async fn forget_managed(&self, id: VolumeId) -> Result<bool> {
+        let backends = self.journal.managed_as(id).await?;
+        for backend in &backends {
+            self.journal.change(Change::Released(id, *backend)).await?;
+        }
+        Ok(!backends.is_empty())
+    }
+
+    /// Refuses what has taken a managed name since it was given. Which volume that was only the journal knows; one that it
+    /// knows nothing of is what the storage says.
+    pub(super) async fn still_managed(&self, driver: &dyn Driver, locator: &Locator, now: &Identity) -> Result<()> {
+        let Some((id, before)) = self.journal.managed_at(locator).await? else { return Ok(()) };
+        let mut found = now.to_string();
+        if now.is_still(&before) {
+            // The number of a file that was removed is given to the next one; that one has no mark.
+            let Identity::File { .. } = now else { return Ok(()) };
+            if driver.inspect(locator).await?.managed.is_some_and(|volume| volume.id == id) {
+                return Ok(());
+            }
+            found += " without the mark of a managed volume";
+        }
+        Err(Error::Mismatch {
+            what: format!("{locator}, the name of volume {id} (`mortar unmanage {id}` frees it for what has it now),"),
+            expected: before.to_string(),
+            found,
+        })
     }
 
     /// What could be managed in one place, and why not.
@@ -217,7 +250,7 @@ impl Standing {
         for record in &mut self.exports {
             record.attached.spec.locator = moved(&record.attached.spec.locator);
         }
-        Change::Both(Box::new(Change::Put(self.attachments)), Box::new(Change::PutExports(self.exports)))
+        Change::All(vec![Change::Put(self.attachments), Change::PutExports(self.exports)])
     }
 }
 
@@ -266,13 +299,15 @@ pub(super) fn undo_of(adoption: &Adoption) -> Release {
     }
 }
 
-/// What a manage changes in the records: where volumes are managed, and the new locator of what stands on the volume.
+/// What a manage changes in the records: where volumes are managed, which one has the name, and the new locator of what
+/// stands on the volume.
 pub(super) fn managed(adoption: &Adoption, users: Standing) -> Result<Change> {
-    let place = Change::Place(adoption.to.scope()?.to_string());
-    Ok(Change::Both(Box::new(place), Box::new(users.moved(&adoption.to))))
+    let Adoption { id, to, identity, .. } = adoption;
+    let managed = Managed { id: *id, at: to.clone(), identity: identity.clone() };
+    Ok(Change::All(vec![Change::Place(to.scope()?.to_string()), Change::Managed(Box::new(managed)), users.moved(to)]))
 }
 
-/// What an unmanage changes in the records: the locator of what stands on the volume.
+/// What an unmanage changes in the records: the name is nobody's, and the locator of what stands on the volume is new.
 pub(super) fn released(release: &Release, users: Standing) -> Change {
-    users.moved(&release.to)
+    Change::All(vec![Change::Released(release.id, release.from.backend()), users.moved(&release.to)])
 }

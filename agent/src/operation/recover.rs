@@ -11,7 +11,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{Attached, Attempt, Error, Locator, Result};
+use driver::{Attached, AttachmentId, Attempt, Error, Locator, Result};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
@@ -19,7 +19,10 @@ use tokio::{
 };
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How many attachments are looked at at a time, unless none of them answers within the patience.
+const LOOKS: usize = 8;
+const LOOK_PATIENCE: Duration = Duration::from_millis(100);
 /// The pause before the first repetition of what failed; it doubles up to the longest.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -45,7 +48,14 @@ impl Agent {
             }
         }
         let agent = Arc::clone(self);
-        let all = self.tasks.spawn(async move { agent.recover_operations(unfinished).await });
+        // A rescue is made of others, which are recovered first.
+        let (outer, inner): (Vec<_>, Vec<_>) = unfinished
+            .into_iter()
+            .partition(|operation| matches!(operation.plan, Plan::Rescue { .. } | Plan::Unrescue { .. }));
+        let all = self.tasks.spawn(async move {
+            agent.recover_operations(inner).await;
+            agent.recover_operations(outer).await;
+        });
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
@@ -88,7 +98,7 @@ impl Agent {
     }
 
     /// Finishes or undoes one operation.
-    async fn recover_one(&self, operation: &Operation) -> Result<()> {
+    async fn recover_one(self: &Arc<Self>, operation: &Operation) -> Result<()> {
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         tracing::info!(operation = %operation.id, subject, "recovering {verb} {subject}");
         let done = self.outcome(OutcomeState::Succeeded, None);
@@ -148,6 +158,15 @@ impl Agent {
                 self.conclude(operation, outcome, change.unwrap_or(Change::None)).await
             }
             Plan::Unexport { id, .. } => self.recover_unexport(operation, id).await,
+            Plan::Rescue { instance, .. } => {
+                let (error, change) = self.undo_rescue(*instance).await?.outcome();
+                self.conclude(operation, undone(error.as_ref()), change).await
+            }
+            Plan::Unrescue { instance, .. } => self.recover_unrescue(operation, *instance).await,
+            Plan::Power { instance, power, .. } => {
+                let outcome = if self.recover_power(*instance, *power).await? { done } else { undone(None) };
+                self.conclude(operation, outcome, Change::None).await
+            }
         }
     }
 
@@ -219,29 +238,35 @@ impl Agent {
             self.unlink(&record.id).await?;
             self.journal.change(Change::Remove(record.id)).await?;
         }
-        let mut looks = JoinSet::new();
-        for record in here {
-            if let Ok(held) = self.locks.take("the start", [super::attachment_key(&record.id)]) {
-                let agent = Arc::clone(self);
-                looks.spawn(async move {
-                    let _until_linked = held;
-                    agent.link_again(&record).await;
-                    if let Ok(driver) = agent.drivers.get(record.attached.spec.locator.backend()) {
-                        driver.tend(&record.attached).await;
-                    }
-                });
+        let agent = Arc::clone(self);
+        let all = tokio::spawn(async move {
+            let mut looks = JoinSet::new();
+            for record in here {
+                if looks.len() >= LOOKS {
+                    // One that does not answer holds up nobody else for long.
+                    let _ended = timeout(LOOK_PATIENCE, looks.join_next()).await;
+                }
+                looks.spawn(Arc::clone(&agent).look_again(record.id));
             }
-        }
-        // One that does not answer holds up nobody else.
-        let all = async { while looks.join_next().await.is_some() {} };
+            while looks.join_next().await.is_some() {}
+        });
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("some attachments do not answer; they are looked at while others are served");
-            looks.detach_all();
         }
         for record in persistent {
             self.bring_back(record, boot_id.clone());
         }
         self.settle_exports(&boot_id).await
+    }
+
+    /// Brings one attachment of this boot in line, unless somebody works on it already.
+    async fn look_again(self: Arc<Self>, id: AttachmentId) {
+        let Ok(_until_linked) = self.locks.take("the start", [super::attachment_key(&id)]) else { return };
+        let Ok(Some(record)) = self.journal.attachment(&id).await else { return };
+        self.link_again(&record).await;
+        if let Ok(driver) = self.drivers.get(record.attached.spec.locator.backend()) {
+            driver.tend(&record.attached).await;
+        }
     }
 
     /// Makes the stable path anew, if the device proves to be the volume; without a device there is none.
@@ -331,7 +356,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.agent.state_directory = directory.path().to_owned();
-        let agent = Mortard::start(config, Arc::new(machine.clone())).await.unwrap().agent;
+        let hypervisor = Arc::new(hypervisor::sim::Domains::new().on(machine.clone()));
+        let agent = Mortard::start(config, Arc::new(machine.clone()), hypervisor).await.unwrap().agent;
         let before = machine.snapshot();
         let deadline = Instant::now() + Duration::from_secs(10);
         let attach = AttachRequest {

@@ -110,11 +110,20 @@ pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
     Ok(output::answer(&attachments, format)?)
 }
 
+/// An attachment, or else an instance of that name; where there is neither, that there is no such attachment.
 pub(super) async fn show(agent: &Agent, id: String, format: Format) -> Result<(), Error> {
     let mut client = agent.attachments();
     let message = |_| v1::GetAttachmentRequest { id: id.clone() };
-    let reply = agent.call(message, async |request| client.get(request).await).await?;
-    Ok(output::answer(&Attachment::from(reply), format)?)
+    let no_attachment = match agent.call(message, async |request| client.get(request).await).await {
+        Ok(reply) => return Ok(output::answer(&Attachment::from(reply), format)?),
+        // An instance may have a name that no attachment can have.
+        Err(Error::Failed(failure)) if failure.is(Code::NotFound) || failure.is(Code::InvalidArgument) => failure,
+        Err(error) => return Err(error),
+    };
+    match super::instances::show(agent, id, format).await {
+        Err(Error::Failed(_)) => Err(no_attachment.into()),
+        shown => shown,
+    }
 }
 
 pub(super) async fn extend(agent: &Agent, id: String, format: Format) -> Result<(), Error> {

@@ -23,6 +23,7 @@ pub(crate) struct Attachment {
     physical_block_size: u32,
     state: String,
     problem: Option<String>,
+    held_by: Option<String>,
     identity: Option<String>,
     created_at: Option<Timestamp>,
 }
@@ -54,6 +55,7 @@ impl From<v1::Attachment> for Attachment {
             logical_block_size: attachment.logical_block_size,
             physical_block_size: attachment.physical_block_size,
             problem: some(attachment.problem),
+            held_by: some(attachment.held_by),
             identity: some(attachment.identity),
             created_at: timestamp(attachment.created_at),
         }
@@ -87,6 +89,7 @@ impl View for Attachment {
         let mut rows = self.rows();
         rows.extend([("locator", self.locator.clone()), ("state", self.state.clone())]);
         rows.extend(self.problem.clone().map(|problem| ("problem", problem)));
+        rows.extend(self.held_by.clone().map(|holder| ("held_by", holder)));
         rows.extend([
             ("read_only", self.read_only.to_string()),
             ("persistent", self.persistent.to_string()),

@@ -12,12 +12,21 @@ pub(crate) struct Host {
     kernel_version: String,
     boot_id: String,
     drivers: Vec<Driver>,
+    hypervisor: Option<Hypervisor>,
     connector: Option<Connector>,
 }
 
 #[derive(Debug, Serialize)]
 struct Driver {
     backend: String,
+    available: bool,
+    problem: Option<String>,
+    tools: Vec<Tool>,
+}
+
+#[derive(Debug, Serialize)]
+struct Hypervisor {
+    uri: String,
     available: bool,
     problem: Option<String>,
     tools: Vec<Tool>,
@@ -68,6 +77,7 @@ impl From<v1::HostInfo> for Host {
             kernel_version: host.kernel_version,
             boot_id: host.boot_id,
             drivers: host.drivers.into_iter().map(Driver::from).collect(),
+            hypervisor: host.hypervisor.map(Hypervisor::from),
             connector: host.connector.map(Connector::from),
         }
     }
@@ -80,6 +90,17 @@ impl From<v1::DriverInfo> for Driver {
             available: driver.available,
             problem: some(driver.problem),
             tools: driver.tools.into_iter().map(Tool::from).collect(),
+        }
+    }
+}
+
+impl From<v1::HypervisorInfo> for Hypervisor {
+    fn from(hypervisor: v1::HypervisorInfo) -> Self {
+        Self {
+            uri: hypervisor.uri,
+            available: hypervisor.available,
+            problem: some(hypervisor.problem),
+            tools: hypervisor.tools.into_iter().map(Tool::from).collect(),
         }
     }
 }
@@ -156,14 +177,17 @@ impl View for Host {
             ("boot_id", self.boot_id.clone()),
         ];
         rows.extend(self.connector.iter().flat_map(Connector::rows));
-        let drivers = self.drivers.iter().map(|driver| {
+        let line = |name: &str, available: bool, tools: &[Tool], problem: &Option<String>| {
             vec![
-                driver.backend.clone(),
-                driver.available.to_string(),
-                driver.tools.iter().map(Tool::line).collect::<Vec<_>>().join(", "),
-                driver.problem.clone().unwrap_or_default(),
+                name.to_owned(),
+                available.to_string(),
+                tools.iter().map(Tool::line).collect::<Vec<_>>().join(", "),
+                problem.clone().unwrap_or_default(),
             ]
-        });
+        };
+        let drivers = self.drivers.iter().map(|it| line(&it.backend, it.available, &it.tools, &it.problem));
+        let libvirt = self.hypervisor.iter().map(|it| line("libvirt", it.available, &it.tools, &it.problem));
+        let drivers = drivers.chain(libvirt);
         let drivers = table::columns(&["driver", "available", "tools", "problem"], drivers);
         format!("{}\n{drivers}", table::properties(rows))
     }
@@ -197,6 +221,12 @@ mod tests {
                 wwpns: vec!["50014380186b6dd4".into()],
                 ..Default::default()
             }),
+            hypervisor: Some(v1::HypervisorInfo {
+                uri: "qemu:///system".into(),
+                available: false,
+                problem: "it does not run".into(),
+                tools: Vec::new(),
+            }),
         });
         assert_eq!(
             to_value(&host).unwrap(),
@@ -211,6 +241,12 @@ mod tests {
                     "problem": null,
                     "tools": [{ "name": "lvm", "path": "/sbin/lvm", "version": "2.03.16" }],
                 }],
+                "hypervisor": {
+                    "uri": "qemu:///system",
+                    "available": false,
+                    "problem": "it does not run",
+                    "tools": [],
+                },
                 "connector": {
                     "host": "hv1",
                     "initiator": "iqn.2026-11.org.example:hv1",
@@ -226,6 +262,8 @@ mod tests {
                 },
             })
         );
-        assert!(host.table().contains("| lvm    | true      | lvm 2.03.16 (/sbin/lvm) |"), "{}", host.table());
+        for line in ["| lvm     | true      | lvm 2.03.16 (/sbin/lvm) |", "| libvirt | false     |"] {
+            assert!(host.table().contains(line), "{}", host.table());
+        }
     }
 }

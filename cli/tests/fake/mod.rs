@@ -3,7 +3,7 @@
 use assert_cmd::{Command, assert::Assert};
 use proto::v1::{
     self, attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
-    operations_server::OperationsServer, volumes_server::VolumesServer,
+    instances_server::InstancesServer, operations_server::OperationsServer, volumes_server::VolumesServer,
 };
 use std::{
     collections::HashMap,
@@ -31,6 +31,9 @@ pub(crate) struct Asked {
     pub(crate) scopes: Vec<String>,
     pub(crate) operations: Vec<v1::ListOperationsRequest>,
     pub(crate) diagnose: Vec<v1::DiagnoseRequest>,
+    pub(crate) rescue: Vec<v1::RescueRequest>,
+    pub(crate) unrescue: Vec<v1::UnrescueRequest>,
+    pub(crate) stop: Vec<v1::StopInstanceRequest>,
 }
 
 #[derive(Clone, Default)]
@@ -63,6 +66,7 @@ impl Agent {
             .add_service(VolumesServer::new(canned.clone()))
             .add_service(ExportsServer::new(canned.clone()))
             .add_service(OperationsServer::new(canned.clone()))
+            .add_service(InstancesServer::new(canned.clone()))
             .add_service(HostServer::new(canned.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         runtime.spawn(server);
@@ -208,7 +212,10 @@ impl v1::attachments_server::Attachments for Canned {
 
     async fn get(&self, request: Request<v1::GetAttachmentRequest>) -> Reply<v1::Attachment> {
         match request.into_inner().id {
-            id if id == "absent" => Err(refused(Code::NotFound, "NOT_FOUND", "no attachment absent")),
+            id if id.contains(' ') => Err(refused(Code::InvalidArgument, "INVALID", "that is no id")),
+            id if ["absent", "web1"].contains(&id.as_str()) => {
+                Err(refused(Code::NotFound, "NOT_FOUND", "no attachment absent"))
+            }
             id => Ok(Response::new(attachment(&id))),
         }
     }
@@ -339,6 +346,75 @@ impl v1::operations_server::Operations for Canned {
             "late" => Err(refused(Code::FailedPrecondition, "WRONG_STATE", "it has changed something already")),
             _ => Ok(Response::new(v1::CancelOperationResponse { operation: Some(operation()), changed: true })),
         }
+    }
+}
+
+fn instance() -> v1::Instance {
+    let disk = |target: &str, source: &str, role: v1::InstanceDiskRole| v1::InstanceDisk {
+        target: target.to_owned(),
+        source: source.to_owned(),
+        role: role.into(),
+        ..Default::default()
+    };
+    v1::Instance {
+        uuid: "7b1c6c5e-90a3-4c7c-a8de-6f7d6d2c8f3a".to_owned(),
+        name: "web1".to_owned(),
+        power: v1::InstancePower::Running.into(),
+        persistent: true,
+        disks: vec![
+            disk("vda", "/dev/mortar/rescue-7b1c", v1::InstanceDiskRole::Rescue),
+            disk("vdb", "/dev/vg/web1", v1::InstanceDiskRole::Root),
+        ],
+        ..Default::default()
+    }
+}
+
+#[tonic::async_trait]
+impl v1::instances_server::Instances for Canned {
+    async fn list(&self, _: Request<v1::ListInstancesRequest>) -> Reply<v1::ListInstancesResponse> {
+        Ok(Response::new(v1::ListInstancesResponse { instances: vec![instance()] }))
+    }
+
+    async fn get(&self, request: Request<v1::GetInstanceRequest>) -> Reply<v1::Instance> {
+        match request.into_inner().instance.as_str() {
+            "web1" | "a name" => Ok(Response::new(instance())),
+            _ => Err(refused(Code::NotFound, "NOT_FOUND", "no such instance")),
+        }
+    }
+
+    async fn rescue(&self, request: Request<v1::RescueRequest>) -> Reply<v1::RescueResponse> {
+        self.asked().rescue.push(request.into_inner());
+        Ok(Response::new(v1::RescueResponse {
+            instance: Some(instance()),
+            changed: true,
+            password: "hT9wQm4xRkc7Ven3".into(),
+            warnings: vec!["they have the same UUID".into()],
+            operation_id: "op".into(),
+        }))
+    }
+
+    async fn unrescue(&self, request: Request<v1::UnrescueRequest>) -> Reply<v1::UnrescueResponse> {
+        self.asked().unrescue.push(request.into_inner());
+        Ok(Response::new(v1::UnrescueResponse { instance: Some(instance()), changed: true, ..Default::default() }))
+    }
+
+    async fn start(&self, _: Request<v1::StartInstanceRequest>) -> Reply<v1::PowerResponse> {
+        Ok(Response::new(v1::PowerResponse { instance: Some(instance()), changed: false, ..Default::default() }))
+    }
+
+    async fn stop(&self, request: Request<v1::StopInstanceRequest>) -> Reply<v1::PowerResponse> {
+        self.asked().stop.push(request.into_inner());
+        let stopped = v1::Stopped::Hard.into();
+        Ok(Response::new(v1::PowerResponse {
+            instance: Some(instance()),
+            changed: true,
+            stopped,
+            ..Default::default()
+        }))
+    }
+
+    async fn reboot(&self, _: Request<v1::RebootInstanceRequest>) -> Reply<v1::PowerResponse> {
+        Ok(Response::new(v1::PowerResponse { instance: Some(instance()), changed: true, ..Default::default() }))
     }
 }
 

@@ -134,12 +134,74 @@ async fn a_dead_portal_delays_nothing_and_joins_later() {
     assert_eq!(machine.snapshot(), before, "a way came after the detach");
 }
 
+/// The first to answer logs in alone, until the attach is recorded; a caller who wants all ways has them all begun at once.
+#[tokio::test(start_paused = true)]
+async fn one_way_goes_ahead_of_the_others() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    machine.silence(PORTALS[0]);
+    let (at, device) = attach(&driver, &four()).await.unwrap();
+    assert_eq!((processes(&machine, "--login"), states(&device)[0]), (1, "absent"));
+    let recorded = Instant::now();
+    driver.tend(&at).await;
+    joined(&machine, "dm-0", 3).await;
+    assert!(recorded.elapsed() < Duration::from_millis(500), "{:?}", recorded.elapsed());
+    driver.detach(&at, soon()).await.unwrap();
+    assert_eq!(machine.snapshot(), before);
+
+    // Nobody says so, as when the agent could not record it: they go all the same.
+    let (at, _) = attach(&driver, &four()).await.unwrap();
+    joined(&machine, "dm-0", 3).await;
+    driver.detach(&at, soon()).await.unwrap();
+    assert_eq!(machine.snapshot(), before);
+}
+
+/// One that answers and then is mute costs the head start, and no more.
+#[tokio::test(start_paused = true)]
+async fn a_mute_way_leads_for_a_second() {
+    let machine = machine();
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let mute = machine.hang(0, "--login");
+    let begun = Instant::now();
+    let (at, device) = attach(&driver, &four()).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(states(&device).iter().filter(|state| **state == "absent").count(), 1, "{device:?}");
+    mute.let_go();
+    joined(&machine, "dm-0", 4).await;
+    driver.detach(&at, soon()).await.unwrap();
+    // Who has little time waits for half of it.
+    let mute = machine.hang(0, "--login");
+    let hurried = Attempt::until(Instant::now() + Duration::from_millis(1600));
+    let (at, _) = attach_with(&driver, &four(), &hurried).await.unwrap();
+    mute.let_go();
+    driver.detach(&at, soon()).await.unwrap();
+    assert_eq!(machine.snapshot(), before);
+}
+
+/// One that leads and fails frees the others at once.
+#[tokio::test(start_paused = true)]
+async fn a_denied_way_leads_for_a_moment() {
+    let machine = also_at_another_target(LogicalUnit::disk(A, SIZE));
+    machine.require_chap(T1, "host-a", "open sesame");
+    let before = machine.snapshot();
+    let driver = driver(&machine);
+    let begun = Instant::now();
+    let (at, device) = attach(&driver, &two_targets()).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert_eq!(states(&device), ["absent", "running"]);
+    driver.detach(&at, soon()).await.unwrap();
+    assert_eq!(machine.snapshot(), before);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restarted_agent_goes_on_with_the_ways_that_are_missing() {
     let mut machine = machine();
     let before = machine.snapshot();
     machine.cut_portal(PORTALS[3], true);
-    let (at, _) = attach(&driver(&machine), &four()).await.unwrap();
+    let first = driver(&machine);
+    let (at, _) = attach(&first, &four()).await.unwrap();
     joined(&machine, "dm-0", 3).await;
     machine.restart();
     let driver = driver(&machine);

@@ -1,18 +1,25 @@
 //! Files: whole or not at all, and never one over another.
 
-use super::is_absent;
-use crate::{Error, FileStat, Result, Room};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use super::{ioctls, is_absent};
+use crate::{Error, FileStat, Result, Room, step::Going};
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    unistd::{Whence, lseek},
+};
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsString},
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+        },
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 pub(super) fn head(path: &Path, length: usize) -> Result<Vec<u8>> {
@@ -26,15 +33,19 @@ pub(super) fn head(path: &Path, length: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn told(meta: &fs::Metadata) -> FileStat {
+    FileStat {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size_bytes: meta.size(),
+        is_file: meta.is_file(),
+        is_directory: meta.is_dir(),
+    }
+}
+
 pub(super) fn stat(path: &Path) -> Result<Option<FileStat>> {
     match fs::symlink_metadata(path) {
-        Ok(meta) => Ok(Some(FileStat {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size_bytes: meta.size(),
-            is_file: meta.is_file(),
-            is_directory: meta.is_dir(),
-        })),
+        Ok(meta) => Ok(Some(told(&meta))),
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(Error::io("look at", path)(error)),
     }
@@ -58,6 +69,87 @@ pub(super) fn replace(path: &Path, content: &[u8], mode: u32, synced: bool) -> R
         let _half_written = fs::remove_file(&beside);
         Error::io("write", path)(error)
     })
+}
+
+/// Makes `to` by `fill` from `from`, or leaves nothing.
+fn made(from: &Path, to: &Path, fill: impl FnOnce(&File, &File) -> Result<()>) -> Result<FileStat> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from);
+    let source = opened.map_err(Error::io("open", from))?;
+    let stat = told(&source.metadata().map_err(Error::io("look at", from))?);
+    let target = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists { path: to.into() }),
+        opened => opened.map_err(Error::io("make", to))?,
+    };
+    let filled = fill(&source, &target).and_then(|()| target.sync_all().map_err(Error::io("sync", to)));
+    filled.inspect_err(|_| {
+        let _half_written = fs::remove_file(to);
+    })?;
+    Ok(stat)
+}
+
+pub(super) fn reflink(from: &Path, to: &Path) -> Result<FileStat> {
+    made(from, to, |source, target| {
+        // SAFETY: FICLONE takes a descriptor by value; both are open for the whole call.
+        #[expect(unsafe_code, reason = "ioctl")]
+        let done = unsafe { ioctls::ficlone(target.as_raw_fd(), source.as_raw_fd() as u64) };
+        done.map(drop).map_err(|errno| {
+            let error = match errno {
+                // What a file system says that knows nothing of it, or not of these two files.
+                nix::Error::ENOTTY | nix::Error::EINVAL | nix::Error::EXDEV => io::ErrorKind::Unsupported.into(),
+                other => other.into(),
+            };
+            Error::io("share the blocks of", from)(error)
+        })
+    })
+}
+
+/// How much is copied between two looks at the clock.
+const PIECE: usize = 4 << 20;
+
+pub(super) fn copy(from: &Path, to: &Path, limit: Duration, step: Option<&Going>) -> Result<FileStat> {
+    let end = Instant::now() + limit;
+    made(from, to, |source, target| {
+        let length = source.metadata().map_err(Error::io("look at", from))?.len();
+        target.set_len(length).map_err(Error::io("write", to))?;
+        let (mut at, mut buffer) = (0, vec![0; PIECE]);
+        while let Some((begin, stop)) = data(source, at, length).map_err(Error::io("read", from))? {
+            at = begin;
+            while at < stop {
+                if step.is_some_and(Going::is_cancelled) {
+                    return Err(Error::Cancelled);
+                }
+                if Instant::now() >= end {
+                    return Err(Error::TimedOut { what: format!("copy of {}", from.display()), after: limit });
+                }
+                let piece = usize::try_from(stop - at).unwrap_or(PIECE).min(PIECE);
+                source.read_exact_at(&mut buffer[..piece], at).map_err(Error::io("read", from))?;
+                target.write_all_at(&buffer[..piece], at).map_err(Error::io("write", to))?;
+                at += piece as u64;
+                if let Some(step) = step {
+                    let done = u128::from(at) * 100 / u128::from(length.max(1));
+                    step.says(format!("copy {} to {}: {done} %", from.display(), to.display()));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where the next data of a file is, which begins and ends between `at` and `length`; `None` if there is no more.
+fn data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+    let seek = |from: u64, whence| lseek(file, i64::try_from(from).unwrap_or(i64::MAX), whence);
+    if at >= length {
+        return Ok(None);
+    }
+    let begin = match seek(at, Whence::SeekData) {
+        Ok(begin) => u64::try_from(begin).unwrap_or(at),
+        Err(nix::Error::ENXIO) => return Ok(None),
+        // Where holes cannot be looked for there are none.
+        Err(nix::Error::EINVAL) => return Ok(Some((at, length))),
+        Err(errno) => return Err(errno.into()),
+    };
+    let stop = u64::try_from(seek(begin, Whence::SeekHole)?).unwrap_or(length);
+    Ok(Some((begin.min(length), stop.min(length))))
 }
 
 pub(super) fn room(path: &Path) -> Result<Room> {
@@ -294,6 +386,37 @@ mod tests {
         rename(&a, &c).unwrap();
         assert_eq!((names(&directory), stat(&a).unwrap()), (vec!["b".to_owned(), "c".to_owned()], None));
         assert!(rename(&a, &c).is_err());
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_the_holes_or_is_not_there() {
+        let directory = tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let file = File::create(&a).unwrap();
+        file.set_len(64 << 20).unwrap();
+        for at in [0, 9 << 20, (40 << 20) + 7] {
+            file.write_all_at(&vec![7; 5 << 20], at).unwrap();
+        }
+        let late = copy(&a, &b, Duration::ZERO, None);
+        assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+        assert_eq!(names(&directory), ["a"]);
+        let copied = copy(&a, &b, Duration::from_secs(60), None).unwrap();
+        assert_eq!(Some(copied), stat(&a).unwrap());
+        assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap());
+        let meta = fs::metadata(&b).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        // Where the file system has holes.
+        let blocks = |path: &Path| fs::metadata(path).unwrap().blocks();
+        assert!(blocks(&b) <= blocks(&a) + 64, "{} and {}", blocks(&b), blocks(&a));
+        assert!(matches!(copy(&a, &b, Duration::from_secs(60), None), Err(Error::Exists { .. })));
+        fs::remove_file(&b).unwrap();
+        match reflink(&a, &b) {
+            Ok(_) => assert!(fs::read(&a).unwrap() == fs::read(&b).unwrap()),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                assert_eq!(names(&directory), ["a"]);
+            }
+            Err(other) => panic!("{other:?}"),
+        }
     }
 
     #[test]

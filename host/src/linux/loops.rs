@@ -20,14 +20,17 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    task::{JoinHandle, spawn_blocking},
+    task::{JoinError, JoinHandle, spawn_blocking},
     time::{Instant, timeout_at},
 };
 
 const CONTROL: &str = "/dev/loop-control";
-/// How long sysfs is read for the list of all devices, and then each of them is asked: at once, ten seconds together.
+/// How long sysfs is read for the list of all devices, and then they are asked: ten seconds together.
 const LIST_LIMIT: Duration = Duration::from_secs(8);
 const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// How many devices are asked at a time, unless they are slow to answer.
+const AT_A_TIME: usize = 16;
+const SOON: Duration = Duration::from_millis(100);
 /// The smallest block that the kernel knows, and the one for buffered I/O.
 const SECTOR: u32 = 512;
 const LO_FLAGS_READ_ONLY: u32 = 1;
@@ -96,10 +99,14 @@ pub(super) fn bound() -> Result<Vec<Named>> {
     let directory = Path::new("/sys/block");
     let mut bound = Vec::new();
     for name in super::list(directory)?.into_iter().filter(|name| name.starts_with("loop")) {
-        let file = super::read(&directory.join(&name).join("loop/backing_file"))?;
+        let file = file_of(&name)?;
         bound.extend(file.map(|file| (name, file)));
     }
     Ok(bound)
+}
+
+fn file_of(name: &str) -> Result<Option<String>> {
+    super::read(&Path::new("/sys/block").join(name).join("loop/backing_file"))
 }
 
 /// The questions that are not answered yet. A device that never answers holds one thread, not one more with every list.
@@ -111,9 +118,14 @@ pub(super) async fn list(unanswered: &Unanswered) -> Result<Vec<LoopDevice>> {
     Ok(unanswered.ask_all(bound, ASK_LIMIT, ask).await)
 }
 
+pub(super) async fn one(unanswered: &Unanswered, name: &str) -> Result<Option<LoopDevice>> {
+    let Some(file) = file_of(name)? else { return Ok(None) };
+    Ok(unanswered.ask_all(vec![(name.to_owned(), file)], ASK_LIMIT, ask).await.pop())
+}
+
 impl Unanswered {
-    /// Asks all at once. The kernel may look at a device's file for its answer, so a server that is gone can keep it (or
-    /// have it fail); that hides no other device.
+    /// Asks some at a time: there may be a thousand, and each question has a thread. The kernel may look at a device's file
+    /// for its answer, so a server that is gone can keep it (or have it fail); that hides no other device.
     async fn ask_all(
         &self,
         bound: Vec<Named>,
@@ -124,27 +136,41 @@ impl Unanswered {
         let left_out = |(name, file): &Named, why: &dyn std::fmt::Display| {
             tracing::warn!("/dev/{name}, bound to {file}, is left out of the list of loop devices: {why}");
         };
-        let mut asked = Vec::new();
-        for device in bound {
-            if self.is_waited_for(&device) {
-                left_out(&device, &"it still has not answered");
-                continue;
+        let (mut found, mut late) = (Vec::new(), Vec::new());
+        let mut take = |device: &Named, answer: std::result::Result<Result<Option<LoopDevice>>, JoinError>| match answer
+        {
+            Ok(Ok(answer)) => found.extend(answer),
+            Ok(Err(error)) => left_out(device, &error),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        for some in bound.chunks(AT_A_TIME) {
+            let mut asked = Vec::new();
+            for device in some {
+                if self.is_waited_for(device) {
+                    left_out(device, &"it still has not answered");
+                    continue;
+                }
+                let (ask, about) = (ask.clone(), device.clone());
+                asked.push((device, spawn_blocking(move || ask(&about))));
             }
-            let (ask, about) = (ask.clone(), device.clone());
-            asked.push((device, spawn_blocking(move || ask(&about))));
-        }
-        let mut found = Vec::new();
-        for (device, mut answer) in asked {
-            match timeout_at(deadline, &mut answer).await {
-                Ok(Ok(Ok(answer))) => found.extend(answer),
-                Ok(Ok(Err(error))) => left_out(&device, &error),
-                Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-                Err(_) => {
-                    left_out(&device, &"it does not answer");
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(device, answer);
+            let soon = (Instant::now() + SOON).min(deadline);
+            for (device, mut answer) in asked {
+                match timeout_at(soon, &mut answer).await {
+                    Ok(answer) => take(device, answer),
+                    Err(_) => late.push((device, answer)),
                 }
             }
         }
+        for (device, mut answer) in late {
+            match timeout_at(deadline, &mut answer).await {
+                Ok(answer) => take(device, answer),
+                Err(_) => {
+                    left_out(device, &"it does not answer");
+                    self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(device.clone(), answer);
+                }
+            }
+        }
+        found.sort_by(|one: &LoopDevice, other| one.name.cmp(&other.name));
         found
     }
 

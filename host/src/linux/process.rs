@@ -28,12 +28,13 @@ pub(super) struct Slots {
     iscsiadm: Arc<Semaphore>,
     lvm: Arc<Semaphore>,
     rbd: Arc<Semaphore>,
+    qemu_img: Arc<Semaphore>,
 }
 
 impl Slots {
     pub(super) fn new(each: usize) -> Self {
         let slots = || Arc::new(Semaphore::new(each));
-        Self { iscsiadm: slots(), lvm: slots(), rbd: slots() }
+        Self { iscsiadm: slots(), lvm: slots(), rbd: slots(), qemu_img: slots() }
     }
 
     fn of(&self, tool: Tool) -> Arc<Semaphore> {
@@ -41,6 +42,7 @@ impl Slots {
             Tool::Iscsiadm => &self.iscsiadm,
             Tool::Lvm => &self.lvm,
             Tool::Rbd => &self.rbd,
+            Tool::QemuImg => &self.qemu_img,
         })
     }
 }

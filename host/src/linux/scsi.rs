@@ -42,7 +42,7 @@ nix::ioctl_readwrite_bad!(sg_io, SG_IO, SgIoHdr);
 
 /// The vital product data page as the device answers now.
 pub(super) fn inquiry(device: &Path, page: u8, timeout: Duration) -> Result<Vec<u8>> {
-    let failed = |why: String| Error::io("ask the identity of", device)(io::Error::other(why));
+    let failed = |kind, why: String| Error::io("ask the identity of", device)(io::Error::new(kind, why));
     let fd = open_device(device, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
     let mut data = vec![0_u8; PAGE_SIZE];
     let mut sense = [0_u8; 32];
@@ -78,11 +78,12 @@ pub(super) fn inquiry(device: &Path, page: u8, timeout: Duration) -> Result<Vec<
     unsafe { sg_io(fd.as_raw_fd(), &raw mut header) }
         .map_err(|errno| Error::io("ask the identity of", device)(errno.into()))?;
     let sense = &sense[..usize::from(header.sb_len_wr).min(sense.len())];
-    verdict(header.status, header.host_status, header.driver_status, sense).map_err(failed)?;
+    let kind = if has_none(header.status, sense) { io::ErrorKind::Unsupported } else { io::ErrorKind::Other };
+    verdict(header.status, header.host_status, header.driver_status, sense).map_err(|why| failed(kind, why))?;
     let got = PAGE_SIZE - usize::try_from(header.resid).unwrap_or(0).min(PAGE_SIZE);
     data.truncate(got);
     if data.get(1) != Some(&page) {
-        return Err(failed(format!("it has no page {page:#04x}")));
+        return Err(failed(io::ErrorKind::Unsupported, format!("it has no page {page:#04x}")));
     }
     Ok(data)
 }
@@ -102,6 +103,15 @@ fn verdict(status: u8, host_status: u16, driver_status: u16, sense: &[u8]) -> st
         return Err(format!("no answer (host status {host_status:#x}, driver status {driver_status:#x})"));
     }
     Ok(())
+}
+
+/// Whether the device itself says that it has no such page: ILLEGAL REQUEST, unless it is the whole unit that is not there
+/// (LOGICAL UNIT NOT SUPPORTED). Everything else may be otherwise the next time.
+fn has_none(status: u8, sense: &[u8]) -> bool {
+    const ILLEGAL_REQUEST: u8 = 5;
+    const NO_UNIT: u16 = 0x2500;
+    let (key, code) = sense_of(sense);
+    status != 0 && key == ILLEGAL_REQUEST && code != NO_UNIT
 }
 
 /// Sense key, and additional code with its qualifier, in fixed or descriptor format (SPC-4 section 4.5).
@@ -129,6 +139,19 @@ mod tests {
         assert_eq!(verdict(2, 0, 0x28, &described), verdict(2, 0, 0x08, &UNMAPPED));
         // BUSY has no sense.
         assert_eq!(verdict(8, 0, 0, &[]).unwrap_err(), "SCSI status 0x8, sense key 0x0, code 0x0000");
+    }
+
+    #[test]
+    fn only_the_device_itself_says_that_it_has_no_such_page() {
+        // INVALID FIELD IN CDB
+        let mut sense = UNMAPPED;
+        sense[12] = 0x24;
+        assert!(has_none(2, &sense));
+        assert!(!has_none(0, &sense), "that is of an older command");
+        assert!(!has_none(2, &UNMAPPED));
+        // UNIT ATTENTION, POWER ON OR RESET: after a target was away
+        assert!(!has_none(2, &[0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0]));
+        assert!(!has_none(8, &[]));
     }
 
     #[test]

@@ -189,6 +189,18 @@ fn openers(devices: &Devices, look: &Look) -> Vec<User> {
     pids.into_iter().map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
 }
 
+/// Which processes but us have a regular file open. They are known by the path, as a look at the file itself may hang.
+pub(super) fn of_file(file: &Path) -> Vec<User> {
+    let Ok(file) = fs::canonicalize(file) else { return Vec::new() };
+    let has_open = |pid: &u32| {
+        let descriptors = entries(&PathBuf::from(format!("/proc/{pid}/fd")));
+        *pid != std::process::id()
+            && descriptors.iter().any(|descriptor| fs::read_link(descriptor).is_ok_and(|leads| leads == file))
+    };
+    let pids = entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok());
+    pids.filter(has_open).map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::loops, *};
@@ -197,6 +209,19 @@ mod tests {
 
     fn devices(number: &str) -> Devices {
         Devices { numbers: BTreeSet::from([number.to_owned()]), rdevs: BTreeSet::new(), directories: Vec::new() }
+    }
+
+    #[test]
+    fn who_has_a_file_open_is_found_by_its_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(of_file(file.path()), []);
+        let mut reader =
+            std::process::Command::new("sleep").arg("60").stdin(fs::File::open(file.path()).unwrap()).spawn().unwrap();
+        let found = of_file(file.path());
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+        let pid = reader.id();
+        assert!(matches!(found.as_slice(), [User::Opener { pid: by, .. }] if *by == pid), "{found:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Every file of the simulated machine: `/sys` and `/dev` as the kernel shows them, and what is on its disks.
 
-use crate::FileStat;
+use crate::{Command, FileStat, Output};
 use std::{
     collections::BTreeMap,
     path::{Component, Path, PathBuf},
@@ -53,11 +53,13 @@ impl File {
 pub(crate) struct Files {
     nodes: BTreeMap<PathBuf, Node>,
     next_inode: u64,
+    /// Its file systems know `FICLONE`.
+    pub(crate) reflinks: bool,
 }
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let mut files = Self { nodes: BTreeMap::new(), next_inode: 2 };
+        let mut files = Self { nodes: BTreeMap::new(), next_inode: 2, reflinks: true };
         files.make_directory("/");
         files
     }
@@ -210,6 +212,14 @@ impl Files {
         !moved.is_empty()
     }
 
+    /// Makes a file with the content of another, which stays. Nothing, if that is not there.
+    pub(crate) fn copy(&mut self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Option<FileStat> {
+        let file = self.file(&from)?;
+        let (content, size_bytes) = (file.content.clone(), file.size_bytes);
+        self.create(to, content, size_bytes, 0o600);
+        self.stat(from)
+    }
+
     fn inode(&mut self) -> u64 {
         self.next_inode += 1;
         self.next_inode
@@ -253,6 +263,31 @@ impl Files {
         }
         Some(place)
     }
+}
+
+/// `qemu-img create -f qcow2 -F FORMAT -b BACKING … FILE SIZE`: a header that names its backing file.
+pub(crate) fn qemu_img(files: &mut Files, command: &Command) -> Output {
+    let after = |option: &str| command.args.iter().skip_while(|arg| *arg != option).nth(1);
+    let (Some(backing), [.., file, size]) = (after("-b"), command.args.as_slice()) else {
+        return Output { code: 1, stderr: "qemu-img: Expecting image file name".into(), ..Output::default() };
+    };
+    let Ok(size) = size.parse::<u64>() else {
+        return Output { code: 1, stderr: "qemu-img: Invalid image size".into(), ..Output::default() };
+    };
+    let mut header = b"QFI\xfb".to_vec();
+    header.extend(3_u32.to_be_bytes());
+    header.extend(104_u64.to_be_bytes());
+    header.extend(u32::try_from(backing.len()).unwrap_or_default().to_be_bytes());
+    header.extend(16_u32.to_be_bytes());
+    header.extend(size.to_be_bytes());
+    header.resize(104, 0);
+    header.extend(backing.as_bytes());
+    let size_bytes = header.len() as u64;
+    match files.file_mut(file) {
+        Some(file) => (file.content, file.size_bytes) = (header, size_bytes),
+        None => files.create(file, header, size_bytes, 0o644),
+    }
+    Output::default()
 }
 
 /// The parts of a path, the last one first.

@@ -27,7 +27,11 @@ pub(crate) struct Lvm {
     /// Devices of the device mapper whose table is loaded for reading only. BLKROSET is another switch: a device refuses
     /// writes if either says so, and a table that is loaded anew leaves the other as it is.
     read_only_tables: BTreeSet<String>,
+    /// How full thin pools are, in percent, by VG and pool.
+    filled: BTreeMap<(String, String), f64>,
 }
+
+const EXTENT: u64 = 4 << 20;
 
 #[derive(Debug)]
 struct Vg {
@@ -49,6 +53,8 @@ struct Lv {
     kind: Kind,
     tags: BTreeSet<String>,
     writable: bool,
+    /// What it takes from the VG.
+    extents: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +105,11 @@ impl Vg {
     /// The PVs that a run does not see.
     fn missing(&self, seen: &[String]) -> usize {
         self.pvs.iter().filter(|pv| !seen.contains(pv) || self.lost.contains(*pv)).count()
+    }
+
+    fn free_extents(&self, disks: &BTreeMap<String, u64>) -> u64 {
+        let all: u64 = self.pvs.iter().filter_map(|pv| disks.get(pv)).map(|size| size / EXTENT).sum();
+        all.saturating_sub(self.lvs.iter().map(|lv| lv.extents).sum())
     }
 
     fn dm_name(&self, lv: &str) -> String {
@@ -156,6 +167,9 @@ pub(crate) fn run(world: &mut World, command: &Command) -> Output {
         "fullreport" => report(world, &args),
         "lvchange" => change(world, &args).map_or_else(|failed| failed, |()| Output::default()),
         "lvrename" => rename(world, &args).unwrap_or_else(|failed| failed),
+        "lvcreate" => create(world, &args).unwrap_or_else(|failed| failed),
+        "lvremove" => remove(world, &args).unwrap_or_else(|failed| failed),
+        "lvs" => filled(world, &args),
         _ => Output { code: 2, stderr: format!("  Command does not exist: {}.", args.verb), ..Output::default() },
     }
 }
@@ -213,8 +227,21 @@ struct Args<'a> {
 
 impl<'a> Args<'a> {
     fn parse(args: &'a [String]) -> Self {
-        const VALUED: [&str; 8] =
-            ["--devices", "--reportformat", "--units", "--configreport", "-o", "-S", "--addtag", "--deltag"];
+        const VALUED: [&str; 13] = [
+            "--devices",
+            "--reportformat",
+            "--units",
+            "--configreport",
+            "-o",
+            "-S",
+            "--addtag",
+            "--deltag",
+            "--name",
+            "--extents",
+            "--chunksize",
+            "--permission",
+            "--setactivationskip",
+        ];
         let mut parsed = Self::default();
         let mut rest = args.iter().map(String::as_str);
         parsed.verb = rest.next().unwrap_or_default();
@@ -279,6 +306,8 @@ fn report(world: &World, args: &Args<'_>) -> Output {
                     "vg_exported": if vg.exported { "exported" } else { "" },
                     "vg_missing_pv_count": missing.to_string(),
                     "vg_lock_type": "",
+                    "vg_extent_size": EXTENT.to_string(),
+                    "vg_free": (vg.free_extents(&world.lvm.disks) * EXTENT).to_string(),
                 }],
                 "pv": pvs.collect::<Vec<_>>(),
                 "lv": lvs.map(|lv| row(world, vg, lv, missing > 0)).collect::<Vec<_>>(),
@@ -311,6 +340,7 @@ fn row(world: &World, vg: &Vg, lv: &Lv, partial: bool) -> serde_json::Value {
         Kind::Snapshot { origin } | Kind::Thin { origin: Some(origin), .. } => origin,
         _ => "",
     };
+    let pool = if let Kind::Thin { pool, .. } = &lv.kind { pool } else { "" };
     let tags: Vec<&str> = lv.tags.iter().map(String::as_str).collect();
     json!({
         "lv_name": if lv.kind == Kind::Hidden { format!("[{}]", lv.name) } else { lv.name.clone() },
@@ -320,6 +350,7 @@ fn row(world: &World, vg: &Vg, lv: &Lv, partial: bool) -> serde_json::Value {
         "lv_layout": layout,
         "lv_tags": tags.join(","),
         "origin": origin,
+        "pool_lv": pool,
         "lv_attr": format!("{first}{mode}i-------"),
         "lv_health_status": if partial { "partial" } else { "" },
         "lv_device_open": open,
@@ -354,14 +385,7 @@ fn change(world: &mut World, args: &Args<'_>) -> std::result::Result<(), Output>
         return Err(failed(format!("  Failed to find logical volume \"{vg_name}/{lv_name}\"\n")));
     };
     let (lv, missing) = (&vg.lvs[place], vg.missing(&seen));
-    let selected = args.all("-S").flat_map(|select| select.split(" && ")).all(|condition| {
-        condition.split_once('=').is_some_and(|(field, value)| match field {
-            "lv_uuid" => value == dashed(&lv.uuid),
-            "vg_missing_pv_count" => value == missing.to_string(),
-            _ => false,
-        })
-    });
-    if !selected {
+    if !selected(args, lv, missing) {
         return Ok(());
     }
     if args.has("-an") {
@@ -391,6 +415,103 @@ fn change(world: &mut World, args: &Args<'_>) -> std::result::Result<(), Output>
         lv.tags.remove(tag);
     }
     Ok(())
+}
+
+fn selected(args: &Args<'_>, lv: &Lv, missing: usize) -> bool {
+    args.all("-S").flat_map(|select| select.split(" && ")).all(|condition| {
+        condition.split_once('=').is_some_and(|(field, value)| match field {
+            "lv_uuid" => value == dashed(&lv.uuid),
+            "vg_missing_pv_count" => value == missing.to_string(),
+            "lv_tags" => lv.tags.contains(value.trim_matches('"')),
+            _ => false,
+        })
+    })
+}
+
+/// A snapshot, which is all that we make.
+fn create(world: &mut World, args: &Args<'_>) -> std::result::Result<Output, Output> {
+    let (vg_name, origin) = args.positional.first().and_then(|at| at.split_once('/')).unwrap_or_default();
+    let at = group(world, &args.seen(world), vg_name)?;
+    let vg = &world.lvm.vgs[at];
+    let name = args.all("--name").next().unwrap_or_default();
+    if vg.missing(&args.seen(world)) > 0 {
+        return Err(failed(format!("  Cannot change VG {vg_name} while PVs are missing.\n")));
+    }
+    if vg.lv(name).is_some() {
+        return Err(failed(format!("  Logical Volume \"{name}\" already exists in volume group \"{vg_name}\"\n")));
+    }
+    let Some(of) = vg.lv(origin) else {
+        return Err(failed(format!("  Failed to find logical volume \"{vg_name}/{origin}\"\n")));
+    };
+    let wanted: u64 = args.all("--extents").next().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let (kind, extents) = match &of.kind {
+        Kind::Thin { pool, .. } => (Kind::Thin { pool: pool.clone(), origin: Some(origin.into()) }, 0),
+        Kind::Snapshot { .. } => return Err(failed("  Snapshots of snapshots are not supported.\n")),
+        _ => (Kind::Snapshot { origin: origin.into() }, wanted),
+    };
+    let free = vg.free_extents(&world.lvm.disks);
+    if extents > free {
+        return Err(failed(format!(
+            "  Volume group \"{vg_name}\" has insufficient free space ({free} extents): {extents} required.\n"
+        )));
+    }
+    let (size_bytes, uuid) = (of.size_bytes, world.lvm.new_uuid());
+    let tags = args.all("--addtag").map(str::to_owned).collect();
+    let lv = Lv { name: name.into(), uuid, size_bytes, kind, tags, writable: true, extents };
+    world.lvm.vgs[at].lvs.push(lv);
+    // A thick one comes and goes with its origin.
+    let vg = &world.lvm.vgs[at];
+    let comes = matches!(vg.lvs.last(), Some(Lv { kind: Kind::Snapshot { .. }, .. }));
+    if let Some(place) = vg.lvs.iter().position(|lv| lv.name == origin).filter(|_| comes) {
+        reload(world, at, place);
+    }
+    Ok(said(&format!("  Logical volume \"{name}\" created.\n")))
+}
+
+fn remove(world: &mut World, args: &Args<'_>) -> std::result::Result<Output, Output> {
+    let (vg_name, name) = args.positional.first().and_then(|at| at.split_once('/')).unwrap_or_default();
+    let at = group(world, &args.seen(world), vg_name)?;
+    let vg = &world.lvm.vgs[at];
+    let Some(place) = vg.lvs.iter().position(|lv| lv.name == name) else {
+        return Err(failed(format!("  Failed to find logical volume \"{vg_name}/{name}\"\n")));
+    };
+    if !selected(args, &vg.lvs[place], vg.missing(&args.seen(world))) {
+        return Ok(Output::default());
+    }
+    remove_at(world, at, place)?;
+    Ok(said(&format!("  Logical volume \"{name}\" successfully removed.\n")))
+}
+
+/// A thick snapshot goes alone, whatever becomes of its origin.
+fn remove_at(world: &mut World, at: usize, place: usize) -> std::result::Result<(), Output> {
+    let vg = &world.lvm.vgs[at];
+    let lv = &vg.lvs[place];
+    let Kind::Snapshot { origin } = &lv.kind else {
+        deactivate(world, at, place)?;
+        world.lvm.vgs[at].lvs.remove(place);
+        return Ok(());
+    };
+    let mut own = vec![vg.dm_uuid(lv), vg.dm_uuid(lv) + "-cow"];
+    // With its last snapshot, an origin is a plain LV again.
+    let is_last = vg.lvs.iter().filter(|other| other.kind == lv.kind).count() == 1;
+    own.extend(vg.lv(origin).filter(|_| is_last).map(|origin| vg.dm_uuid(origin) + "-real"));
+    let devices: Vec<String> = own.iter().filter_map(|uuid| device_of(world, uuid)).collect();
+    if devices.first().is_some_and(|device| !world.users_of(device).is_empty()) {
+        return Err(failed(format!("  Logical volume {}/{} in use.\n", vg.name, lv.name)));
+    }
+    for device in devices {
+        remove_device(world, &device);
+    }
+    world.lvm.vgs[at].lvs.remove(place);
+    Ok(())
+}
+
+/// How full a thin pool is.
+fn filled(world: &World, args: &Args<'_>) -> Output {
+    let (vg, pool) = args.positional.first().and_then(|at| at.split_once('/')).unwrap_or_default();
+    let data = world.lvm.filled.get(&(vg.into(), pool.into())).map(|percent| format!("{percent:.2}"));
+    let metadata = data.as_ref().map(|_| "11.33");
+    said(&json!({"report": [{"lv": [{"data_percent": data.unwrap_or_default(), "metadata_percent": metadata.unwrap_or_default()}]}]}).to_string())
 }
 
 fn rename(world: &mut World, args: &Args<'_>) -> std::result::Result<Output, Output> {
@@ -581,7 +702,8 @@ impl Lvm {
 
     fn add(&mut self, vg: &str, lv: &str, size_bytes: u64, kind: Kind) {
         let (at, uuid) = (self.group(vg), self.new_uuid());
-        let lv = Lv { name: lv.into(), uuid, size_bytes, kind, tags: BTreeSet::new(), writable: true };
+        let extents = if matches!(kind, Kind::Thin { .. }) { 0 } else { size_bytes.div_ceil(EXTENT) };
+        let lv = Lv { name: lv.into(), uuid, size_bytes, kind, tags: BTreeSet::new(), writable: true, extents };
         self.vgs[at].lvs.push(lv);
     }
 }
@@ -688,14 +810,23 @@ impl Machine {
         });
     }
 
+    /// Lets a thin pool be so full, in percent. (Of one that is not active it is not known, and so of one that was not filled.)
+    pub fn fill_thin_pool(&self, vg: &str, pool: &str, percent: f64) {
+        self.with(|world| world.lvm.filled.insert((vg.into(), pool.into()), percent));
+    }
+
+    /// Makes an LV of what was a thick snapshot, as a power failure in the middle of `lvcreate` does.
+    pub fn halve_lv_snapshot(&self, vg: &str, lv: &str) {
+        self.with(|world| world.lvm.lv(vg, lv).kind = Kind::Thick);
+    }
+
     /// Removes an LV, active or not.
     pub fn remove_lv(&self, vg: &str, lv: &str) {
         self.with(|world| {
             let (at, place) = world.lvm.place(vg, lv);
-            if let Err(output) = deactivate(world, at, place) {
+            if let Err(output) = remove_at(world, at, place) {
                 panic!("a test removes {vg}/{lv}: {}", output.said());
             }
-            world.lvm.vgs[at].lvs.remove(place);
         });
     }
 

@@ -161,6 +161,11 @@ impl Process {
         self.faults.push_back(Planned { name, fault, done });
     }
 
+    pub(crate) fn forget_faults(&mut self) {
+        self.faults.clear();
+        self.effects_left = None;
+    }
+
     /// The fault that was planned for a call, if any.
     pub(crate) fn fault(&mut self, call: &str) -> Option<Planned> {
         let place = self.faults.iter().position(|planned| call.contains(&planned.name))?;

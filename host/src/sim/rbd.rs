@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     Command, Error, Output, Result,
-    rbd_job::{Change, Failed, Failure, Features, Image, Job, Pool, Snapshot, Step, Task, Trashed, Watcher},
+    rbd_job::{
+        Change, Cloning, Failed, Failure, Features, Image, Job, Parent, Pool, Snapshot, Step, Task, Trashed, Watcher,
+    },
 };
 use secrecy::ExposeSecret;
 use std::{
@@ -226,6 +228,16 @@ fn answer(world: &mut World, job: &Job, name: &str) -> std::result::Result<Strin
         cluster.trash.iter().filter(|(of, _)| *of == job.pool).map(|(_, entry)| entry.clone()).collect()
     };
     match &job.task {
+        Task::Clone(wanted) => {
+            let id = clone(world, job, wanted, name)?;
+            let cluster = &world.rbd.clusters[&job.cluster];
+            Ok(json(&pool(cluster, &|found| found.id == id, Vec::new())))
+        }
+        Task::Unclone(wanted) => {
+            let watched = |id: &str| watchers.iter().any(|((.., image), by)| image == id && !by.is_empty());
+            unclone(world, job, wanted, &watched, name)?;
+            Ok(json(&pool(&world.rbd.clusters[&job.cluster], &|_| false, Vec::new())))
+        }
         Task::List => Ok(json(&pool(cluster, &|_| true, trash(cluster)))),
         Task::Inspect { image, id } => {
             let is_it = |found: &Image| match id {
@@ -287,6 +299,155 @@ fn answer(world: &mut World, job: &Job, name: &str) -> std::result::Result<Strin
             Ok(json(&pool(cluster, &|found| found.id == change.id, Vec::new())))
         }
     }
+}
+
+fn failed(step: Step, errno: i32, doing: &str) -> Failure {
+    let message = io::Error::from_raw_os_error(errno).to_string();
+    Failure { errno: Some(errno), step, doing: doing.to_owned(), message }
+}
+
+/// The process was killed, and `mortar-rbd` with it.
+fn killed() -> Failure {
+    Failure::new(Step::Job, "go on", "killed")
+}
+
+/// What has a clone's name: nothing, the clone or a half of it by its id, or something else.
+enum There {
+    Nothing,
+    Clone(String),
+    Half(String),
+    Another,
+}
+
+impl Rbd {
+    fn image(&mut self, job: &Job, id: &str) -> Option<&mut Image> {
+        let key = (job.pool.clone(), job.namespace.clone(), id.to_owned());
+        self.clusters.get_mut(&job.cluster)?.images.get_mut(&key)
+    }
+
+    fn there(&self, job: &Job, wanted: &Cloning, told: bool) -> There {
+        let mut images = self.clusters[&job.cluster].images.iter();
+        let named = images.find(|((pool, namespace, _), image)| {
+            *pool == job.pool && *namespace == job.namespace && image.name == wanted.name
+        });
+        let Some((_, image)) = named else { return There::Nothing };
+        let says = |key: &str, value: &String| image.metadata.get(key) == Some(value);
+        let is_of_the_image = image.parent.as_ref().is_none_or(|parent| parent.image_id == wanted.image_id);
+        if says(Cloning::MARK, &wanted.owner) && says(Cloning::MARKED, &image.id) {
+            There::Clone(image.id.clone())
+        } else if told && is_of_the_image && image.snapshots.is_empty() {
+            There::Half(image.id.clone())
+        } else {
+            There::Another
+        }
+    }
+
+    fn remove(&mut self, job: &Job, id: &str) {
+        let key = (job.pool.clone(), job.namespace.clone(), id.to_owned());
+        if let Some(cluster) = self.clusters.get_mut(&job.cluster) {
+            cluster.images.remove(&key);
+        }
+    }
+}
+
+fn clone(world: &mut World, job: &Job, wanted: &Cloning, name: &str) -> std::result::Result<String, Failure> {
+    let absent = || failed(Step::Image, libc::ENOENT, "find the image");
+    let image = world.rbd.image(job, &wanted.image_id).ok_or_else(absent)?.clone();
+    let told = image.metadata.get(&wanted.intent()) == Some(&wanted.intended());
+    match world.rbd.there(job, wanted, told) {
+        There::Clone(id) => return Ok(id),
+        There::Another => return Err(failed(Step::Clone, libc::EEXIST, "make the clone")),
+        There::Half(id) => world.rbd.remove(job, &id),
+        There::Nothing => {}
+    }
+    let mut snapshot = match &wanted.snapshot {
+        Some((_, id)) => {
+            let found = image.snapshots.iter().find(|snapshot| snapshot.id == *id);
+            Some(found.ok_or_else(|| failed(Step::Snapshot, libc::ENOENT, "find the snapshot"))?.clone())
+        }
+        None => image.snapshots.iter().find(|snapshot| snapshot.name == wanted.name).cloned(),
+    };
+    if wanted.snapshot.is_none() && snapshot.is_some() && !told {
+        return Err(failed(Step::Clone, libc::EEXIST, "take the snapshot"));
+    }
+    let step = |world: &mut World, what: &str| match world.process.did_within(&format!("{name}, {what}")) {
+        true => Ok(()),
+        false => Err(killed()),
+    };
+    if !told {
+        let image = world.rbd.image(job, &wanted.image_id).ok_or_else(absent)?;
+        image.metadata.insert(wanted.intent(), wanted.intended());
+        step(world, "the intent")?;
+    }
+    if snapshot.is_none() {
+        world.rbd.ids += 1;
+        let id = world.rbd.ids;
+        let image = world.rbd.image(job, &wanted.image_id).ok_or_else(absent)?;
+        let taken = Snapshot { id, name: wanted.name.clone(), size: image.size, protected: false, children: None };
+        image.snapshots.push(taken.clone());
+        snapshot = Some(taken);
+        step(world, "the snapshot")?;
+    }
+    let snapshot = snapshot.ok_or_else(absent)?;
+    world.rbd.ids += 1;
+    let id = format!("10{:04x}", world.rbd.ids);
+    let parent = world.rbd.image(job, &wanted.image_id).ok_or_else(absent)?.clone();
+    let half = Image { name: wanted.name.clone(), id: id.clone(), size: snapshot.size, ..Image::default() };
+    let key = (job.pool.clone(), job.namespace.clone(), id.clone());
+    let cluster = world.rbd.clusters.get_mut(&job.cluster).ok_or_else(absent)?;
+    cluster.images.insert(key, half);
+    step(world, "a half of the clone")?;
+    let clone = world.rbd.image(job, &id).ok_or_else(absent)?;
+    clone.features = parent.features.iter().filter(|name| wanted.features.contains(name)).cloned().collect();
+    clone.metadata = parent.metadata;
+    clone.parent = Some(Parent {
+        pool: job.pool.clone(),
+        namespace: job.namespace.clone(),
+        image: parent.name,
+        image_id: parent.id,
+        snapshot: snapshot.name,
+        snapshot_id: snapshot.id,
+    });
+    step(world, "the clone")?;
+    let clone = world.rbd.image(job, &id).ok_or_else(absent)?;
+    clone.metadata.insert(Cloning::MARKED.into(), id.clone());
+    clone.metadata.insert(Cloning::MARK.into(), wanted.owner.clone());
+    Ok(id)
+}
+
+fn unclone(
+    world: &mut World,
+    job: &Job,
+    wanted: &Cloning,
+    watched: &dyn Fn(&str) -> bool,
+    name: &str,
+) -> std::result::Result<(), Failure> {
+    let image = world.rbd.image(job, &wanted.image_id).cloned();
+    let told = image.as_ref().is_some_and(|image| image.metadata.get(&wanted.intent()) == Some(&wanted.intended()));
+    match world.rbd.there(job, wanted, told) {
+        There::Another => return Err(failed(Step::Clone, libc::EEXIST, "remove the clone")),
+        There::Clone(id) | There::Half(id) => {
+            if watched(&id) || world.rbd.image(job, &id).is_some_and(|image| !image.watchers.is_empty()) {
+                return Err(failed(Step::Clone, libc::EBUSY, "remove the clone"));
+            }
+            world.rbd.remove(job, &id);
+            if !world.process.did_within(&format!("{name}, the clone")) {
+                return Err(killed());
+            }
+        }
+        There::Nothing => {}
+    }
+    let Some(image) = world.rbd.image(job, &wanted.image_id).filter(|_| told) else { return Ok(()) };
+    if wanted.snapshot.is_none() {
+        image.snapshots.retain(|snapshot| snapshot.name != wanted.name || snapshot.protected);
+        if !world.process.did_within(&format!("{name}, the snapshot")) {
+            return Err(killed());
+        }
+    }
+    if let Some(image) = world.rbd.image(job, &wanted.image_id) {
+        image.metadata.remove(&wanted.intent());
+    }
+    Ok(())
 }
 
 fn write_metadata(image: &mut Image, change: &Change) {
@@ -392,7 +553,8 @@ impl Machine {
         self.change_image(cluster, &id, |image| image.size = size);
     }
 
-    fn image_id(&self, cluster: &str, pool: &str, name: &str) -> String {
+    /// The id of an image, by its name.
+    pub fn image_id(&self, cluster: &str, pool: &str, name: &str) -> String {
         self.with(|world| {
             let mut images = world.rbd.clusters[cluster].images.iter();
             let found = images.find(|(key, image)| key.0 == pool && image.name == name);

@@ -84,7 +84,7 @@ impl World {
             target: target::Targets::default(),
             multipath: multipath::Multipath::default(),
             users: BTreeMap::new(),
-            tools: [Tool::Iscsiadm, Tool::Lvm, Tool::Rbd].into(),
+            tools: Tool::ALL.into(),
             clock: Clock { unix_seconds: 1_795_363_200, synchronised: true },
             room: Room { total_bytes: 100 << 30, free_bytes: 50 << 30 },
             boot_id: String::new(),
@@ -246,6 +246,7 @@ impl World {
                 Tool::Iscsiadm => iscsi::run(self, command),
                 Tool::Lvm => lvm::run(self, command),
                 Tool::Rbd => rbd::run(self, command, name),
+                Tool::QemuImg => super::files::qemu_img(&mut self.files, command),
             });
             if command.writes {
                 self.process.did(name);

@@ -94,6 +94,10 @@ impl Host for Attended {
         step(Kind::Reads, || format!("read {}", path.display()), self.0.head(path, length, timeout)).await
     }
 
+    async fn loop_device(&self, name: &str) -> Result<Option<LoopDevice>> {
+        step(Kind::Reads, || format!("ask {name} for its file"), self.0.loop_device(name)).await
+    }
+
     async fn loop_devices(&self) -> Result<Vec<LoopDevice>> {
         step(Kind::Reads, || "ask the loop devices for their files".to_owned(), self.0.loop_devices()).await
     }
@@ -125,6 +129,20 @@ impl Host for Attended {
 
     async fn remove(&self, path: &Path) -> Result<()> {
         step(Kind::Changes, || format!("remove {}", path.display()), self.0.remove(path)).await
+    }
+
+    async fn reflink(&self, from: &Path, to: &Path) -> Result<FileStat> {
+        let what = || format!("make {} of the blocks of {}", to.display(), from.display());
+        step(Kind::Changes, what, self.0.reflink(from, to)).await
+    }
+
+    async fn copy(&self, from: &Path, to: &Path, deadline: Instant) -> Result<FileStat> {
+        let what = || format!("copy {} to {}", from.display(), to.display());
+        step(Kind::Changes, what, self.0.copy(from, to, deadline)).await
+    }
+
+    async fn openers(&self, file: &Path) -> Result<Vec<User>> {
+        step(Kind::Reads, || format!("look who has {} open", file.display()), self.0.openers(file)).await
     }
 
     async fn link(&self, name: &Path, target: &Path) -> Result<()> {

@@ -63,7 +63,7 @@ def list_images(pool, sample):
             with rbd.Image(ioctx, name, read_only=True) as image:
                 image.size()
             subprocess.run(["rbd", "status", "--pool", pool, "--format=json", name], check=True, capture_output=True)
-        return {"count": len(names), "list_seconds": listed, "each_seconds": (time.monotonic() - started) / sample}
+        return {"count": len(names), "list_seconds": listed, "each_seconds": (time.monotonic() - started) / max(sample, 1)}
 
 
 JOBS = {"open-group": open_group, "rename-lv": rename_lv, "list-lvs": list_lvs, "make-images": make_images, "list-images": list_images}

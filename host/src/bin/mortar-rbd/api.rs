@@ -12,7 +12,8 @@ use std::{
     ptr::{null, null_mut},
 };
 
-/// A cluster (`rados_t`), a pool and namespace in it (`rados_ioctx_t`), an open image (`rbd_image_t`).
+/// A cluster (`rados_t`), a pool and namespace in it (`rados_ioctx_t`), an open image (`rbd_image_t`),
+/// options for a new one (`rbd_image_options_t`).
 pub(crate) type Handle = *mut c_void;
 
 /// `rbd_image_spec_t`, librbd.h:86.
@@ -82,6 +83,10 @@ pub(crate) struct ImageWatcher {
     pub(crate) cookie: u64,
 }
 
+/// `RBD_IMAGE_OPTION_FEATURES`, librbd.h:288.
+pub(crate) const OPTION_FEATURES: c_int = 1;
+/// `RBD_IMAGE_OPTION_CLONE_FORMAT`, librbd.h:299.
+pub(crate) const OPTION_CLONE_FORMAT: c_int = 12;
 /// `RBD_SNAP_NAMESPACE_TYPE_USER`, librbd.h:80.
 pub(crate) const SNAPSHOT_OF_A_USER: c_uint = 0;
 /// `RBD_MIRROR_MODE_DISABLED`, librbd.h:149.
@@ -142,6 +147,12 @@ library! {
 library! {
     /// librbd.so.1
     Rbd
+    /// librbd.h:400
+    rbd_image_options_create(options: *mut Handle);
+    /// librbd.h:401
+    rbd_image_options_destroy(options: Handle);
+    /// librbd.h:404
+    rbd_image_options_set_uint64(options: Handle, option: c_int, value: u64) -> c_int;
     /// librbd.h:419
     rbd_image_spec_list_cleanup(images: *mut ImageSpec, count: usize);
     /// librbd.h:421
@@ -152,6 +163,10 @@ library! {
     rbd_snap_spec_cleanup(snapshot: *mut SnapSpec);
     /// librbd.h:429
     rbd_list2(io: Handle, images: *mut ImageSpec, capacity: *mut usize) -> c_int;
+    /// librbd.h:465
+    rbd_clone3(parent_io: Handle, parent: *const c_char, snapshot: *const c_char, clone_io: Handle, clone: *const c_char, options: Handle) -> c_int;
+    /// librbd.h:468
+    rbd_remove(io: Handle, name: *const c_char) -> c_int;
     /// librbd.h:472
     rbd_rename(io: Handle, from: *const c_char, to: *const c_char) -> c_int;
     /// librbd.h:480
@@ -184,6 +199,10 @@ library! {
     rbd_snap_list(image: Handle, snapshots: *mut SnapInfo, capacity: *mut c_int) -> c_int;
     /// librbd.h:832
     rbd_snap_list_end(snapshots: *mut SnapInfo);
+    /// librbd.h:834
+    rbd_snap_create(image: Handle, name: *const c_char) -> c_int;
+    /// librbd.h:838
+    rbd_snap_remove(image: Handle, name: *const c_char) -> c_int;
     /// librbd.h:848
     rbd_snap_rename(image: Handle, from: *const c_char, to: *const c_char) -> c_int;
     /// librbd.h:873

@@ -57,7 +57,7 @@ pub(crate) fn change(
     if let Some((from, to)) = &steps.rename_snapshot {
         budget.allows(Step::Rename, "rename the snapshot")?;
         let renamed = Image::change_by_id(pool, &change.id)?.rename_snapshot(from, to);
-        with_holder(pool, change, renamed)?;
+        with_holder(pool, &change.id, renamed)?;
     }
     if first == First::Name {
         write_metadata(pool, change, &steps, budget)?;
@@ -162,7 +162,7 @@ fn write_metadata(pool: &Pool<'_>, change: &Change, steps: &Steps, budget: Budge
     let forgotten =
         set.and_then(|()| steps.forget.iter().try_for_each(|key| in_time().and_then(|()| image.remove_metadata(key))));
     drop(image);
-    with_holder(pool, change, forgotten)
+    with_holder(pool, &change.id, forgotten)
 }
 
 /// Who holds an image exclusively lets its name be changed, and not its metadata. So before the name goes, the metadata is
@@ -171,17 +171,17 @@ fn try_metadata(pool: &Pool<'_>, change: &Change, steps: &Steps, budget: Budget)
     let Some((key, value)) = &steps.known else { return Ok(()) };
     budget.allows(Step::Metadata, "write the metadata")?;
     let tried = Image::change_by_id(pool, &change.id)?.set_metadata(key, value);
-    with_holder(pool, change, tried)
+    with_holder(pool, &change.id, tried)
 }
 
 /// Says who keeps an image for itself, if that is why it cannot be changed. It must not be open for writing: we would be among
 /// those who watch it.
-fn with_holder<T>(pool: &Pool<'_>, change: &Change, done: Result<T, Failure>) -> Result<T, Failure> {
+pub(crate) fn with_holder<T>(pool: &Pool<'_>, id: &str, done: Result<T, Failure>) -> Result<T, Failure> {
     done.map_err(|failure| {
         if failure.errno != Some(libc::EROFS) {
             return failure;
         }
-        let watchers = Image::look_by_id(pool, &change.id).and_then(|image| image.watchers()).unwrap_or_default();
+        let watchers = Image::look_by_id(pool, id).and_then(|image| image.watchers()).unwrap_or_default();
         let by: Vec<String> = watchers.iter().map(|it| format!("{} ({})", it.address, it.client)).collect();
         let by = if by.is_empty() { "another client".to_owned() } else { by.join(", ") };
         Failure { message: format!("held exclusively by {by}; detach it first"), ..failure }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "Ceph's interface is C")]
 
 use crate::{
-    api::{Blank, Ceph, Handle, ImageSpec, NOT_MIRRORED, TrashImageInfo},
+    api::{Blank, Ceph, Handle, ImageSpec, NOT_MIRRORED, OPTION_CLONE_FORMAT, OPTION_FEATURES, TrashImageInfo},
     text::{c_string, ceph_said, text},
 };
 use host::rbd_job::{Failure, Job, Step, Trashed};
@@ -171,6 +171,38 @@ impl Pool<'_> {
         // SAFETY: the handle is open, the strings end with NUL.
         let code = unsafe { (self.ceph.rbd.rbd_rename)(self.io, old.as_ptr(), new.as_ptr()) };
         ok(code).map(|_| ()).map_err(|code| ceph_said(Step::Rename, format!("rename the image {from} to {to}"), code))
+    }
+
+    /// Clones a snapshot of an image. In the second format, for which the snapshot need not be protected.
+    pub(crate) fn clone(&self, parent: &str, snapshot: &str, to: &str, features: u64) -> Result<(), Failure> {
+        let [from, of, name] = [c_string(parent)?, c_string(snapshot)?, c_string(to)?];
+        let rbd = &self.ceph.rbd;
+        let mut options = null_mut();
+        // SAFETY: the call fills in the handle.
+        unsafe { (rbd.rbd_image_options_create)(&raw mut options) };
+        let set = |option, value| {
+            // SAFETY: the options were made, and live until below.
+            ok(unsafe { (rbd.rbd_image_options_set_uint64)(options, option, value) })
+        };
+        let cloned = set(OPTION_FEATURES, features).and_then(|_| set(OPTION_CLONE_FORMAT, 2)).and_then(|_| {
+            // SAFETY: the handles are open, the strings end with NUL.
+            ok(unsafe { (rbd.rbd_clone3)(self.io, from.as_ptr(), of.as_ptr(), self.io, name.as_ptr(), options) })
+        });
+        // SAFETY: they are of no use to anybody any more.
+        unsafe { (rbd.rbd_image_options_destroy)(options) };
+        let doing = || format!("clone {parent}@{snapshot} as {to}");
+        cloned.map(|_| ()).map_err(|code| ceph_said(Step::Clone, doing(), code))
+    }
+
+    /// Removes an image, or what is left of one. One that is not there is fine.
+    pub(crate) fn remove(&self, image: &str) -> Result<(), Failure> {
+        let name = c_string(image)?;
+        // SAFETY: the handle is open, the string ends with NUL.
+        let code = unsafe { (self.ceph.rbd.rbd_remove)(self.io, name.as_ptr()) };
+        match ok(code) {
+            Err(code) if code == -libc::ENOENT => Ok(()),
+            done => done.map(|_| ()).map_err(|code| ceph_said(Step::Clone, format!("remove the image {image}"), code)),
+        }
     }
 
     /// Removes a name that leads to an image but is not in the pool's directory.

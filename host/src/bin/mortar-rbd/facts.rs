@@ -120,7 +120,7 @@ pub(crate) fn id_of(pool: &Pool<'_>, name: &str) -> Result<Option<String>, Failu
     }
 }
 
-fn is_absent(failure: &Failure) -> bool {
+pub(crate) fn is_absent(failure: &Failure) -> bool {
     failure.errno == Some(libc::ENOENT)
 }
 

@@ -9,15 +9,26 @@ pub(crate) fn named(bits: u64) -> Vec<String> {
         .collect()
 }
 
+/// Their bits. A name that is none here has none.
+pub(crate) fn bits<'n>(names: impl IntoIterator<Item = &'n String>) -> u64 {
+    let bit = |name: &String| FEATURES.iter().position(|known| known == name).map_or(0, |bit| 1 << bit);
+    names.into_iter().map(bit).fold(0, |bits, bit| bits | bit)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::named;
+    use super::{bits, named};
 
     #[test]
     fn features_have_the_names_that_rbd_gives_them() {
         // What an image of the default kind has: 61.
         assert_eq!(named(61), ["layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"]);
         assert_eq!(named(1 << 11 | 1 << 7), ["data-pool", "dirty-cache"]);
+    }
+
+    #[test]
+    fn names_have_their_bits() {
+        assert_eq!(bits(&["layering".into(), "deep-flatten".into(), "unknown-40".into()]), 33);
     }
 
     #[test]

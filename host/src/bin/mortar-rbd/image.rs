@@ -300,6 +300,21 @@ impl<'a> Image<'a> {
         Ok(list.len() as u64)
     }
 
+    pub(crate) fn take_snapshot(&self, snapshot: &str) -> Result<(), Failure> {
+        let name = c_string(snapshot)?;
+        // SAFETY: the image is open, the string ends with NUL.
+        let code = unsafe { (self.rbd().rbd_snap_create)(self.handle, name.as_ptr()) };
+        ok(code).map(|_| ()).map_err(|code| ceph_said(Step::Clone, format!("take the snapshot {snapshot}"), code))
+    }
+
+    /// Removes a snapshot. One that has clones (of the second format) lives on for them, without a name.
+    pub(crate) fn remove_snapshot(&self, snapshot: &str) -> Result<(), Failure> {
+        let name = c_string(snapshot)?;
+        // SAFETY: the image is open, the string ends with NUL.
+        let code = unsafe { (self.rbd().rbd_snap_remove)(self.handle, name.as_ptr()) };
+        ok(code).map(|_| ()).map_err(|code| ceph_said(Step::Clone, format!("remove the snapshot {snapshot}"), code))
+    }
+
     pub(crate) fn rename_snapshot(&self, from: &str, to: &str) -> Result<(), Failure> {
         let (old, new) = (c_string(from)?, c_string(to)?);
         // SAFETY: the image is open, the strings end with NUL.

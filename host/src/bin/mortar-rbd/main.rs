@@ -6,6 +6,7 @@
 mod api;
 mod budget;
 mod change;
+mod clone;
 mod cluster;
 mod facts;
 mod features;
@@ -85,6 +86,11 @@ fn run(job: &Job, begun: Instant) -> Result<String, Failure> {
         }
         Task::Manage(wanted) => reply(vec![change(&pool, wanted, First::Metadata, budget)?], Vec::new()),
         Task::Unmanage(wanted) => reply(vec![change(&pool, wanted, First::Name, budget)?], Vec::new()),
+        Task::Clone(wanted) => reply(vec![clone::make(&pool, wanted, budget)?], Vec::new()),
+        Task::Unclone(wanted) => {
+            clone::take_away(&pool, wanted, budget)?;
+            reply(Vec::new(), Vec::new())
+        }
         Task::Features { image } => Ok(json(&features_of(&pool, image)?)),
     }
 }

@@ -1,0 +1,137 @@
+//! instances, rescue, unrescue, instance; and show, of an instance.
+
+use crate::{
+    args::{Format, InstanceCommand, Power, Rescue, Unrescue},
+    connect::Agent,
+    error::{Error, Failure},
+    output, password,
+    view::{Instance, InstanceRow, Powered, Rescued, Unrescued},
+};
+use proto::v1;
+use secrecy::{ExposeSecret, SecretString};
+use std::time::Duration;
+
+/// The longest grace that an agent's config may have for those who do not say.
+const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+/// What stands in the files that the command line names.
+pub(super) struct Read {
+    password: Option<SecretString>,
+    keys: Vec<String>,
+    user_data: Option<SecretString>,
+}
+
+impl Read {
+    pub(super) fn of(rescue: &Rescue) -> Result<Self, Error> {
+        let files = rescue.password_file.iter().chain(&rescue.ssh_key).chain(&rescue.user_data);
+        if files.filter(|file| file.as_os_str() == "-").count() > 1 {
+            return Err(Failure::invalid("stdin can be read once only: put the others into files").into());
+        }
+        let mut keys = Vec::new();
+        for file in &rescue.ssh_key {
+            keys.extend(password::ssh_keys(file)?);
+        }
+        Ok(Self {
+            password: rescue.password_file.as_deref().map(password::read).transpose()?,
+            keys,
+            user_data: rescue.user_data.as_deref().map(password::user_data).transpose()?,
+        })
+    }
+}
+
+pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+    let mut client = agent.instances();
+    let reply = agent.call(|_| v1::ListInstancesRequest {}, async |request| client.list(request).await).await?;
+    let instances: Vec<InstanceRow> = reply.instances.into_iter().map(InstanceRow::from).collect();
+    Ok(output::answer(&instances, format)?)
+}
+
+pub(super) async fn show(agent: &Agent, instance: String, format: Format) -> Result<(), Error> {
+    let mut client = agent.instances();
+    let message = |_| v1::GetInstanceRequest { instance: instance.clone() };
+    let reply = agent.call(message, async |request| client.get(request).await).await?;
+    Ok(output::answer(&Instance::from(reply), format)?)
+}
+
+pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, format: Format) -> Result<(), Error> {
+    use v1::rescue_request::Disk;
+    let secret = |secret: &Option<SecretString>| {
+        secret.as_ref().map(|secret| secret.expose_secret().to_owned()).unwrap_or_default()
+    };
+    let message = |timeout_ms| v1::RescueRequest {
+        instance: rescue.instance.clone(),
+        disk: match (&rescue.image, &rescue.volume) {
+            (Some(image), _) => Some(Disk::Image(image.clone())),
+            (None, volume) => volume.clone().map(Disk::Volume),
+        },
+        layout: v1::RescueLayout::from(rescue.layout).into(),
+        bus: rescue.bus.map_or(v1::DiskBus::Unspecified, v1::DiskBus::from).into(),
+        without_data_disks: rescue.without_data_disks,
+        password: secret(&read.password),
+        ssh_keys: read.keys.clone(),
+        user_data: secret(&read.user_data),
+        no_seed: rescue.no_seed,
+        grace_ms: rescue.grace.grace.map(millis),
+        timeout_ms,
+    };
+    let mut client = agent.instances();
+    let grace = rescue.grace.grace.unwrap_or(LONGEST_GRACE);
+    let reply = agent.call_with_grace(grace, message, async |request| client.rescue(request).await).await?;
+    for warning in &reply.warnings {
+        output::warning(warning, format);
+    }
+    let rescued = Rescued::new(reply).ok_or_else(nothing)?;
+    Ok(output::answer(&rescued, format)?)
+}
+
+pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, format: Format) -> Result<(), Error> {
+    let message = |timeout_ms| v1::UnrescueRequest {
+        instance: unrescue.instance.clone(),
+        discard_changes: unrescue.discard_changes,
+        grace_ms: unrescue.grace.grace.map(millis),
+        timeout_ms,
+    };
+    let mut client = agent.instances();
+    let grace = unrescue.grace.grace.unwrap_or(LONGEST_GRACE);
+    let reply = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await).await?;
+    for rebound in &reply.rebound {
+        output::warning(rebound, format);
+    }
+    Ok(output::answer(&Unrescued::from(reply), format)?)
+}
+
+pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Format) -> Result<(), Error> {
+    let mut client = agent.instances();
+    let grace = |power: &Power| power.grace.grace.unwrap_or(LONGEST_GRACE);
+    let reply = match command {
+        InstanceCommand::Start { instance } => {
+            let message = |timeout_ms| v1::StartInstanceRequest { instance: instance.clone(), timeout_ms };
+            agent.call(message, async |request| client.start(request).await).await?
+        }
+        InstanceCommand::Stop(power) => {
+            let message = |timeout_ms| v1::StopInstanceRequest {
+                instance: power.instance.clone(),
+                grace_ms: power.grace.grace.map(millis),
+                timeout_ms,
+            };
+            agent.call_with_grace(grace(&power), message, async |request| client.stop(request).await).await?
+        }
+        InstanceCommand::Reboot(power) => {
+            let message = |timeout_ms| v1::RebootInstanceRequest {
+                instance: power.instance.clone(),
+                grace_ms: power.grace.grace.map(millis),
+                timeout_ms,
+            };
+            agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await).await?
+        }
+    };
+    Ok(output::answer(&Powered::from(reply), format)?)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn nothing() -> Failure {
+    Failure::internal("mortard answered without an instance")
+}
