@@ -18,6 +18,7 @@ mod drivers;
 mod hostinfo;
 mod journal;
 mod locks;
+mod metrics;
 #[cfg(not(feature = "libvirt"))]
 mod no_hypervisor;
 mod operation;
@@ -31,6 +32,7 @@ mod tls;
 mod unrecorded;
 mod visitor;
 mod watch;
+mod watchdog;
 
 use crate::{
     admission::Admission,
@@ -40,6 +42,7 @@ use crate::{
     drivers::Drivers,
     journal::Journal,
     locks::Locks,
+    metrics::Metrics,
     running::Running,
     service::Service,
     tls::{Door, Identity},
@@ -47,7 +50,7 @@ use crate::{
     watch::Watch,
 };
 use export::{ExportConfig, Exporter};
-use host::{Attended, Host};
+use host::{Attended, Host, Started};
 use hypervisor::{Announced, Hypervisor};
 use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
@@ -56,14 +59,10 @@ use proto::v1::{
 use std::{future::Future, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tokio_stream::{
-    Stream, StreamExt,
-    wrappers::{ReceiverStream, UnixListenerStream},
-};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{server::NamedService, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -93,6 +92,9 @@ pub enum StartError {
     /// gRPC.
     #[error("cannot serve gRPC: {0}")]
     Serve(String),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::MetricsError),
 }
 
 /// What could be known to be right before anything was touched.
@@ -117,9 +119,9 @@ impl Mortard {
         host: Arc<dyn Host>,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
-        let host: Arc<dyn Host> = Arc::new(Attended::new(host));
+        let (host, started) = attended(host);
         let ready = Self::check(&config, &host).await?;
-        Self::recover(config, host, ready, hypervisor).await
+        Self::recover(config, host, started, ready, hypervisor).await
     }
 
     /// What can be known to be wrong before anything is touched.
@@ -137,6 +139,7 @@ impl Mortard {
     async fn recover(
         config: Config,
         host: Arc<dyn Host>,
+        started: Started,
         ready: Checked,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
@@ -158,6 +161,7 @@ impl Mortard {
             journal,
             locks: Locks::default(),
             watch: Watch::new(),
+            metrics: Metrics::new(started),
             room: Arc::new(Semaphore::new(config.limits.operations)),
             seats: Arc::new(Semaphore::new(config.limits.watchers)),
             config,
@@ -189,6 +193,7 @@ impl Mortard {
         S: Stream<Item = std::io::Result<C>> + Send + 'static,
         C: AsyncRead + AsyncWrite + Introduced + Unpin + Send + 'static,
     {
+        metrics::serve(&self.agent).await?;
         let service = Service::new(Arc::clone(&self.agent));
         let (health, health_service) = tonic_health::server::health_reporter();
         let reporter = tokio::spawn(report_health(health, self.agent.journal.clone()));
@@ -255,6 +260,13 @@ impl Mortard {
     }
 }
 
+/// The machine as operations see it, and what they start on it.
+fn attended(host: Arc<dyn Host>) -> (Arc<dyn Host>, Started) {
+    let attended = Attended::new(host);
+    let started = attended.started();
+    (Arc::new(attended), started)
+}
+
 /// Requests on one connection that are refused at a time; a client that sends more waits for its turn to be refused.
 const TO_BE_REFUSED: u32 = 64;
 
@@ -299,16 +311,17 @@ pub async fn run(
     ready: impl FnOnce(Option<&str>, Reloader),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let host: Arc<dyn Host> = Arc::new(Attended::new(host));
+    let (host, started) = attended(host);
     let checked = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, checked, hypervisor).await?;
-    let listener: UnixListener = socket::bind(&socket)?;
+    let mortard = Mortard::recover(config, host, started, checked, hypervisor).await?;
+    let mut door = socket::listen(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
     for address in mortard.addresses() {
         tracing::info!(%address, "serving other machines at {address}");
     }
     ready(mortard.agent.journal.lost().as_deref(), mortard.reloader());
-    mortard.serve(UnixListenerStream::new(listener), stop).await
+    let _watched = watchdog::watched(&mortard.agent.journal);
+    mortard.serve(door.incoming(), stop).await
 }

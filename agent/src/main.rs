@@ -76,9 +76,10 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = match &error {
                 StartError::Config(_) | StartError::Tls(TlsError::File { .. } | TlsError::Together(_)) => exit::USAGE,
-                StartError::Driver(_) | StartError::Socket(_) | StartError::Tls(TlsError::Listen { .. }) => {
-                    exit::UNAVAILABLE
-                }
+                StartError::Driver(_)
+                | StartError::Socket(_)
+                | StartError::Metrics(_)
+                | StartError::Tls(TlsError::Listen { .. }) => exit::UNAVAILABLE,
                 StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
             };
             end(&error, code)

@@ -56,6 +56,7 @@ use crate::{
     callers,
     journal::{Change, Record},
     locks::Held,
+    metrics::Phase,
     running::Listed,
     status,
     watch::Event,
@@ -348,7 +349,9 @@ impl Agent {
         };
         callers::begins(operation.id, &operation.plan)?;
         let listed = self.running.begin(operation.id, operation.plan.can_be_undone(), deadline);
+        let asked = Instant::now();
         self.journal.begin(&operation, change, self.config.limits.attachments).await?;
+        self.metrics.took(&operation.plan, Phase::Intent, asked.elapsed());
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         let (locator, about) = (operation.plan.locator_text(), operation.plan.about());
         tracing::info!(operation = %operation.id, subject, locator, "{verb} {subject} ({about}) begins");
@@ -360,7 +363,9 @@ impl Agent {
     /// cancelled. An attach that was cancelled at its very end is one that was cancelled.
     async fn effects<T>(&self, work: &Work, effects: impl Future<Output = Result<T>>) -> Result<T> {
         let steps = &work.listed.course.steps;
+        let begun = Instant::now();
         let done = steps.during(effects).await;
+        self.metrics.took(&work.operation.plan, Phase::Effects, begun.elapsed());
         let cancelled =
             || Error::Cancelled { what: format!("{} {}", work.operation.plan.verb(), work.operation.plan.subject()) };
         match done {
@@ -405,7 +410,10 @@ impl Agent {
 
     /// Commits the outcome with its changes and tells the watchers.
     async fn conclude(&self, operation: &Operation, outcome: Outcome, change: Change) -> Result<()> {
+        let asked = Instant::now();
         self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
+        self.metrics.took(&operation.plan, Phase::Outcome, asked.elapsed());
+        self.metrics.ended(&operation.plan, &outcome);
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
             None => tracing::info!(operation = %operation.id, subject, "{verb} {subject} done"),

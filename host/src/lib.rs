@@ -23,10 +23,10 @@ pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block
 pub use command::{Command, Output, Tool};
 pub use error::{Error, Result};
 pub use key::KernelKey;
-pub use linux::Linux;
+pub use linux::{Linux, inherited_listeners};
 pub use module::{Module, module};
 pub use peer::LocalPeer;
-pub use step::{Attended, Step, Steps, cancelled, carried};
+pub use step::{Attended, Started, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;

@@ -6,6 +6,7 @@
 mod clock;
 mod files;
 mod flush;
+mod inherited;
 mod keys;
 mod lanes;
 mod loops;
@@ -16,6 +17,8 @@ mod peer;
 mod process;
 mod scsi;
 mod usage;
+
+pub use inherited::inherited_listeners;
 
 use crate::{
     Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,

@@ -32,6 +32,7 @@ mod rbd;
 mod rescue;
 mod scale;
 mod secrets;
+mod service;
 mod soak;
 mod witness;
 

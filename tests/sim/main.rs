@@ -14,6 +14,7 @@ mod identity;
 mod journal;
 mod limits;
 mod machine;
+mod metrics;
 mod model;
 mod reboot;
 mod rescue;
