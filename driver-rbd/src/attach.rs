@@ -199,11 +199,10 @@ impl RbdDriver {
         if !mapping.is_there(self.host()).map_err(failed("look for the new mapping"))? {
             return Err(gone());
         }
-        let was_here = |other: &Mapping| {
-            other.identity == mapping.identity && !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark))
-        };
+        let was_here = |other: &Mapping| !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark));
         // Of several, ours.
-        let mut others: Vec<Mapping> = mapping::list(self.host())?.into_iter().filter(was_here).collect();
+        let mut others: Vec<Mapping> =
+            mapping::of(self.host(), &mapping.identity)?.into_iter().filter(was_here).collect();
         others.sort_by_key(|other| other.mark.is_none());
         let other = others.into_iter().next();
         if let Some(other) = other {

@@ -4,7 +4,7 @@ use crate::{
     Parts, RbdDriver,
     attach::errno,
     failed, image_of,
-    mapping::{self, Mapping},
+    mapping::{self, Mapping, Mark},
     underway::Underway,
 };
 use driver::{Attached, Detached, Error, Footprint, Image, Residual, ResidualKind, Result};
@@ -33,15 +33,17 @@ pub(crate) fn of(host: &dyn Host, underway: &Underway, image: &Image, at: &Attac
     let Footprint::Rbd { marks } = &at.footprint else {
         return Err(Error::invalid("footprint", "it is none of an RBD image"));
     };
-    let is_it = |mapping: &Mapping| match &at.identity {
-        Some(identity) => mapping.identity == *identity,
-        None => mapping.mark.as_ref().is_some_and(|mark| mark.is_for(image) && !marks.contains(&mark.to_string())),
+    let is_new = |mark: &Mark| mark.is_for(image) && !marks.contains(&mark.to_string());
+    let those = match &at.identity {
+        Some(identity) => mapping::of(host, identity)?,
+        None => {
+            let mut all = mapping::list(host)?;
+            all.retain(|mapping| mapping.mark.as_ref().is_some_and(is_new));
+            all
+        }
     };
     let is_settled = |mapping: &Mapping| !mapping.mark.as_ref().is_some_and(|mark| underway.holds(mark));
-    let (ours, others) = mapping::list(host)?
-        .into_iter()
-        .filter(|mapping| is_it(mapping) && is_settled(mapping))
-        .partition(|mapping: &Mapping| mapping.mark.is_some());
+    let (ours, others) = those.into_iter().filter(is_settled).partition(|mapping: &Mapping| mapping.mark.is_some());
     Ok(Theirs { ours, others })
 }
 

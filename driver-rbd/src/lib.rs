@@ -150,10 +150,8 @@ impl Driver for RbdDriver {
         if let Some(problem) = self.problem() {
             return Err(Error::WrongState { what: problem });
         }
-        let here = mapping::list(self.host())?;
-        Ok(Footprint::Rbd {
-            marks: here.iter().filter_map(|mapping| Some(mapping.mark.as_ref()?.to_string())).collect(),
-        })
+        let marks = mapping::marks(self.host())?.iter().map(ToString::to_string).collect();
+        Ok(Footprint::Rbd { marks })
     }
 
     async fn attach(&self, spec: &Spec, _footprint: &Footprint, attempt: &Attempt) -> Result<Device> {

@@ -89,9 +89,12 @@ impl Mapping {
         (self.id, &self.identity, &self.mark) == (before.id, &before.identity, &before.mark)
     }
 
-    /// Whether it is there now.
+    /// Whether it is there now. No mark is given twice, so that it tells all.
     pub(crate) fn is_there(&self, host: &dyn Host) -> host::Result<bool> {
-        Ok(one(host, self.id)?.is_some_and(|now| now.is_still(self)))
+        match &self.mark {
+            Some(mark) => Ok(Config::of(host, self.id)?.is_some_and(|now| now.mark.as_ref() == Some(mark))),
+            None => Ok(one(host, self.id)?.is_some_and(|now| now.is_still(self))),
+        }
     }
 
     fn block(&self) -> String {
@@ -118,25 +121,77 @@ pub(crate) fn list(host: &dyn Host) -> Result<Vec<Mapping>> {
     read(host).map_err(failed("list what is mapped"))
 }
 
-/// The mapping of a mark.
+/// The mappings of an image or snapshot. Of all others only one attribute is read.
+pub(crate) fn of(host: &dyn Host, identity: &Identity) -> Result<Vec<Mapping>> {
+    let Identity::Rbd { image_id, .. } = identity else { return Ok(Vec::new()) };
+    let is_it = |id| Ok(attribute(host, id, "image_id")?.as_ref() == Some(image_id));
+    let same = those(host, is_it).map_err(failed("look what the image is mapped as"))?;
+    Ok(same.into_iter().filter(|mapping| mapping.identity == *identity).collect())
+}
+
+/// The mapping of a mark. Of all others only one attribute is read.
 pub(crate) fn marked(host: &dyn Host, mark: &Mark) -> Result<Option<Mapping>> {
-    Ok(list(host)?.into_iter().find(|mapping| mapping.mark.as_ref() == Some(mark)))
+    let is_it = |id| Ok(Config::of(host, id)?.is_some_and(|config| config.mark.as_ref() == Some(mark)));
+    Ok(those(host, is_it).map_err(failed("look for what was mapped"))?.pop())
+}
+
+/// The marks of all mappings of ours.
+pub(crate) fn marks(host: &dyn Host) -> Result<Vec<Mark>> {
+    let look = || -> host::Result<Vec<Mark>> {
+        let configs = ids(host)?.into_iter().map(|id| Config::of(host, id));
+        Ok(configs.collect::<host::Result<Vec<_>>>()?.into_iter().flatten().filter_map(|config| config.mark).collect())
+    };
+    look().map_err(failed("list what is mapped"))
 }
 
 /// As [`list`], in the host's own words: for `wait_for`.
 pub(crate) fn read(host: &dyn Host) -> host::Result<Vec<Mapping>> {
+    those(host, |_| Ok(true))
+}
+
+fn those(host: &dyn Host, wanted: impl Fn(u32) -> host::Result<bool>) -> host::Result<Vec<Mapping>> {
     let mut found = Vec::new();
-    for id in host.list(Path::new(DEVICES))?.iter().filter_map(|name| name.parse().ok()) {
-        found.extend(one(host, id)?);
+    for id in ids(host)? {
+        if wanted(id)? {
+            found.extend(one(host, id)?);
+        }
     }
-    found.sort_by_key(|mapping| mapping.id);
     Ok(found)
+}
+
+fn ids(host: &dyn Host) -> host::Result<Vec<u32>> {
+    let mut ids: Vec<u32> = host.list(Path::new(DEVICES))?.iter().filter_map(|name| name.parse().ok()).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn attribute(host: &dyn Host, id: u32, name: &str) -> host::Result<Option<String>> {
+    host.read(&Path::new(DEVICES).join(id.to_string()).join(name))
+}
+
+/// How something was mapped. It may hold somebody's secret: what is not looked for is not kept.
+#[derive(Default)]
+struct Config {
+    mark: Option<Mark>,
+    exclusive: bool,
+}
+
+impl Config {
+    /// `None` if nothing has this number.
+    fn of(host: &dyn Host, id: u32) -> host::Result<Option<Self>> {
+        Ok(attribute(host, id, "config_info")?.map(|text| {
+            let options: Vec<&str> = text.split(' ').nth(1).unwrap_or_default().split(',').collect();
+            Self {
+                mark: options.iter().find_map(|option| Mark::parse(option.strip_prefix("key=")?)),
+                exclusive: options.contains(&"exclusive"),
+            }
+        }))
+    }
 }
 
 /// The mapping of this number; `None` if there is none, or it goes in this moment.
 fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
-    let directory = Path::new(DEVICES).join(id.to_string());
-    let read = |name: &str| host.read(&directory.join(name));
+    let read = |name: &str| attribute(host, id, name);
     let (Some(fsid), Some(pool_id), Some(image_id), Some(snap_id)) =
         (read("cluster_fsid")?, read("pool_id")?, read("image_id")?, read("snap_id")?)
     else {
@@ -145,9 +200,7 @@ fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
     let (Ok(pool_id), Ok(snap_id)) = (pool_id.parse(), snap_id.parse::<u64>()) else { return Ok(None) };
     let text = |name: &str| Ok::<_, host::Error>(read(name)?.unwrap_or_default());
     let namespace = text("pool_ns")?;
-    // It may hold somebody's secret: what is not looked for is not kept.
-    let config = text("config_info")?;
-    let options: Vec<&str> = config.split(' ').nth(1).unwrap_or_default().split(',').collect();
+    let config = Config::of(host, id)?.unwrap_or_default();
     let mut name = text("pool")?;
     for part in [namespace.as_str(), &text("name")?].into_iter().filter(|part| !part.is_empty()) {
         name = format!("{name}/{part}");
@@ -157,8 +210,8 @@ fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
     }
     Ok(Some(Mapping {
         id,
-        mark: options.iter().find_map(|option| Mark::parse(option.strip_prefix("key=")?)),
-        exclusive: options.contains(&"exclusive"),
+        mark: config.mark,
+        exclusive: config.exclusive,
         client: text("client_addr")?,
         name,
         identity: Identity::Rbd {

@@ -31,7 +31,8 @@ use nix::{
 };
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read},
     net::SocketAddr,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -393,7 +394,7 @@ impl Host for Linux {
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
+    match read_all(path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
             Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
@@ -401,6 +402,23 @@ fn read(path: &Path) -> Result<Option<String>> {
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
     }
+}
+
+/// An attribute in sysfs comes in one piece, shorter than a page, and its size is not known before (sysfs(5)): that is three
+/// system calls, where `fs::read` makes six.
+fn read_all(path: &Path) -> io::Result<Vec<u8>> {
+    const PAGE: usize = 4096;
+    if !path.starts_with("/sys") {
+        return fs::read(path);
+    }
+    let mut file = fs::File::open(path)?;
+    let mut bytes = vec![0; PAGE];
+    let length = file.read(&mut bytes)?;
+    bytes.truncate(length);
+    if length == PAGE {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 fn list(directory: &Path) -> Result<Vec<String>> {
