@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-unit test-guest bench doc build man install clean root
+.PHONY: help demo test check deny test-unit test-guest soak forget-notes reliability breakages bench doc build static man install deb reproducible clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -35,7 +35,19 @@ demo: root ## watch it work: in a guest with real LVM and iSCSI, then with a fil
 	@tests/prepare demo
 	@demo/run
 
-test: root check test-unit test-guest ## everything below that checks something; what CI runs
+test: root check forget-notes test-unit test-guest reliability ## everything below that checks something; what CI runs
+
+# What the tests find out for docs/reliability.md; a guest notes it beside the file that is named.
+NOTES := $(OUT)/reliability
+NOTE := MORTAR_RELIABILITY=$(abspath $(NOTES))/tests.jsonl
+
+forget-notes:
+	@rm -rf $(NOTES)
+	@mkdir -p $(NOTES)
+
+reliability: ## docs/reliability.md, from what the last run of the tests has noted
+	$(call say,docs/reliability.md)
+	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*)
 
 check: ## formatting, lints with warnings as errors, scripts, manual pages
 	$(call say,installing what the checks need)
@@ -46,23 +58,51 @@ check: ## formatting, lints with warnings as errors, scripts, manual pages
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy -p tests --test guest --test bench -- -D warnings
 	$(call say,shellcheck)
-	@grep -rlE '^(#!/bin/bash|# shellcheck shell)' .ci demo tests | xargs shellcheck --external-sources
+	@grep -rlE '^(#!/bin/(ba)?sh|# shellcheck shell)' .ci demo packaging tests | xargs shellcheck --external-sources
 	$(call say,mandoc)
 	@mandoc -T lint -W warning man/*
+
+deny: ## licences of what is built in, and crates that must not be; installs cargo-deny once
+	@tests/prepare build
+	@cargo fetch --locked
+	@"$$(tests/cargo-tool cargo-deny)/cargo-deny" --offline check licenses bans sources
 
 test-unit: ## tests beside the code, and the whole agent on the simulated machine; no root
 	$(call say,installing what the tests need)
 	@tests/prepare build
 	$(call say,cargo test)
-	@cargo test --workspace --no-fail-fast
+	@mkdir -p $(NOTES)
+	@$(NOTE) cargo test --workspace --no-fail-fast
 
 test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
 	$(call say,installing what the guest needs)
 	@tests/prepare guest
 	$(call say,the tests in the guest)
-	@tests/guest/test
+	@mkdir -p $(NOTES)
+	@$(NOTE) tests/guest/test
 	$(call say,an LV of one guest on another)
 	@tests/guest/pair
+	$(call say,a power cut)
+	@tests/guest/reboot
+	$(call say,the package in a guest)
+	@tests/guest/package
+
+# Ends at the count or the time, and is the same again with the same seed.
+COUNT ?= 2000
+SECONDS ?= 900
+SEED ?= 1
+soak: root ## random work with kills, on every driver: make soak COUNT=2000 SECONDS=900 SEED=1
+	$(call say,installing what the guest needs)
+	@tests/prepare guest
+	$(call say,at most $(COUNT) cycles in $(SECONDS) seconds)
+	@tests/guest/soak "$(COUNT)" "$(SECONDS)" "$(SEED)"
+
+breakages: ## leave out parts of the recovery, one at a time: each time a test has to fail; half an hour
+	@tests/prepare build
+	@mkdir -p $(NOTES)
+	@rm -f $(NOTES)/breakages.jsonl
+	@MORTAR_RELIABILITY=$(abspath $(NOTES))/breakages.jsonl tests/breakages/run
+	@$(MAKE) reliability
 
 # Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour
@@ -79,6 +119,12 @@ build: ## mortard, mortar and mortar-rbd, optimised
 	@tests/prepare build
 	@cargo build --profile $(PROFILE) -p agent -p cli -p host
 
+static: ## mortard and mortar for any Linux of this kind of machine, without libvirt, in target/static; no RBD listings
+	@tests/prepare build
+	@# mortar-rbd opens Ceph's libraries at run time, so it cannot be one.
+	@RUSTFLAGS='-C target-feature=+crt-static' cargo build --profile $(PROFILE) --no-default-features -p agent -p cli \
+	  --target-dir $(OUT)/static --target "$$(rustc --version --verbose | sed -n 's/^host: //p')"
+
 man: build ## the manual pages of mortar and its commands, beside those of man/
 	@mkdir -p $(PAGES)
 	@rm -f $(PAGES)/*
@@ -91,6 +137,7 @@ install: man ## put it all where a package would: make install DESTDIR=/tmp/root
 	install -D -m 755 $(PROGRAMS)/mortar $(DESTDIR)/usr/bin/mortar
 	install -D -m 755 $(PROGRAMS)/mortar-rbd $(DESTDIR)/usr/libexec/mortar/mortar-rbd
 	install -D -m 644 systemd/mortard.service $(DESTDIR)/usr/lib/systemd/system/mortard.service
+	install -D -m 644 systemd/mortard.socket $(DESTDIR)/usr/lib/systemd/system/mortard.socket
 	install -D -m 644 systemd/mortar.sysusers $(DESTDIR)/usr/lib/sysusers.d/mortar.conf
 	install -D -m 644 systemd/mortar.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/mortar.conf
 	mkdir -p $(DESTDIR)/usr/lib/udev/rules.d
@@ -102,7 +149,18 @@ install: man ## put it all where a package would: make install DESTDIR=/tmp/root
 	$(PROGRAMS)/mortar completions bash >$(DESTDIR)/usr/share/bash-completion/completions/mortar
 	$(PROGRAMS)/mortar completions zsh >$(DESTDIR)/usr/share/zsh/vendor-completions/_mortar
 	$(PROGRAMS)/mortar completions fish >$(DESTDIR)/usr/share/fish/vendor_completions.d/mortar.fish
-	@[[ -n "$(DESTDIR)" ]] || echo "to begin: systemd-sysusers && systemd-tmpfiles --create && udevadm control --reload && systemctl daemon-reload && systemctl enable --now mortard"
+	mkdir -p $(DESTDIR)/usr/share/doc/mortar/examples
+	install -m 644 README.md CHANGELOG.md docs/operating.md $(DESTDIR)/usr/share/doc/mortar/
+	install -m 644 docs/examples/* docs/monitoring/* $(DESTDIR)/usr/share/doc/mortar/examples/
+	@[[ -n "$(DESTDIR)" ]] || echo "to begin: systemd-sysusers && systemd-tmpfiles --create && udevadm control --reload && systemctl daemon-reload && systemctl enable --now mortard.socket mortard"
+
+deb: ## a Debian package in target/debian, with its SBOM; the same commit gives the same bytes
+	@tests/prepare deb
+	@packaging/deb $(OUT)/debian
+
+reproducible: ## builds the package twice, in two places, and compares; a long while
+	@tests/prepare deb
+	@tests/reproducible
 
 clean: ## remove what was built, the test guest too
 	rm -rf $(OUT)

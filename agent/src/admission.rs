@@ -2,13 +2,19 @@
 //! nobody waiting; what is held for him is small, and gone soon.
 //!
 //! ```text
-//!   accept ──▶ a place is free? ── yes ──▶ served: a request past its connection's limit is refused
+//!   accept ──▶ a rule names him, and a place is free? ── yes ──▶ served: a request past its connection's limit is refused
 //!                    │
 //!                    └── no ──▶ few are being refused? ── yes ──▶ each request is refused, and soon it is hung up
 //!                                          └── no ──▶ hung up
 //! ```
+//!
+//! So strangers, who may connect to the socket like anybody on this host, take no places from others.
 
-use crate::{config::Limits, status::status};
+use crate::{
+    callers::{Callers, Introduced, Peer},
+    config::Limits,
+    status::status,
+};
 use driver::Error;
 use std::{
     future::Future,
@@ -41,6 +47,7 @@ pub(crate) struct Visit {
     /// For requests; none are to be had on a connection that is one too many.
     free: Arc<Semaphore>,
     too_many: Option<usize>,
+    peer: Arc<Peer>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -55,11 +62,12 @@ pub(crate) struct Connection<C> {
 pub(crate) fn admit<S, C>(
     incoming: S,
     limits: &Limits,
+    callers: Arc<Callers>,
     stop: CancellationToken,
 ) -> ReceiverStream<io::Result<Connection<C>>>
 where
     S: Stream<Item = io::Result<C>> + Send + 'static,
-    C: Send + 'static,
+    C: Introduced + Send + 'static,
 {
     let (connections, requests) = (limits.connections, limits.requests_per_connection);
     let (places, farewells) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(REFUSED)));
@@ -85,14 +93,18 @@ where
             }
             well = true;
             let free = Arc::new(Semaphore::new(requests as usize));
-            let connection = match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => {
-                    let visit = Visit { free, too_many: None, _place: Some(place) };
+            let peer = Arc::new(stream.peer());
+            let known = callers.know(&peer);
+            let place = known.then(|| Arc::clone(&places).try_acquire_owned().ok()).flatten();
+            let connection = match place {
+                Some(place) => {
+                    let visit = Visit { free, too_many: None, peer, _place: Some(place) };
                     Connection { stream, visit: Arc::new(visit), hung_up: None }
                 }
-                Err(_) => {
+                None => {
                     let Ok(place) = Arc::clone(&farewells).try_acquire_owned() else { continue };
-                    let visit = Visit { free, too_many: Some(connections), _place: Some(place) };
+                    let too_many = known.then_some(connections);
+                    let visit = Visit { free, too_many, peer, _place: Some(place) };
                     let hung_up = Some(Box::pin(sleep_until(Instant::now() + FAREWELL)));
                     Connection { stream, visit: Arc::new(visit), hung_up }
                 }
@@ -112,6 +124,11 @@ where
 }
 
 impl Visit {
+    /// Who it is.
+    pub(crate) fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
+    }
+
     /// Room for one more request on this connection.
     fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
         if let Some(most) = self.too_many {
@@ -234,12 +251,19 @@ fn too_long(most: usize) -> http::Response<Body> {
 mod tests {
     use super::*;
 
+    impl Introduced for &str {
+        fn peer(&self) -> Peer {
+            Peer::Local(host::LocalPeer { user: 0, groups: vec![0] })
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_accept_that_fails_ends_nothing_and_does_not_spin() {
         let failed = || Err(io::Error::from_raw_os_error(24));
         let incoming = tokio_stream::iter([failed(), failed(), failed(), Ok("first"), failed(), Ok("second")]);
         let start = Instant::now();
-        let mut let_in = admit(incoming, &Limits::default(), CancellationToken::new());
+        let callers = Arc::new(Callers::new(&crate::config::Callers::default()));
+        let mut let_in = admit(incoming, &Limits::default(), callers, CancellationToken::new());
         for who in ["first", "second"] {
             assert_eq!(let_in.next().await.unwrap().unwrap().stream, who);
         }

@@ -1,6 +1,8 @@
 //! The agent: a host, its drivers, a journal, locks; and the tasks that work with them.
 
-use crate::{config::Config, drivers::Drivers, journal::Journal, locks::Locks, running::Running, watch::Watch};
+use crate::{
+    config::Config, drivers::Drivers, journal::Journal, locks::Locks, metrics::Metrics, running::Running, watch::Watch,
+};
 use driver::{Error, Result};
 use export::Exporter;
 use host::Host;
@@ -19,6 +21,7 @@ pub(crate) struct Agent {
     pub(crate) locks: Locks,
     pub(crate) running: Running,
     pub(crate) watch: Watch,
+    pub(crate) metrics: Metrics,
     pub(crate) config: Config,
     /// Of this boot of the host: what was noted in another means nothing now.
     pub(crate) boot_id: String,

@@ -1,8 +1,15 @@
 //! The config file: TOML, every default written down here, and a key that we do not know is refused.
 
+mod callers;
+mod tls;
+
+pub use callers::{CallerRule, Callers, Need, Role};
+pub use tls::Tls;
+
 use driver::{Backend, NameTemplate, Templates};
 use serde::{Deserialize, Serialize};
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,10 +23,16 @@ pub const DEFAULT_PATH: &str = "/etc/mortar/mortard.toml";
 pub struct Config {
     /// The daemon itself.
     pub agent: AgentConfig,
+    /// Who may call, and what.
+    pub callers: Callers,
+    /// gRPC from other machines.
+    pub tls: Tls,
     /// What it allows at a time.
     pub limits: Limits,
     /// Its memory.
     pub journal: JournalConfig,
+    /// What it counts.
+    pub metrics: Metrics,
     /// Volumes of any backend.
     pub volumes: Volumes,
     /// The file driver.
@@ -36,8 +49,6 @@ pub struct Config {
 pub struct AgentConfig {
     /// The Unix socket that gRPC is served on.
     pub socket: PathBuf,
-    /// The group that may use the socket. If it is missing, only root may, and that is logged.
-    pub socket_group: String,
     /// The journal lives here.
     pub state_directory: PathBuf,
     /// The stable paths are made here.
@@ -52,7 +63,6 @@ impl Default for AgentConfig {
     fn default() -> Self {
         Self {
             socket: "/run/mortar/agent.sock".into(),
-            socket_group: "mortar".into(),
             state_directory: "/var/lib/mortar".into(),
             device_directory: "/dev/mortar".into(),
             drivers: Drivers::Auto(Auto::Auto),
@@ -153,6 +163,42 @@ impl Default for JournalConfig {
         Self { keep_operations: 10_000 }
     }
 }
+
+/// What the agent counts, for Prometheus.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where they are served: an address of this host itself, or the path of a socket for root only. Empty: nowhere.
+    pub listen: String,
+}
+
+/// Where metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MetricsPlace {
+    Port(SocketAddr),
+    Socket(PathBuf),
+}
+
+impl Metrics {
+    pub(crate) fn place(&self) -> Result<Option<MetricsPlace>, ConfigError> {
+        let text = self.listen.as_str();
+        let port = || text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
+        match text {
+            "" => Ok(None),
+            path if path.starts_with('/') && path.len() <= LONGEST_SOCKET => {
+                Ok(Some(MetricsPlace::Socket(path.into())))
+            }
+            _ => port().map(MetricsPlace::Port).map(Some).ok_or_else(|| ConfigError::Value {
+                key: "metrics.listen",
+                why: "write a loopback address, such as 127.0.0.1:9723, or an absolute path of at most 107 bytes"
+                    .into(),
+            }),
+        }
+    }
+}
+
+/// `sun_path` has 108 bytes, its final NUL included (unix(7)).
+const LONGEST_SOCKET: usize = 107;
 
 /// Volumes of any backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,8 +326,6 @@ impl Config {
     /// Values that parse and yet make no sense.
     pub fn check(&self) -> Result<(), ConfigError> {
         let value = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
-        /// `sun_path` has 108 bytes, its final NUL included (unix(7)).
-        const LONGEST_SOCKET: usize = 107;
         if !self.agent.socket.is_absolute() || self.agent.socket.as_os_str().len() > LONGEST_SOCKET {
             return value("agent.socket", "write an absolute path of at most 107 bytes");
         }
@@ -310,6 +354,9 @@ impl Config {
         if self.file.directories.iter().any(|directory| !directory.is_absolute()) {
             return value("file.directories", "write absolute paths");
         }
+        self.callers.check()?;
+        self.tls.check()?;
+        self.metrics.place()?;
         if !self.hypervisor.uri.contains(":///") {
             return value("hypervisor.uri", "write that of a hypervisor of this host, such as qemu:///system");
         }
@@ -362,6 +409,12 @@ mod tests {
         assert!(error("[limits]\nprocesses = 0").contains("limits.processes"));
         assert!(error("[limits]\nwatchers = 0").contains("limits.watchers: write 1 or more"));
         assert!(error("[agent]\nsocket = 'x'").contains("agent.socket"));
+        for place in ["0.0.0.0:9723", "9723", "metrics.sock", "[::]:1"] {
+            assert!(
+                error(&format!("[metrics]\nlisten = '{place}'")).contains("metrics.listen: write a loopback"),
+                "{place}"
+            );
+        }
         for directory in ["/dev", "/dev/mapper", "/dev/mortar/../mapper", "/srv/mortar"] {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
         }

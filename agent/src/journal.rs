@@ -259,6 +259,17 @@ impl Journal {
         self.lost().map_or(Ok(()), |why| Err(Error::WrongState { what: why.to_string() }))
     }
 
+    /// Ends when its thread has come to it, with whether there is one. A journal that could not be opened has none, and
+    /// needs none.
+    pub(crate) async fn answers(&self) -> bool {
+        let Some(jobs) = &self.jobs else { return true };
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(|_| {
+            let _nobody = reply.send(());
+        });
+        jobs.send(job).await.is_ok() && answer.await.is_ok()
+    }
+
     fn lose(&self, error: &JournalError) {
         let why = format!("mortard is read-only: the journal {} {error}", self.path.display());
         tracing::error!("{why}");
@@ -497,6 +508,16 @@ impl Journal {
         rows.into_iter().map(OperationRow::parse).collect()
     }
 
+    /// What it takes on its disk, with its log.
+    pub(crate) async fn bytes(&self) -> Result<u64> {
+        let path = Arc::clone(&self.path);
+        self.ask("look at the journal's size", move |_| {
+            let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+            Ok(size(&path) + size(&beside(&path, "-wal")))
+        })
+        .await
+    }
+
     /// The volume that was given this managed name, and its id.
     pub(crate) async fn managed_at(&self, locator: &Locator) -> Result<Option<(VolumeId, Identity)>> {
         let volume = locator.key();
@@ -566,17 +587,12 @@ fn open(path: &Path) -> std::result::Result<Connection, JournalError> {
 /// An empty journal, whole from its first moment: what stands under the name and is none was not left by a crash of ours.
 #[expect(clippy::disallowed_methods, reason = "SQLite opens it, so that it is not the host's to make")]
 fn make(path: &Path) -> std::result::Result<(), JournalError> {
-    let beside = |end: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(end);
-        PathBuf::from(name)
-    };
-    let log = beside("-wal");
+    let log = beside(path, "-wal");
     if log.exists() {
         return Err(JournalError::OnlyItsLog(log));
     }
-    let new = beside(".new");
-    for half in [&new, &beside(".new-journal")] {
+    let new = beside(path, ".new");
+    for half in [&new, &beside(path, ".new-journal")] {
         match std::fs::remove_file(half) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -589,6 +605,13 @@ fn make(path: &Path) -> std::result::Result<(), JournalError> {
     std::fs::rename(&new, path)?;
     std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
     Ok(())
+}
+
+/// A file of SQLite's beside the journal.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
 }
 
 /// Brings an older layout (0: none) to ours.
@@ -778,6 +801,18 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
 
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(Error::host("read a record of the journal"))
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Keeps the thread busy until `disk` is dropped, as a disk that does not answer does.
+    pub(crate) async fn stuck_until(&self, disk: std::sync::mpsc::Receiver<()>) {
+        let wait = move |_: &mut Connection| {
+            let _answered = disk.recv();
+            Ok(())
+        };
+        self.ask("wait", wait).await.unwrap();
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 mod admission;
 mod agent;
+mod callers;
 pub mod config;
 mod connector;
 mod convert;
@@ -17,42 +18,58 @@ mod drivers;
 mod hostinfo;
 mod journal;
 mod locks;
+mod metrics;
 #[cfg(not(feature = "libvirt"))]
 mod no_hypervisor;
 mod operation;
+mod reload;
 mod running;
 mod seed;
 mod service;
 mod socket;
 mod status;
+mod tls;
 mod unrecorded;
+mod visitor;
 mod watch;
+mod watchdog;
 
 use crate::{
-    admission::Admission, agent::Agent, config::Config, drivers::Drivers, journal::Journal, locks::Locks,
-    running::Running, service::Service, watch::Watch,
+    admission::Admission,
+    agent::Agent,
+    callers::{Callers, Gate},
+    config::Config,
+    drivers::Drivers,
+    journal::Journal,
+    locks::Locks,
+    metrics::Metrics,
+    running::Running,
+    service::Service,
+    tls::{Door, Identity},
+    visitor::Visitor,
+    watch::Watch,
 };
 use export::{ExportConfig, Exporter};
-use host::{Attended, Host};
+use host::{Attended, Host, Started};
 use hypervisor::{Announced, Hypervisor};
 use proto::v1::{
     attachments_server::AttachmentsServer, exports_server::ExportsServer, host_server::HostServer,
     instances_server::InstancesServer, operations_server::OperationsServer, volumes_server::VolumesServer,
 };
-use std::{future::Future, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UnixListener,
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tokio_stream::{Stream, wrappers::UnixListenerStream};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    server::NamedService,
-    transport::{Server, server::Connected},
-};
+use tonic::{server::NamedService, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use callers::{Introduced, Peer};
+pub use reload::Reloader;
+pub use tls::TlsError;
 
 /// Why the daemon does not start, or ended; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +80,9 @@ pub enum StartError {
     /// A driver that was asked for.
     #[error(transparent)]
     Driver(#[from] drivers::NotReady),
+    /// What is served to other machines.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// The socket, or another agent.
     #[error(transparent)]
     Socket(#[from] socket::SocketError),
@@ -72,11 +92,23 @@ pub enum StartError {
     /// gRPC.
     #[error("cannot serve gRPC: {0}")]
     Serve(String),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::MetricsError),
+}
+
+/// What could be known to be right before anything was touched.
+struct Checked {
+    drivers: Drivers,
+    identity: Option<Arc<Identity>>,
 }
 
 /// An agent that has recovered and is about to serve.
 pub struct Mortard {
     agent: Arc<Agent>,
+    callers: Arc<Callers>,
+    door: Option<Door>,
+    identity: Option<Arc<Identity>>,
 }
 
 impl Mortard {
@@ -87,30 +119,37 @@ impl Mortard {
         host: Arc<dyn Host>,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
-        let host: Arc<dyn Host> = Arc::new(Attended::new(host));
-        let drivers = Self::check(&config, &host).await?;
-        Self::recover(config, host, drivers, hypervisor).await
+        let (host, started) = attended(host);
+        let ready = Self::check(&config, &host).await?;
+        Self::recover(config, host, started, ready, hypervisor).await
     }
 
     /// What can be known to be wrong before anything is touched.
-    async fn check(config: &Config, host: &Arc<dyn Host>) -> Result<Drivers, StartError> {
+    async fn check(config: &Config, host: &Arc<dyn Host>) -> Result<Checked, StartError> {
         config.check()?;
+        let identity = match config.tls.listen.is_empty() {
+            true => None,
+            false => Some(Arc::new(Identity::load(&config.tls)?)),
+        };
         let drivers = Drivers::new(host, config)?;
         drivers.check().await?;
-        Ok(drivers)
+        Ok(Checked { drivers, identity })
     }
 
     async fn recover(
         config: Config,
         host: Arc<dyn Host>,
-        drivers: Drivers,
+        started: Started,
+        ready: Checked,
         hypervisor: Arc<dyn Hypervisor>,
     ) -> Result<Self, StartError> {
+        let Checked { drivers, identity } = ready;
         let journal = Journal::open(&config.agent.state_directory.join("journal.sqlite"), Arc::clone(&host));
         let exports = ExportConfig {
             configfs: "/sys/kernel/config".into(),
             key: config.agent.state_directory.join("export.key"),
         };
+        let callers = Arc::new(Callers::new(&config.callers));
         let facts = host.facts().map_err(|error| StartError::Recover(error.to_string()))?;
         let agent = Arc::new(Agent {
             boot_id: facts.boot_id,
@@ -122,6 +161,7 @@ impl Mortard {
             journal,
             locks: Locks::default(),
             watch: Watch::new(),
+            metrics: Metrics::new(started),
             room: Arc::new(Semaphore::new(config.limits.operations)),
             seats: Arc::new(Semaphore::new(config.limits.watchers)),
             config,
@@ -130,15 +170,30 @@ impl Mortard {
         });
         agent.recover().await.map_err(|error| StartError::Recover(error.chain()))?;
         agent.tell_of_orphans();
-        Ok(Self { agent })
+        let door = match &identity {
+            Some(identity) => Some(Door::new(&agent.config.tls, Arc::clone(identity)).await?),
+            None => None,
+        };
+        Ok(Self { agent, callers, door, identity })
+    }
+
+    /// Lets it have another config while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(Arc::clone(&self.callers), self.identity.clone(), self.agent.config.clone())
+    }
+
+    /// Where it listens for other machines.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.door.as_ref().map(Door::addresses).unwrap_or_default()
     }
 
     /// Serves until `stop` ends; then lets running operations finish, as long as the config allows.
     pub async fn serve<S, C>(self, incoming: S, stop: impl Future<Output = ()>) -> Result<(), StartError>
     where
         S: Stream<Item = std::io::Result<C>> + Send + 'static,
-        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        C: AsyncRead + AsyncWrite + Introduced + Unpin + Send + 'static,
     {
+        metrics::serve(&self.agent).await?;
         let service = Service::new(Arc::clone(&self.agent));
         let (health, health_service) = tonic_health::server::health_reporter();
         let reporter = tokio::spawn(report_health(health, self.agent.journal.clone()));
@@ -154,6 +209,7 @@ impl Mortard {
             // More than are served: those past that are told so.
             .max_concurrent_streams(limits.requests_per_connection.saturating_add(TO_BE_REFUSED))
             .layer(Admission::new(limits))
+            .layer(Gate::new(Arc::clone(&self.callers)))
             .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(ExportsServer::new(service.clone()).max_decoding_message_size(bytes))
@@ -164,7 +220,13 @@ impl Mortard {
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
         let agent = Arc::clone(&self.agent);
-        let incoming = admission::admit(incoming, limits, agent.stop.clone());
+        let far = match self.door {
+            Some(door) => door.open(&agent.stop),
+            None => mpsc::channel(1).1,
+        };
+        let far = ReceiverStream::new(far).map(|session| Ok(Visitor::Far(Box::new(session))));
+        let incoming = incoming.map(|stream| stream.map(Visitor::Near)).merge(far);
+        let incoming = admission::admit(incoming, limits, Arc::clone(&self.callers), agent.stop.clone());
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, agent.stop.clone().cancelled_owned()));
         tokio::pin!(serving);
         let early = tokio::select! {
@@ -196,6 +258,13 @@ impl Mortard {
             Err(panic) => Err(StartError::Serve(panic.to_string())),
         }
     }
+}
+
+/// The machine as operations see it, and what they start on it.
+fn attended(host: Arc<dyn Host>) -> (Arc<dyn Host>, Started) {
+    let attended = Attended::new(host);
+    let started = attended.started();
+    (Arc::new(attended), started)
 }
 
 /// Requests on one connection that are refused at a time; a client that sends more waits for its turn to be refused.
@@ -234,21 +303,25 @@ pub fn hypervisor(_config: &Config) -> Arc<dyn Hypervisor> {
 }
 
 /// The daemon on a real machine: one agent, its socket, until `stop` ends. `ready` is called once it serves, with the
-/// reason if it is read-only.
+/// reason if it is read-only, and with what lets it have another config.
 pub async fn run(
     config: Config,
     host: Arc<dyn Host>,
     hypervisor: Arc<dyn Hypervisor>,
-    ready: impl FnOnce(Option<&str>),
+    ready: impl FnOnce(Option<&str>, Reloader),
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let host: Arc<dyn Host> = Arc::new(Attended::new(host));
-    let drivers = Mortard::check(&config, &host).await?;
+    let (host, started) = attended(host);
+    let checked = Mortard::check(&config, &host).await?;
     let _only_one = socket::be_the_only_one(&config.agent)?;
     let socket = config.agent.clone();
-    let mortard = Mortard::recover(config, host, drivers, hypervisor).await?;
-    let listener: UnixListener = socket::bind(&socket)?;
+    let mortard = Mortard::recover(config, host, started, checked, hypervisor).await?;
+    let mut door = socket::listen(&socket)?;
     tracing::info!(socket = %socket.socket.display(), "serving");
-    ready(mortard.agent.journal.lost().as_deref());
-    mortard.serve(UnixListenerStream::new(listener), stop).await
+    for address in mortard.addresses() {
+        tracing::info!(%address, "serving other machines at {address}");
+    }
+    ready(mortard.agent.journal.lost().as_deref(), mortard.reloader());
+    let _watched = watchdog::watched(&mortard.agent.journal);
+    mortard.serve(door.incoming(), stop).await
 }

@@ -1,7 +1,7 @@
 //! mortard: arguments, config, logs, signals; then [`agent::run`] until it is told to stop.
 
 use agent::{
-    StartError,
+    Reloader, StartError, TlsError,
     config::{Config, ConfigError, DEFAULT_PATH},
 };
 use clap::Parser;
@@ -12,8 +12,8 @@ use std::{
     process::ExitCode,
     sync::Arc,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 /// The storage agent of one host: attaches volumes as block devices, and manages volumes that exist. It serves gRPC on a
 /// Unix socket; `mortar` is its command line.
@@ -60,22 +60,26 @@ fn main() -> ExitCode {
         let _closed = writeln!(std::io::stdout(), "{}: ok", place.display());
         return ExitCode::SUCCESS;
     }
-    if let Err(why) = log(&config.agent.log) {
-        return end(&format!("agent.log: {why}"), exit::USAGE);
-    }
+    let filter = match log(&config.agent.log) {
+        Ok(filter) => filter,
+        Err(why) => return end(&format!("agent.log: {why}"), exit::USAGE),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&error, exit::SOFTWARE),
     };
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, Reload { args, filter }));
     // A thread that waits for a device that never answers must not keep us from stopping.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = match &error {
-                StartError::Config(_) => exit::USAGE,
-                StartError::Driver(_) | StartError::Socket(_) => exit::UNAVAILABLE,
+                StartError::Config(_) | StartError::Tls(TlsError::File { .. } | TlsError::Together(_)) => exit::USAGE,
+                StartError::Driver(_)
+                | StartError::Socket(_)
+                | StartError::Metrics(_)
+                | StartError::Tls(TlsError::Listen { .. }) => exit::UNAVAILABLE,
                 StartError::Recover(_) | StartError::Serve(_) => exit::SOFTWARE,
             };
             end(&error, code)
@@ -95,28 +99,72 @@ fn configure(args: &Args) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// To the journal of systemd where it collects our output, else to stderr.
-fn log(filter: &str) -> Result<(), String> {
+/// What is logged, and may be something else later.
+type Filter = reload::Handle<EnvFilter, Registry>;
+
+fn filter(text: &str) -> Result<EnvFilter, String> {
     // A plain level is meant for us, not for every frame of gRPC.
-    let quiet = if filter.contains(['=', ',']) { "" } else { ",h2=warn,hyper_util=warn,tonic=warn,tower=warn" };
-    let filter = EnvFilter::try_new(format!("{filter}{quiet}")).map_err(|error| error.to_string())?;
+    let quiet = if text.contains(['=', ',']) { "" } else { ",h2=warn,hyper_util=warn,tonic=warn,tower=warn" };
+    // Who did what is told however quiet the rest is, unless somebody says otherwise.
+    let audit = if text.contains("audit") { "" } else { ",audit=info" };
+    EnvFilter::try_new(format!("{text}{quiet}{audit}")).map_err(|error| error.to_string())
+}
+
+/// To the journal of systemd where it collects our output, else to stderr.
+fn log(text: &str) -> Result<Filter, String> {
+    let (filter, handle) = reload::Layer::new(filter(text)?);
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let stderr = journald.is_none().then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal())
     });
     tracing_subscriber::registry().with(filter).with(journald).with(stderr).init();
-    Ok(())
+    Ok(handle)
 }
 
-async fn run(config: Config) -> Result<(), StartError> {
+async fn run(config: Config, reload: Reload) -> Result<(), StartError> {
     let host = Arc::new(Linux::new(config.limits.processes).flushing_apart());
-    let ready = |read_only: Option<&str>| {
+    let hangups = signal(SignalKind::hangup());
+    let ready = |read_only: Option<&str>, reloader| {
+        if let Ok(hangups) = hangups {
+            tokio::spawn(reload.at(hangups, reloader));
+        }
         let status = sd_notify::NotifyState::Status(read_only.unwrap_or("serving"));
         // Without systemd there is nobody to notify.
         let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready, status]);
     };
     let hypervisor = agent::hypervisor(&config);
     agent::run(config, host, hypervisor, ready, stopped()).await
+}
+
+/// How the config is read anew.
+struct Reload {
+    args: Args,
+    filter: Filter,
+}
+
+impl Reload {
+    /// At each SIGHUP.
+    async fn at(self, mut hangups: Signal, reloader: Reloader) {
+        while hangups.recv().await.is_some() {
+            let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Reloading]);
+            match self.once(&reloader) {
+                Ok(keys) if keys.is_empty() => tracing::info!("the config was read anew, and holds"),
+                Ok(keys) => {
+                    let keys = keys.join(", ");
+                    tracing::warn!(keys, "the config was read anew; restart mortard for these to hold: {keys}");
+                }
+                Err(error) => tracing::error!("the config was read anew, and is wrong; all stays as it was: {error}"),
+            }
+            let _not_under_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+    }
+
+    fn once(&self, reloader: &Reloader) -> Result<Vec<String>, String> {
+        let config = configure(&self.args).map_err(|error| error.to_string())?;
+        let filter = filter(&config.agent.log).map_err(|why| format!("agent.log: {why}"))?;
+        self.filter.reload(filter).map_err(|error| error.to_string())?;
+        Ok(reloader.reload(config))
+    }
 }
 
 /// Ends with SIGTERM or SIGINT.

@@ -53,8 +53,10 @@ pub(crate) use rescue::{
 
 use crate::{
     agent::Agent,
+    callers,
     journal::{Change, Record},
     locks::Held,
+    metrics::Phase,
     running::Listed,
     status,
     watch::Event,
@@ -151,6 +153,14 @@ impl Plan {
             Self::Rescue { locator, .. } | Self::Unrescue { locator, .. } => locator,
             Self::Power { .. } => return None,
         })
+    }
+
+    /// The instance, by name; `None` if there is none.
+    pub(crate) fn instance(&self) -> Option<&str> {
+        match self {
+            Self::Rescue { name, .. } | Self::Unrescue { name, .. } | Self::Power { name, .. } => Some(name),
+            _ => None,
+        }
     }
 
     /// Its text; empty if there is none.
@@ -337,8 +347,11 @@ impl Agent {
             outcome: None,
             ended: false,
         };
+        callers::begins(operation.id, &operation.plan)?;
         let listed = self.running.begin(operation.id, operation.plan.can_be_undone(), deadline);
+        let asked = Instant::now();
         self.journal.begin(&operation, change, self.config.limits.attachments).await?;
+        self.metrics.took(&operation.plan, Phase::Intent, asked.elapsed());
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         let (locator, about) = (operation.plan.locator_text(), operation.plan.about());
         tracing::info!(operation = %operation.id, subject, locator, "{verb} {subject} ({about}) begins");
@@ -350,7 +363,9 @@ impl Agent {
     /// cancelled. An attach that was cancelled at its very end is one that was cancelled.
     async fn effects<T>(&self, work: &Work, effects: impl Future<Output = Result<T>>) -> Result<T> {
         let steps = &work.listed.course.steps;
+        let begun = Instant::now();
         let done = steps.during(effects).await;
+        self.metrics.took(&work.operation.plan, Phase::Effects, begun.elapsed());
         let cancelled =
             || Error::Cancelled { what: format!("{} {}", work.operation.plan.verb(), work.operation.plan.subject()) };
         match done {
@@ -395,7 +410,10 @@ impl Agent {
 
     /// Commits the outcome with its changes and tells the watchers.
     async fn conclude(&self, operation: &Operation, outcome: Outcome, change: Change) -> Result<()> {
+        let asked = Instant::now();
         self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
+        self.metrics.took(&operation.plan, Phase::Outcome, asked.elapsed());
+        self.metrics.ended(&operation.plan, &outcome);
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
             None => tracing::info!(operation = %operation.id, subject, "{verb} {subject} done"),

@@ -56,6 +56,13 @@ impl Running {
         Listed { running: self.clone(), id, course }
     }
 
+    /// How many there are, and how many of them are wedged.
+    pub(crate) fn counts(&self, host: &dyn Host, patience: Duration) -> (usize, usize) {
+        let all: Vec<Arc<Course>> = self.all().values().cloned().collect();
+        let wedged = all.iter().filter_map(|course| course.waiting(host, patience)).filter(|waiting| waiting.wedged);
+        (all.len(), wedged.count())
+    }
+
     pub(crate) fn get(&self, id: OperationId) -> Option<Arc<Course>> {
         self.all().get(&id).cloned()
     }

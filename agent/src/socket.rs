@@ -1,20 +1,22 @@
-//! The Unix socket: who may use it, and that there is one agent behind it.
+//! The Unix socket, and that there is one agent behind it. Where systemd listens already (`mortard.socket`), it is systemd's,
+//! with the mode of that unit; else it is made here, and goes with us. What whoever connects may do is for
+//! [`crate::callers`] to say.
 
 use crate::config::AgentConfig;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    unistd::{Group, chown},
-};
+use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, set_permissions},
     io,
     os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
 };
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
 
-/// Owner and group may connect, nobody else.
-const MODE: u32 = 0o660;
+/// Anybody may connect. What he may do depends on the rules of the config, which name any number of users and groups, while
+/// a file has one group; and whom none of them names hears how to come by a role, and is in the log.
+const MODE: u32 = 0o666;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +85,55 @@ fn lock(path: &Path) -> Result<Flock<File>, SocketError> {
     })
 }
 
-/// Listens. The lock is ours, so a socket that is there is left over from an agent that died.
-pub(crate) fn bind(config: &AgentConfig) -> Result<UnixListener, SocketError> {
+/// What we listen on.
+pub(crate) struct Socket {
+    listeners: Vec<UnixListener>,
+    /// Made by us, to be removed by us.
+    _own: Option<Own>,
+}
+
+/// A socket's name in the file system, for as long as this lives.
+struct Own(PathBuf);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        #[expect(clippy::disallowed_methods, reason = "our own socket; the lock is ours until we end")]
+        let _gone_already = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Those who connect.
+type Incoming = Pin<Box<dyn Stream<Item = io::Result<UnixStream>> + Send>>;
+
+impl Socket {
+    pub(crate) fn incoming(&mut self) -> Incoming {
+        let streams = std::mem::take(&mut self.listeners).into_iter().map(UnixListenerStream::new);
+        let all = streams.map(|stream| Box::pin(stream) as Incoming).reduce(|one, other| Box::pin(one.merge(other)));
+        all.unwrap_or_else(|| Box::pin(tokio_stream::pending()))
+    }
+}
+
+/// Listens where systemd does; and on a socket of our own, unless that is one of them.
+pub(crate) fn listen(config: &AgentConfig) -> Result<Socket, SocketError> {
     let path = &config.socket;
+    let from_systemd = || failed("take from systemd, instead of", path);
+    let (mut listeners, mut ours_is_there) = (Vec::new(), false);
+    for listener in host::inherited_listeners().map_err(from_systemd())? {
+        let address = listener.local_addr().map_err(from_systemd())?;
+        ours_is_there |= address.as_pathname() == Some(path);
+        listener.set_nonblocking(true).map_err(from_systemd())?;
+        listeners.push(UnixListener::from_std(listener).map_err(from_systemd())?);
+    }
+    if ours_is_there {
+        return Ok(Socket { listeners, _own: None });
+    }
+    listeners.push(bind(path)?);
+    let own = Own(path.clone());
+    Ok(Socket { listeners, _own: Some(own) })
+}
+
+/// The lock is ours, so a socket that is there is left over from an agent that died.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(failed("listen on", path)(io::Error::other("something else has this name")));
@@ -96,12 +144,6 @@ pub(crate) fn bind(config: &AgentConfig) -> Result<UnixListener, SocketError> {
         Err(error) => return Err(failed("look at", path)(error)),
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on", path))?;
-    match Group::from_name(&config.socket_group) {
-        Ok(Some(group)) => {
-            chown(path, None, Some(group.gid)).map_err(|errno| failed("give a group to", path)(errno.into()))?;
-        }
-        _ => tracing::warn!(group = config.socket_group, "there is no such group; only root may use the socket"),
-    }
     set_permissions(path, Permissions::from_mode(MODE)).map_err(failed("set the mode of", path))?;
     Ok(listener)
 }

@@ -18,7 +18,7 @@ pub(crate) fn code(error: &Error) -> Code {
         Error::Unreachable { .. } | Error::ShuttingDown => Code::Unavailable,
         Error::TimedOut { .. } => Code::DeadlineExceeded,
         Error::Cancelled { .. } => Code::Cancelled,
-        Error::Denied { .. } => Code::PermissionDenied,
+        Error::Denied { .. } | Error::Forbidden { .. } => Code::PermissionDenied,
         Error::Full { .. } | Error::Limit { .. } | Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Flush { .. } => Code::DataLoss,
         Error::Tool { .. } | Error::Host { .. } => Code::Internal,
@@ -27,7 +27,16 @@ pub(crate) fn code(error: &Error) -> Code {
 
 /// The code's name as the gRPC documents write it.
 pub(crate) fn code_name(error: &Error) -> &'static str {
-    match code(error) {
+    name(code(error))
+}
+
+/// As the gRPC documents write it.
+pub(crate) fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Unknown => "UNKNOWN",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unauthenticated => "UNAUTHENTICATED",
         Code::InvalidArgument => "INVALID_ARGUMENT",
         Code::NotFound => "NOT_FOUND",
         Code::AlreadyExists => "ALREADY_EXISTS",
@@ -40,7 +49,7 @@ pub(crate) fn code_name(error: &Error) -> &'static str {
         Code::PermissionDenied => "PERMISSION_DENIED",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         Code::DataLoss => "DATA_LOSS",
-        _ => "INTERNAL",
+        Code::Internal => "INTERNAL",
     }
 }
 
@@ -70,7 +79,7 @@ pub(crate) fn status(error: &Error) -> Status {
         Error::Unreachable { what, .. } => drop(put("what", what.clone())),
         Error::Limit { key, .. } => drop(put("limit", (*key).to_owned())),
         Error::Exhausted { lack, .. } => drop(put("what", (*lack).to_owned())),
-        Error::Denied { who, .. } => drop(put("who", who.clone())),
+        Error::Denied { who, .. } | Error::Forbidden { who, .. } => drop(put("who", who.clone())),
         Error::AlreadyExists { .. }
         | Error::WrongState { .. }
         | Error::Unsupported { .. }

@@ -74,16 +74,8 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "mortar", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
-    /// The agent's socket
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "MORTAR_SOCKET",
-        default_value = "/run/mortar/agent.sock",
-        global = true,
-        help_heading = GLOBAL
-    )]
-    pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) to: To,
 
     /// How to print: a table for people, JSON for programs (errors too, on stderr)
     #[arg(short, long, value_name = "FORMAT", default_value = "table", global = true, help_heading = GLOBAL)]
@@ -105,6 +97,44 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Which agent is asked.
+#[derive(Debug, Args)]
+pub(crate) struct To {
+    /// The agent's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "MORTAR_SOCKET",
+        default_value = "/run/mortar/agent.sock",
+        global = true,
+        help_heading = GLOBAL
+    )]
+    pub(crate) socket: PathBuf,
+
+    /// Ask the agent of another machine: https://HOST[:PORT], port 7443 unless given. It needs --cert, --key and --ca
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MORTAR_ENDPOINT",
+        value_parser = values::endpoint,
+        global = true,
+        help_heading = GLOBAL
+    )]
+    pub(crate) endpoint: Option<values::Endpoint>,
+
+    /// For --endpoint: the certificate that says who asks (PEM)
+    #[arg(long, value_name = "FILE", env = "MORTAR_CERT", global = true, help_heading = GLOBAL)]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// For --endpoint: its private key (PEM)
+    #[arg(long, value_name = "FILE", env = "MORTAR_KEY", global = true, help_heading = GLOBAL)]
+    pub(crate) key: Option<PathBuf>,
+
+    /// For --endpoint: the CAs that the agent may have its certificate from (PEM)
+    #[arg(long, value_name = "FILE", env = "MORTAR_CA", global = true, help_heading = GLOBAL)]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 /// How answers are printed.

@@ -24,7 +24,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Error> {
 }
 
 async fn ask(cli: Cli) -> Result<(), Error> {
-    let agent = || Agent::connect(&cli.socket, cli.timeout);
+    let agent = || Agent::connect(&cli.to, cli.timeout);
     let format = cli.output;
     match cli.command {
         Command::Attach(attach) => {

@@ -1,13 +1,20 @@
-//! The way to the agent: HTTP/2 over its Unix socket.
+//! The way to the agent: HTTP/2 over its Unix socket, or over TLS to that of another machine.
 
-use crate::error::{Error, Failure};
+use crate::{
+    args::To,
+    error::{Error, Failure},
+    remote,
+};
 use hyper_util::rt::TokioIo;
 use proto::v1::{
     attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
     instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
-use std::{future, io, path::Path, time::Duration};
-use tokio::net::UnixStream;
+use std::{future, io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -22,18 +29,18 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Connects once. A connection that breaks is not made again: the caller hears of it and decides.
-    pub(crate) async fn connect(socket: &Path, timeout: Duration) -> Result<Self, Error> {
-        let stream = UnixStream::connect(socket).await.map_err(|error| Failure::no_agent(socket, &error))?;
-        let mut stream = Some(stream);
-        let connector = service_fn(move |_| {
-            let broken = || io::Error::from(io::ErrorKind::NotConnected);
-            future::ready(stream.take().map(TokioIo::new).ok_or_else(broken))
-        });
-        // The name says nothing here, but some servers look at it: `localhost` is what the contract asks for.
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| Failure::no_agent(socket, &io::Error::other(error)))?;
+    pub(crate) async fn connect(to: &To, timeout: Duration) -> Result<Self, Error> {
+        let socket = &to.socket;
+        let channel = match &to.endpoint {
+            Some(endpoint) => {
+                let stream = remote::connect(endpoint, to, timeout).await?;
+                over(stream).await.map_err(|error| Failure::unreachable(&endpoint.to_string(), &error))?
+            }
+            None => {
+                let stream = UnixStream::connect(socket).await.map_err(|error| Failure::no_agent(socket, &error))?;
+                over(stream).await.map_err(|error| Failure::no_agent(socket, &error))?
+            }
+        };
         Ok(Self { channel, timeout })
     }
 
@@ -60,4 +67,18 @@ impl Agent {
     pub(crate) fn host(&self) -> HostClient<Channel> {
         HostClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
     }
+}
+
+/// HTTP/2 over a connection that stands.
+async fn over<S>(stream: S) -> io::Result<Channel>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = Some(stream);
+    let connector = service_fn(move |_| {
+        let broken = || io::Error::from(io::ErrorKind::NotConnected);
+        future::ready(stream.take().map(TokioIo::new).ok_or_else(broken))
+    });
+    // The name says nothing here, but some servers look at it: `localhost` is what the contract asks for.
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await.map_err(io::Error::other)
 }

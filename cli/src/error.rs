@@ -75,6 +75,24 @@ impl Failure {
         }
     }
 
+    /// The agent of another machine could not be reached.
+    pub(crate) fn unreachable(endpoint: &str, error: &io::Error) -> Self {
+        let what = format!("cannot reach mortard at {endpoint}: {error}; it has to be in tls.listen of its config");
+        Self::new(Code::Unavailable, "UNREACHABLE", what)
+    }
+
+    /// It is not the agent that it should be.
+    pub(crate) fn not_trusted(endpoint: &str, error: &io::Error) -> Self {
+        let what = format!("{endpoint} does not prove to be who it should be, by the CAs of --ca: {error}");
+        Self::new(Code::Unauthenticated, "DENIED", what)
+    }
+
+    /// It does not take our certificate.
+    pub(crate) fn refused_us(endpoint: &str, why: &str) -> Self {
+        let what = format!("mortard at {endpoint} refused the certificate of --cert: {why}; its audit log says more");
+        Self::new(Code::Unauthenticated, "DENIED", what)
+    }
+
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

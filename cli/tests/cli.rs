@@ -481,6 +481,20 @@ fn help_says_everything() {
 }
 
 #[test]
+fn an_endpoint_needs_a_certificate() {
+    let mortar = || {
+        let mut command = assert_cmd::Command::cargo_bin("mortar").unwrap();
+        command.args(["--endpoint", "https://127.0.0.1:1", "list"]);
+        command
+    };
+    refused(mortar().assert(), 2, "--endpoint needs --cert, --key and --ca");
+    let nowhere = |command: &mut assert_cmd::Command| {
+        command.args(["--cert", "/nowhere", "--key", "/nowhere", "--ca", "/nowhere"]).assert()
+    };
+    refused(nowhere(&mut mortar()), 2, "/nowhere cannot be used");
+}
+
+#[test]
 fn completions_and_manual_pages_need_no_agent() {
     let dir = TempDir::new().unwrap();
     let nowhere = Path::new("/nowhere");

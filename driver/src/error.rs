@@ -91,6 +91,18 @@ pub enum Error {
         /// In its own words.
         why: String,
     },
+    /// The caller has not the role for it. Ask for the role.
+    #[error("{who} may not do this ({what}): that needs {needs}; {way}")]
+    Forbidden {
+        /// The caller.
+        who: String,
+        /// What was asked for.
+        what: String,
+        /// What the caller would have to have, and has instead.
+        needs: String,
+        /// How to come by it.
+        way: String,
+    },
     /// There is no room.
     #[error("{what} is full: {why}")]
     Full {
@@ -188,6 +200,7 @@ impl Error {
             Self::Unreachable { .. } => "UNREACHABLE",
             Self::TimedOut { .. } => "TIMED_OUT",
             Self::Denied { .. } => "DENIED",
+            Self::Forbidden { .. } => "FORBIDDEN",
             Self::Full { .. } => "NO_SPACE",
             Self::Limit { .. } => "LIMIT",
             Self::Exhausted { .. } => "NO_RESOURCES",

@@ -8,9 +8,11 @@ mod block;
 mod command;
 mod error;
 mod key;
+pub mod libvirt;
 #[expect(clippy::disallowed_methods, reason = "this is the place that they are kept to")]
 mod linux;
 mod module;
+mod peer;
 pub mod rbd_job;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -21,9 +23,10 @@ pub use block::{BlockDevice, Claim, FileStat, LoopDevice, LoopSetup, User, block
 pub use command::{Command, Output, Tool};
 pub use error::{Error, Result};
 pub use key::KernelKey;
-pub use linux::Linux;
+pub use linux::{Linux, inherited_listeners};
 pub use module::{Module, module};
-pub use step::{Attended, Step, Steps, cancelled, carried};
+pub use peer::LocalPeer;
+pub use step::{Attended, Started, Step, Steps, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;

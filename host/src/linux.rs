@@ -6,15 +6,19 @@
 mod clock;
 mod files;
 mod flush;
+mod inherited;
 mod keys;
 mod lanes;
 mod loops;
 mod multipathd;
 mod netlink;
 mod own_thread;
+mod peer;
 mod process;
 mod scsi;
 mod usage;
+
+pub use inherited::inherited_listeners;
 
 use crate::{
     Claim, Clock, Command, Error, Facts, FileStat, Host, KernelKey, LoopDevice, LoopSetup, Output, Result, Room, Tool,

@@ -21,7 +21,7 @@ use tokio::{sync::watch, task_local, time::Instant};
 
 mod attended;
 
-pub use attended::Attended;
+pub use attended::{Attended, Started};
 
 task_local! {
     static WORK: Arc<Steps>;

@@ -17,7 +17,14 @@
 use crate::{Hypervisor, Instance, InstanceName, Power, Stopped, definition::Definition};
 use async_trait::async_trait;
 use driver::{Error, Readiness, Result, Tool};
-use host::step;
+use host::{
+    libvirt::{
+        Connection, Domain, LIST_AUTOSTART, LIST_HAS_SNAPSHOT, LIST_MANAGEDSAVE, LIST_PAUSED, LIST_PERSISTENT,
+        LIST_RUNNING, LIST_SHUTOFF, Library, STATE_BLOCKED, STATE_PAUSED, STATE_RUNNING, STATE_SHUTOFF, Said,
+        XML_INACTIVE, XML_SECURE,
+    },
+    step,
+};
 use std::{
     collections::HashSet,
     sync::{
@@ -32,12 +39,6 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at},
 };
 use uuid::Uuid;
-use virt::{
-    connect::Connect,
-    domain::Domain,
-    domain_snapshot::DomainSnapshot,
-    error::{Error as Said, ErrorDomain, ErrorNumber, clear_error_callback},
-};
 
 /// Where the daemon of the system listens.
 pub const SYSTEM: &str = "qemu:///system";
@@ -58,7 +59,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// The definition that is kept, with its passwords.
-const AS_KEPT: u32 = virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE;
+const AS_KEPT: u32 = XML_INACTIVE | XML_SECURE;
+
+/// `virErrorNumber`, virterror.h.
+const NO_CONNECT: i32 = 5;
+const OPERATION_DENIED: i32 = 29;
+const NO_DOMAIN: i32 = 42;
+const AUTH_FAILED: i32 = 45;
+const OPERATION_INVALID: i32 = 55;
+const OPERATION_TIMEOUT: i32 = 68;
+const AUTH_CANCELLED: i32 = 79;
+const ACCESS_DENIED: i32 = 88;
+const AUTH_UNAVAILABLE: i32 = 94;
+
+/// `virErrorDomain`: what carries the calls to the daemon.
+const OF_RPC: i32 = 7;
+const OF_REMOTE: i32 = 13;
 
 /// libvirt on this host.
 #[derive(Debug)]
@@ -72,22 +88,12 @@ struct Daemon {
     uri: String,
     /// For how long a connection is kept that nobody uses.
     idle: Duration,
+    library: Mutex<Option<Library>>,
     kept: Mutex<Option<Arc<Connection>>>,
     /// How many calls there were.
     calls: AtomicU64,
     /// Somebody waits to close the connection.
     closing: AtomicBool,
-}
-
-/// A connection, closed with its last user.
-#[derive(Debug)]
-struct Connection(Connect);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // The daemon may be gone, and with it the connection.
-        let _closed = self.0.close();
-    }
 }
 
 impl Libvirt {
@@ -100,6 +106,7 @@ impl Libvirt {
         let daemon = Daemon {
             uri: uri.into(),
             idle,
+            library: Mutex::new(None),
             kept: Mutex::new(None),
             calls: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -112,7 +119,7 @@ impl Libvirt {
         &self,
         doing: &str,
         deadline: Instant,
-        work: impl FnOnce(&Connect) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let Ok(Ok(turn)) = timeout(TURN_WITHIN, Arc::clone(&self.threads).acquire_owned()).await else {
             let why = format!("{THREADS} earlier calls wait for it; see what it does (systemctl status libvirtd)");
@@ -122,7 +129,7 @@ impl Libvirt {
         let (daemon, step) = (Arc::clone(&self.daemon), step::current());
         let run = move || {
             let done = daemon.connection().and_then(|connection| {
-                let done = work(&connection.0);
+                let done = work(&connection);
                 if matches!(done, Err(Error::Unreachable { .. })) {
                     daemon.forget(&connection);
                 }
@@ -145,7 +152,7 @@ impl Libvirt {
     async fn ask<T: Send + 'static>(
         &self,
         doing: &str,
-        work: impl FnOnce(&Connect) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.call(doing, Instant::now() + ANSWERS_WITHIN, work).await
     }
@@ -174,7 +181,7 @@ impl Libvirt {
 
     /// Whether an instance still runs; one that is gone altogether does not.
     async fn runs(&self, instance: Uuid, deadline: Instant) -> Result<bool> {
-        let look = move |connect: &Connect| match find(connect, instance) {
+        let look = move |connect: &Connection| match find(connect, instance) {
             Ok(domain) => domain.is_active().or_else(|error| absent_is(false, error)).map_err(refused("look at it")),
             Err(Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -194,9 +201,9 @@ impl Libvirt {
             if asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
                 continue;
             }
-            let ask = move |connect: &Connect| {
-                let heard = find(connect, instance)?.shutdown_flags(0);
-                heard.map(|_| true).or_else(|error| absent_is(true, error)).map_err(refused("shut it down"))
+            let ask = move |connect: &Connection| {
+                let heard = find(connect, instance)?.shut_down();
+                heard.map(|()| true).or_else(|error| absent_is(true, error)).map_err(refused("shut it down"))
             };
             match self.call("shut it down", until, ask).await {
                 Ok(_) => asked = Some(Instant::now()),
@@ -219,22 +226,31 @@ impl Daemon {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn library(&self) -> Result<Library> {
+        let mut loaded = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(library) = &*loaded {
+            return Ok(library.clone());
+        }
+        let library = Library::load().map_err(|error| {
+            unreachable(format!("its library cannot be loaded ({error}); install it (libvirt0), then try again"))
+        })?;
+        Ok(loaded.insert(library).clone())
+    }
+
     /// A connection whose daemon answers.
     fn connection(&self) -> Result<Arc<Connection>> {
         let kept = self.kept().clone();
         if let Some(connection) = kept {
-            if connection.0.get_lib_version().is_ok() {
+            if connection.version().is_ok() {
                 return Ok(connection);
             }
             self.forget(&connection);
         }
-        // Everything that it says is in its errors; by itself it would write them to our stderr.
-        clear_error_callback();
-        let open = Connect::open(Some(&self.uri)).map_err(|error| match refused("connect to it")(error) {
+        let open = self.library()?.connect(&self.uri).map_err(|error| match refused("connect to it")(error) {
             denied @ Error::Denied { .. } => denied,
             other => unreachable(format!("{}; start it (systemctl start libvirtd), then try again", why(&other))),
         })?;
-        let connection = Arc::new(Connection(open));
+        let connection = Arc::new(open);
         *self.kept() = Some(Arc::clone(&connection));
         Ok(connection)
     }
@@ -261,7 +277,7 @@ fn why(error: &Error) -> String {
 
 /// What libvirt says, on one line: QEMU's own words have several.
 fn words(error: &Said) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+    error.message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// For `map_err`: libvirt did not do what we asked.
@@ -269,20 +285,13 @@ fn refused(doing: &str) -> impl FnOnce(Said) -> Error {
     let doing = doing.to_owned();
     move |error| {
         let said = words(&error);
-        match (error.domain(), error.code()) {
-            (ErrorDomain::Rpc | ErrorDomain::Remote, _) | (_, ErrorNumber::NoConnect) => unreachable(said),
-            (_, ErrorNumber::NoDomain) => Error::NotFound { what: "the instance".into() },
-            (
-                _,
-                ErrorNumber::AuthFailed
-                | ErrorNumber::AuthCancelled
-                | ErrorNumber::AuthUnavailable
-                | ErrorNumber::AccessDenied
-                | ErrorNumber::OperationDenied,
-            ) => Error::Denied { who: "libvirt".into(), why: said },
-            (_, ErrorNumber::OperationTimeout) => {
-                Error::TimedOut { waiting_for: format!("libvirt to {doing} ({said})") }
+        match (error.domain, error.code) {
+            (OF_RPC | OF_REMOTE, _) | (_, NO_CONNECT) => unreachable(said),
+            (_, NO_DOMAIN) => Error::NotFound { what: "the instance".into() },
+            (_, AUTH_FAILED | AUTH_CANCELLED | AUTH_UNAVAILABLE | ACCESS_DENIED | OPERATION_DENIED) => {
+                Error::Denied { who: "libvirt".into(), why: said }
             }
+            (_, OPERATION_TIMEOUT) => Error::TimedOut { waiting_for: format!("libvirt to {doing} ({said})") },
             _ => Error::WrongState { what: format!("libvirt could not {doing}: {said}") },
         }
     }
@@ -290,72 +299,69 @@ fn refused(doing: &str) -> impl FnOnce(Said) -> Error {
 
 /// An answer for an instance that went away or off meanwhile.
 fn absent_is<T>(answer: T, error: Said) -> std::result::Result<T, Said> {
-    match error.code() {
-        ErrorNumber::NoDomain | ErrorNumber::OperationInvalid => Ok(answer),
+    match error.code {
+        NO_DOMAIN | OPERATION_INVALID => Ok(answer),
         _ => Err(error),
     }
 }
 
-fn find(connect: &Connect, instance: Uuid) -> Result<Domain> {
-    Domain::lookup_by_uuid(connect, instance).map_err(|error| match refused("look for it")(error) {
+fn find(connect: &Connection, instance: Uuid) -> Result<Domain> {
+    connect.by_uuid(instance.as_bytes()).map_err(|error| match refused("look for it")(error) {
         Error::NotFound { .. } => Error::NotFound { what: format!("instance {instance}") },
         other => other,
     })
-}
-
-fn name(domain: &Domain) -> String {
-    domain.get_name().unwrap_or_default()
 }
 
 fn is_persistent(domain: &Domain) -> Result<()> {
     match domain.is_persistent().map_err(refused("look at it"))? {
         true => Ok(()),
         false => Err(Error::WrongState {
-            what: format!("instance {} is transient: nothing of it would outlive its stop", name(domain)),
+            what: format!("instance {} is transient: nothing of it would outlive its stop", domain.name()),
         }),
     }
 }
 
 fn describe(domain: &Domain) -> std::result::Result<Instance, Said> {
     Ok(Instance {
-        uuid: domain.get_uuid()?,
-        name: domain.get_name()?,
-        power: power(domain.get_state()?.0),
+        uuid: Uuid::from_bytes(domain.uuid()?),
+        name: domain.name(),
+        power: power(domain.state()?),
         persistent: domain.is_persistent()?,
-        autostart: domain.get_autostart()?,
-        managed_save: domain.has_managed_save(0)?,
-        snapshots: DomainSnapshot::num(domain, 0)?,
+        autostart: domain.autostart()?,
+        managed_save: domain.has_managed_save()?,
+        snapshots: domain.snapshots()?,
     })
 }
 
-fn power(state: virt_sys::virDomainState) -> Power {
+fn power(state: i32) -> Power {
     match state {
-        virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED => Power::Running,
-        virt_sys::VIR_DOMAIN_PAUSED => Power::Paused,
-        virt_sys::VIR_DOMAIN_SHUTOFF => Power::Off,
+        STATE_RUNNING | STATE_BLOCKED => Power::Running,
+        STATE_PAUSED => Power::Paused,
+        STATE_SHUTOFF => Power::Off,
         _ => Power::Other,
     }
 }
 
 /// Every instance, with a few questions however many they are.
-fn list(connect: &Connect) -> std::result::Result<Vec<Instance>, Said> {
+fn list(connect: &Connection) -> std::result::Result<Vec<Instance>, Said> {
     let those = |flag| {
-        let domains = connect.list_all_domains(flag)?;
-        domains.iter().map(Domain::get_uuid).collect::<std::result::Result<HashSet<Uuid>, Said>>()
+        let domains = connect.domains(flag)?;
+        let uuids = domains.iter().map(|domain| domain.uuid().map(Uuid::from_bytes));
+        uuids.collect::<std::result::Result<HashSet<Uuid>, Said>>()
     };
-    let running = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_RUNNING)?;
-    let paused = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_PAUSED)?;
-    let off = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_SHUTOFF)?;
-    let persistent = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_PERSISTENT)?;
-    let autostart = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_AUTOSTART)?;
-    let managed_save = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?;
-    let with_snapshots = those(virt_sys::VIR_CONNECT_LIST_DOMAINS_HAS_SNAPSHOT)?;
+    let running = those(LIST_RUNNING)?;
+    let paused = those(LIST_PAUSED)?;
+    let off = those(LIST_SHUTOFF)?;
+    let persistent = those(LIST_PERSISTENT)?;
+    let autostart = those(LIST_AUTOSTART)?;
+    let managed_save = those(LIST_MANAGEDSAVE)?;
+    let with_snapshots = those(LIST_HAS_SNAPSHOT)?;
     let mut all = Vec::new();
-    for domain in connect.list_all_domains(0)? {
-        let uuid = domain.get_uuid()?;
+    for domain in connect.domains(0)? {
+        let uuid = Uuid::from_bytes(domain.uuid()?);
         all.push(Instance {
             uuid,
-            name: domain.get_name()?,
+            name: domain.name(),
             power: match uuid {
                 uuid if running.contains(&uuid) => Power::Running,
                 uuid if paused.contains(&uuid) => Power::Paused,
@@ -366,7 +372,7 @@ fn list(connect: &Connect) -> std::result::Result<Vec<Instance>, Said> {
             autostart: autostart.contains(&uuid),
             managed_save: managed_save.contains(&uuid),
             snapshots: match with_snapshots.contains(&uuid) {
-                true => DomainSnapshot::num(&domain, 0).or_else(|error| absent_is(0, error))?,
+                true => domain.snapshots().or_else(|error| absent_is(0, error))?,
                 false => 0,
             },
         });
@@ -378,7 +384,7 @@ fn list(connect: &Connect) -> std::result::Result<Vec<Instance>, Said> {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn readiness(&self) -> Readiness {
-        let version = |connect: &Connect| connect.get_lib_version().map_err(refused("tell its version"));
+        let version = |connect: &Connection| connect.version().map_err(refused("tell its version"));
         match self.ask("tell its version", version).await {
             Ok(version) => {
                 let version = format!("{}.{}.{}", version / 1_000_000, version / 1000 % 1000, version % 1000);
@@ -395,11 +401,11 @@ impl Hypervisor for Libvirt {
 
     async fn instance(&self, wanted: &InstanceName) -> Result<Instance> {
         let wanted = wanted.clone();
-        let look = move |connect: &Connect| {
-            let by_name = || Domain::lookup_by_name(connect, wanted.as_str());
+        let look = move |connect: &Connection| {
+            let by_name = || connect.by_name(wanted.as_str());
             let found = match wanted.uuid() {
-                Some(uuid) => Domain::lookup_by_uuid(connect, uuid).or_else(|error| match error.code() {
-                    ErrorNumber::NoDomain => by_name(),
+                Some(uuid) => connect.by_uuid(uuid.as_bytes()).or_else(|error| match error.code {
+                    NO_DOMAIN => by_name(),
                     _ => Err(error),
                 }),
                 None => by_name(),
@@ -414,19 +420,19 @@ impl Hypervisor for Libvirt {
     }
 
     async fn definition(&self, instance: Uuid) -> Result<String> {
-        let read = move |connect: &Connect| {
+        let read = move |connect: &Connection| {
             let domain = find(connect, instance)?;
             is_persistent(&domain)?;
-            domain.get_xml_desc(AS_KEPT).map_err(refused("tell the definition"))
+            domain.xml(AS_KEPT).map_err(refused("tell the definition"))
         };
         self.ask("tell the definition", read).await
     }
 
     async fn running_definition(&self, instance: Uuid) -> Result<Option<String>> {
-        let read = move |connect: &Connect| {
+        let read = move |connect: &Connection| {
             let domain = find(connect, instance)?;
             let live = domain.is_active().and_then(|active| match active {
-                true => domain.get_xml_desc(virt_sys::VIR_DOMAIN_XML_SECURE).map(Some),
+                true => domain.xml(XML_SECURE).map(Some),
                 false => Ok(None),
             });
             live.map_err(refused("tell how it runs"))
@@ -437,36 +443,34 @@ impl Hypervisor for Libvirt {
     async fn define(&self, definition: &str) -> Result<String> {
         let uuid = Definition::parse(definition)?.uuid()?;
         let text = definition.to_owned();
-        let define = move |connect: &Connect| {
-            let doing = format!("define {}", name(&find(connect, uuid)?));
-            let defined = Domain::define_xml(connect, &text);
-            defined.and_then(|domain| domain.get_xml_desc(AS_KEPT)).map_err(refused(&doing))
+        let define = move |connect: &Connection| {
+            let doing = format!("define {}", find(connect, uuid)?.name());
+            let defined = connect.define(&text);
+            defined.and_then(|domain| domain.xml(AS_KEPT)).map_err(refused(&doing))
         };
         self.ask("define it", define).await
     }
 
     async fn start(&self, instance: Uuid, deadline: Instant) -> Result<()> {
-        let start = move |connect: &Connect| {
+        let start = move |connect: &Connection| {
             let domain = find(connect, instance)?;
             if domain.is_active().map_err(refused("look at it"))? {
                 return Ok(());
             }
-            match domain.create_with_flags(0) {
-                Ok(_) => Ok(()),
+            match domain.start() {
+                Ok(()) => Ok(()),
                 // Somebody else was quicker.
-                Err(error) if error.code() == ErrorNumber::OperationInvalid && domain.is_active().unwrap_or(false) => {
-                    Ok(())
-                }
-                Err(error) => Err(refused(&format!("start {}", name(&domain)))(error)),
+                Err(error) if error.code == OPERATION_INVALID && domain.is_active().unwrap_or(false) => Ok(()),
+                Err(error) => Err(refused(&format!("start {}", domain.name()))(error)),
             }
         };
         self.call("start it", deadline, start).await
     }
 
     async fn stop(&self, instance: Uuid, grace: Instant, deadline: Instant) -> Result<Stopped> {
-        let look = move |connect: &Connect| {
-            let state = find(connect, instance)?.get_state().map_err(refused("look at it"))?;
-            Ok(power(state.0))
+        let look = move |connect: &Connection| {
+            let state = find(connect, instance)?.state().map_err(refused("look at it"))?;
+            Ok(power(state))
         };
         let power = self.ask("look whether it runs", look).await?;
         if power == Power::Off {
@@ -480,9 +484,9 @@ impl Hypervisor for Libvirt {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held_up = None;
         while timeout_at(deadline, looks.tick()).await.is_ok() {
-            let destroy = move |connect: &Connect| {
-                let ended = find(connect, instance)?.destroy_flags(0);
-                ended.map(|_| ()).or_else(|error| absent_is((), error)).map_err(refused("end it"))
+            let destroy = move |connect: &Connection| {
+                let ended = find(connect, instance)?.destroy();
+                ended.or_else(|error| absent_is((), error)).map_err(refused("end it"))
             };
             match self.call("end it", deadline, destroy).await {
                 Ok(()) | Err(Error::NotFound { .. }) => {}
@@ -505,21 +509,36 @@ mod tests {
 
     use super::*;
 
-    fn definition(name: &str, number: u128) -> String {
+    fn definition(name: &str, number: u128, rest: &str) -> String {
         let uuid = Uuid::from_u128(number);
         format!(
-            "<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>\
-             <os><type arch='i686'>hvm</type></os><devices><disk type='file' device='disk'><source file='/srv/a.raw'/>\
-             <target dev='vda' bus='virtio'/></disk></devices></domain>"
+            "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'><name>{name}</name>\
+             <uuid>{uuid}</uuid><memory unit='MiB'>32</memory><os><type arch='i686'>hvm</type></os><devices>\
+             <disk type='file' device='disk'><source file='/srv/a.raw'/><target dev='vda' bus='virtio'/></disk></devices>\
+             {rest}</domain>"
         )
     }
 
-    /// An instance that was defined by somebody else. The driver forgets everything with its last connection.
-    fn defined(name: &str, number: u128) -> (Libvirt, Uuid, Connection) {
-        clear_error_callback();
-        let operator = Connection(Connect::open(Some("test:///default")).unwrap());
-        let domain = Domain::define_xml(&operator.0, &definition(name, number)).unwrap();
-        (Libvirt::new("test:///default"), domain.get_uuid().unwrap(), operator)
+    const OFF: &str = "<test:runstate>5</test:runstate>";
+    const PAUSED: &str = "<test:runstate>3</test:runstate>";
+
+    const BOX: Uuid = Uuid::from_u128(1);
+    const HALTED: Uuid = Uuid::from_u128(3);
+    const TRANSIENT: Uuid = Uuid::from_u128(4);
+
+    /// A host with four instances. Each connection has its own.
+    fn host(idle: Duration) -> (Libvirt, tempfile::NamedTempFile) {
+        let domains = [
+            definition("box", 1, OFF),
+            // Another one's UUID for a name.
+            definition(&BOX.to_string(), 2, OFF),
+            definition("halted", 3, PAUSED),
+            definition("transient", 4, "<test:transient/>"),
+        ];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("<node><cpu><mhz>1000</mhz><model>i986</model></cpu>{}</node>", domains.concat());
+        std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).unwrap();
+        (Libvirt::closed_after(idle, format!("test://{}", file.path().display())), file)
     }
 
     fn soon() -> Instant {
@@ -528,62 +547,62 @@ mod tests {
 
     #[tokio::test]
     async fn instances_are_found_by_uuid_and_by_name() {
-        let (libvirt, uuid, operator) = defined("found", 0x101);
-        let found = libvirt.instance(&uuid.to_string().parse().unwrap()).await.unwrap();
-        assert_eq!((found.name.as_str(), found.power, found.persistent), ("found", Power::Off, true));
-        assert_eq!(libvirt.instance(&"found".parse().unwrap()).await.unwrap(), found);
-        assert!(libvirt.instances().await.unwrap().contains(&found));
-
-        // Another one's UUID for a name: the UUID decides.
-        let domain = Domain::define_xml(&operator.0, &definition(&uuid.to_string(), 0x102)).unwrap();
-        assert_eq!(libvirt.instance(&uuid.to_string().parse().unwrap()).await.unwrap(), found);
-        domain.undefine().unwrap();
+        let (libvirt, _file) = host(IDLE);
+        let found = libvirt.instance(&"box".parse().unwrap()).await.unwrap();
+        assert_eq!((found.uuid, found.power, found.persistent), (BOX, Power::Off, true));
+        // The UUID decides.
+        assert_eq!(libvirt.instance(&BOX.to_string().parse().unwrap()).await.unwrap(), found);
+        let all = libvirt.instances().await.unwrap();
+        let seen: Vec<_> = all.iter().map(|one| (one.name.clone(), one.power, one.persistent)).collect();
+        let expected = [
+            (BOX.to_string(), Power::Off, true),
+            ("box".to_owned(), Power::Off, true),
+            ("halted".to_owned(), Power::Paused, true),
+            ("transient".to_owned(), Power::Running, false),
+        ];
+        assert_eq!(seen, expected);
+        assert_eq!(all[1], found);
 
         let error = libvirt.instance(&"nobody".parse().unwrap()).await.unwrap_err();
         assert_eq!(error.to_string(), "instance nobody is not there");
-        let error = libvirt.start(Uuid::from_u128(0x1ff), soon()).await.unwrap_err();
+        let error = libvirt.start(Uuid::from_u128(9), soon()).await.unwrap_err();
         assert!(matches!(error, Error::NotFound { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn a_definition_is_kept_byte_for_byte() {
-        let (libvirt, uuid, _operator) = defined("kept", 0x201);
-        let kept = libvirt.definition(uuid).await.unwrap();
+        let (libvirt, _file) = host(IDLE);
+        let kept = libvirt.definition(BOX).await.unwrap();
         let other = kept.replace("/srv/a.raw", "/srv/it&apos;s &lt;b&gt;.raw");
         assert_eq!(libvirt.define(&other).await.unwrap(), other);
         assert_eq!(libvirt.define(&kept).await.unwrap(), kept);
-        assert_eq!(libvirt.running_definition(uuid).await.unwrap(), None);
+        assert_eq!(libvirt.running_definition(BOX).await.unwrap(), None);
 
         let error = libvirt.define(&kept.replace("'vda'", "''")).await.unwrap_err();
-        assert!(error.to_string().starts_with("libvirt could not define kept: "), "{error}");
-        let unknown = definition("unknown", 0x2ff);
+        assert!(error.to_string().starts_with("libvirt could not define box: "), "{error}");
+        let unknown = definition("unknown", 9, "");
         assert!(matches!(libvirt.define(&unknown).await, Err(Error::NotFound { .. })));
-        assert_eq!(libvirt.definition(uuid).await.unwrap(), kept);
+        assert_eq!(libvirt.definition(BOX).await.unwrap(), kept);
     }
 
     #[tokio::test]
     async fn starting_and_stopping_twice_changes_nothing() {
-        let (libvirt, uuid, operator) = defined("power", 0x301);
-        assert_eq!(libvirt.stop(uuid, soon(), soon()).await.unwrap(), Stopped::WasOff);
-        libvirt.start(uuid, soon()).await.unwrap();
-        libvirt.start(uuid, soon()).await.unwrap();
-        assert!(libvirt.running_definition(uuid).await.unwrap().unwrap().contains("<domain type='test' id="));
-        assert_eq!(libvirt.stop(uuid, soon(), soon()).await.unwrap(), Stopped::Gracefully);
-        assert_eq!(libvirt.reboot(uuid, soon(), soon()).await.unwrap(), Stopped::WasOff);
+        let (libvirt, _file) = host(IDLE);
+        assert_eq!(libvirt.stop(BOX, soon(), soon()).await.unwrap(), Stopped::WasOff);
+        libvirt.start(BOX, soon()).await.unwrap();
+        libvirt.start(BOX, soon()).await.unwrap();
+        assert!(libvirt.running_definition(BOX).await.unwrap().unwrap().contains("<domain type='test' id="));
+        assert_eq!(libvirt.stop(BOX, soon(), soon()).await.unwrap(), Stopped::Gracefully);
+        assert_eq!(libvirt.reboot(BOX, soon(), soon()).await.unwrap(), Stopped::WasOff);
 
-        let domain = Domain::lookup_by_uuid(&operator.0, uuid).unwrap();
-        domain.suspend().unwrap();
-        assert_eq!(libvirt.instance(&"power".parse().unwrap()).await.unwrap().power, Power::Paused);
-        assert_eq!(libvirt.stop(uuid, soon(), soon()).await.unwrap(), Stopped::Hard);
+        let begun = Instant::now();
+        assert_eq!(libvirt.stop(HALTED, soon(), soon()).await.unwrap(), Stopped::Hard);
+        assert!(begun.elapsed() < Duration::from_secs(15), "it waited for a guest that stands still");
 
-        // One that goes with its stop.
-        let text = definition("transient", 0x302);
-        let domain = Domain::create_xml(&operator.0, &text, 0).unwrap();
-        let transient = domain.get_uuid().unwrap();
-        let error = libvirt.definition(transient).await.unwrap_err();
+        let error = libvirt.definition(TRANSIENT).await.unwrap_err();
         assert!(error.to_string().contains("instance transient is transient"), "{error}");
-        assert_eq!(libvirt.stop(transient, soon(), soon()).await.unwrap(), Stopped::Gracefully);
-        assert!(matches!(libvirt.stop(transient, soon(), soon()).await, Err(Error::NotFound { .. })));
+        assert_eq!(libvirt.stop(TRANSIENT, soon(), soon()).await.unwrap(), Stopped::Gracefully);
+        assert!(matches!(libvirt.stop(TRANSIENT, soon(), soon()).await, Err(Error::NotFound { .. })));
     }
 
     #[tokio::test]
@@ -599,40 +618,39 @@ mod tests {
 
     #[tokio::test]
     async fn calls_that_hang_are_given_up_and_their_number_is_limited() {
-        let (libvirt, uuid, _operator) = defined("hangs", 0x401);
+        let (libvirt, _file) = host(IDLE);
         let (answer, daemon) = std::sync::mpsc::channel::<()>();
         let daemon = Arc::new(Mutex::new(daemon));
         let at_once = Instant::now();
         for _ in 0..THREADS {
             let daemon = Arc::clone(&daemon);
-            let hangs = move |_: &Connect| {
+            let hangs = move |_: &Connection| {
                 let _answered = daemon.lock().unwrap().recv();
                 Ok(())
             };
             let error = libvirt.call("think", at_once, hangs).await.unwrap_err();
             assert_eq!(error.to_string(), "timed out waiting for libvirt to think");
         }
-        let error = libvirt.definition(uuid).await.unwrap_err();
+        let error = libvirt.definition(BOX).await.unwrap_err();
         assert!(error.to_string().contains("16 earlier calls wait for it"), "{error}");
         drop(answer);
-        while libvirt.definition(uuid).await.is_err() {
+        while libvirt.definition(BOX).await.is_err() {
             assert!(at_once.elapsed() < Duration::from_secs(20), "a thread is not given back");
         }
     }
 
     #[tokio::test]
     async fn a_connection_that_nobody_uses_is_closed() {
-        let (_, uuid, _operator) = defined("idle", 0x501);
-        let libvirt = Libvirt::closed_after(Duration::from_millis(100), "test:///default");
+        let (libvirt, _file) = host(Duration::from_millis(100));
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(300) {
-            libvirt.definition(uuid).await.unwrap();
+            libvirt.definition(BOX).await.unwrap();
             assert!(libvirt.daemon.kept().is_some());
         }
         while libvirt.daemon.kept().is_some() {
             assert!(begun.elapsed() < Duration::from_secs(20), "it is kept");
             sleep_until(Instant::now() + Duration::from_millis(20)).await;
         }
-        libvirt.definition(uuid).await.unwrap();
+        libvirt.definition(BOX).await.unwrap();
     }
 }

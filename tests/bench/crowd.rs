@@ -87,7 +87,7 @@ pub(crate) async fn measure(report: &mut Report) {
             up.peer.add(by_peer(&targets, count).0);
         }
         if count < 100 {
-            up.peer_processes = Some(by_watched_peer(&targets, count));
+            up.peer_processes = by_watched_peer(&targets, count);
         }
         match count {
             10 => at_ten = up.ours.median(),
@@ -115,12 +115,12 @@ fn by_peer(targets: &Targets, count: usize) -> (Duration, usize) {
     ask(&mut Peer::start("/run/peer.log"), targets, count)
 }
 
-/// How many processes each costs it, in a round of its own.
-fn by_watched_peer(targets: &Targets, count: usize) -> usize {
+/// How many processes each costs it, in a round of its own; `None` if some were still on their way.
+fn by_watched_peer(targets: &Targets, count: usize) -> Option<usize> {
     let mut peer = Peer::start("/run/peer.log");
     let watch = Watch::on(peer.pid());
     let (_, came) = ask(&mut peer, targets, count);
-    watch.count().div_ceil(came)
+    (came == count).then(|| watch.count().div_ceil(count))
 }
 
 fn ask(peer: &mut Peer, targets: &Targets, count: usize) -> (Duration, usize) {

@@ -180,6 +180,11 @@ impl Reconfigured {
         crate::machine::sh("systemctl restart mortard");
         this
     }
+
+    /// For a test that writes the config itself.
+    pub(crate) fn later() -> Self {
+        Self { before: std::fs::read_to_string(CONFIG).unwrap() }
+    }
 }
 
 impl Drop for Reconfigured {

@@ -289,8 +289,13 @@ pub(crate) struct Spy {
 
 impl Spy {
     pub(crate) fn start(word: &str) -> Self {
+        Self::looking_for(&[word])
+    }
+
+    pub(crate) fn looking_for(secrets: &[&str]) -> Self {
+        let secrets: Vec<String> = secrets.iter().map(ToString::to_string).collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let (asked, word) = (Arc::clone(&stop), word.to_owned());
+        let asked = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let (mut rounds, mut leaks) = (0, BTreeSet::new());
             while !asked.load(Ordering::Relaxed) {
@@ -298,7 +303,8 @@ impl Spy {
                 for pid in names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
                     for file in ["cmdline", "environ"] {
                         let found = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                        if String::from_utf8_lossy(&found).contains(&word) {
+                        let found = String::from_utf8_lossy(&found);
+                        if secrets.iter().any(|secret| found.contains(secret)) {
                             leaks.insert(format!("{file} of {} {pid}", read(format!("/proc/{pid}/comm"))));
                         }
                     }

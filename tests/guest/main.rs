@@ -9,6 +9,7 @@
 
 mod api;
 mod brick;
+mod callers;
 mod cli;
 mod connection;
 mod crash;
@@ -29,6 +30,10 @@ mod many;
 mod multipath;
 mod rbd;
 mod rescue;
+mod scale;
+mod secrets;
+mod service;
+mod soak;
 mod witness;
 
 /// What holds on every machine, simulated or real.

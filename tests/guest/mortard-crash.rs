@@ -21,7 +21,7 @@ use nix::{
     unistd::getpid,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     future::{Future, poll_fn},
     io::Write,
@@ -48,12 +48,13 @@ async fn main() {
     set_dumpable(false).unwrap();
     let config = Config::load(Some(CONFIG.into())).unwrap();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    let host = Crashing { machine: Linux::new(config.limits.processes), counting: Mutex::new(()) };
+    let host =
+        Crashing { machine: Linux::new(config.limits.processes), counting: Mutex::default(), asked: Mutex::default() };
     let mut told = signal(SignalKind::terminate()).unwrap();
     let stop = async move {
         told.recv().await;
     };
-    let ready = |_: Option<&str>| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
+    let ready = |_: Option<&str>, _| sd_notify::notify(&[sd_notify::NotifyState::Ready]).unwrap();
     let hypervisor = agent::hypervisor(&config);
     agent::run(config, Arc::new(host), hypervisor, ready, stop).await.unwrap();
 }
@@ -62,6 +63,8 @@ async fn main() {
 struct Crashing {
     machine: Linux,
     counting: Mutex<()>,
+    /// Requests to multipathd.
+    asked: Mutex<BTreeSet<String>>,
 }
 
 impl Crashing {
@@ -149,8 +152,9 @@ impl Host for Crashing {
         self.doing(format!("write {}", attribute.display()), self.machine.write_with_key(attribute, value, key)).await
     }
 
+    /// What the daemon did not do is asked of it again and again, for as long as udev takes: that is one effect.
     async fn multipathd(&self, request: &str, timeout: Duration) -> Result<String> {
-        let counts = !request.starts_with("show ");
+        let counts = !request.starts_with("show ") && self.asked.lock().unwrap().insert(request.to_owned());
         self.doing_if(counts, format!("multipathd {request}"), self.machine.multipathd(request, timeout)).await
     }
 

@@ -8,8 +8,10 @@ use proto::v1;
 use std::{collections::BTreeSet, time::Duration};
 use tests::{
     client::{Client, attach, manage},
+    reliability::{Row, Sweep, note},
     stage::Stage,
 };
+use tokio::time::{Instant, sleep};
 
 const SIZE: u64 = 16 << 20;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
@@ -119,6 +121,20 @@ enum Verb {
 }
 
 impl Verb {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Attach => "attach",
+            Self::AttachPersistently => "attach, persistent",
+            Self::AttachReadOnly => "attach, read-only",
+            Self::AttachExclusively => "attach, exclusive",
+            Self::Detach => "detach",
+            Self::DetachReadOnly => "detach, read-only",
+            Self::Manage => "manage",
+            Self::Unmanage => "unmanage",
+            Self::UnmanageUnderItsName => "unmanage, under its name",
+        }
+    }
+
     /// The call, and whether it changed anything.
     async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
@@ -181,8 +197,8 @@ async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
     }
 }
 
-/// All crash points of one verb; returns how many schedules were run.
-async fn sweep(subject: Subject, verb: Verb) -> usize {
+/// All crash points of one verb; returns how many there are, and how many schedules were run.
+async fn sweep(subject: Subject, verb: Verb) -> (usize, usize) {
     let mut schedules = 0;
     for at in 1.. {
         // The recovery runs to its end (0), or crashes after its first effect, its second, …
@@ -192,7 +208,7 @@ async fn sweep(subject: Subject, verb: Verb) -> usize {
                 Ran::NoSuchRecoveryEffect => break,
                 Ran::NoSuchEffect => {
                     assert!(at > 2, "{subject:?} {verb:?}: {} effects are too few to be true", at - 1);
-                    return schedules;
+                    return (at - 1, schedules);
                 }
             }
         }
@@ -218,15 +234,9 @@ async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran 
     if !crash(&stage, verb, &locator, at).await {
         return Ran::NoSuchEffect;
     }
-    stage.kill();
-    if again > 0 {
-        stage.machine.crash_after(again);
-        if stage.start_or_crash().await {
-            return Ran::NoSuchRecoveryEffect;
-        }
-        stage.kill();
+    if !start_twice(&mut stage, again).await {
+        return Ran::NoSuchRecoveryEffect;
     }
-    stage.start().await;
 
     // The retry answers, the next one has nothing to do, and the way back leads to where it all began.
     verb.call(stage.client(), &locator).await;
@@ -287,8 +297,9 @@ macro_rules! sweeps {
         $(
             #[tokio::test]
             async fn $name() {
-                let schedules = sweep($subject, Verb::$verb).await;
+                let (points, schedules) = sweep($subject, Verb::$verb).await;
                 println!("{:?} {:?}: {schedules} schedules", $subject, Verb::$verb);
+                swept(Verb::$verb.words(), $subject, points, schedules);
                 assert!(schedules >= 6, "{schedules} schedules are too few to be true");
             }
         )*
@@ -346,43 +357,85 @@ sweeps! {
     shared_rbd_detach: Subject::Shared(Backend::Rbd), Detach;
 }
 
-/// A crash after every effect of an extend: the device has the old size or the new one, and the retry gives the new.
+/// A crash after every effect of an extend, and another after every effect of the recovery: the device has the old size or
+/// the new one, and the retry gives the new.
 async fn sweep_extend(subject: Subject) {
+    let mut runs = 0;
     for at in 1.. {
-        let place = format!("extend of {subject:?}, crash after effect {at}");
-        let mut stage = SimStage::new().await;
-        let locator = subject.make(&mut stage).await;
-        let bare = stage.snapshot().await;
-        assert!(Verb::Attach.call(stage.client(), &locator).await);
-        subject.resize(&stage, 2 * SIZE);
-        stage.machine.crash_after(at);
-        let mut client = stage.client();
-        let request = v1::ExtendRequest { id: "a".into(), ..v1::ExtendRequest::default() };
-        let extending = request.clone();
-        let call = tokio::spawn(async move { client.attachments.extend(extending).await });
-        let crashed = tokio::select! {
-            () = stage.machine.crashed() => true,
-            done = call => {
-                done.unwrap().unwrap();
-                false
+        for again in 0.. {
+            match extend_schedule(subject, at, again).await {
+                Ran::Whole => runs += 1,
+                Ran::NoSuchRecoveryEffect => break,
+                Ran::NoSuchEffect => {
+                    // LVM itself has told the kernel, and only the journal is written.
+                    assert!(at > if subject == LVM { 2 } else { 3 }, "{at} effects are too few to be true");
+                    return swept("extend", subject, at - 1, runs);
+                }
             }
-        };
-        if !crashed {
-            // LVM itself has told the kernel, and only the journal is written.
-            assert!(at > if subject == LVM { 2 } else { 3 }, "{at} effects are too few to be true");
-            return;
+        }
+    }
+}
+
+async fn extend_schedule(subject: Subject, at: usize, again: usize) -> Ran {
+    let place = format!("extend of {subject:?}, crash after effect {at}, then after effect {again} of the recovery");
+    let mut stage = SimStage::new().await;
+    let locator = subject.make(&mut stage).await;
+    let bare = stage.snapshot().await;
+    assert!(Verb::Attach.call(stage.client(), &locator).await);
+    subject.resize(&stage, 2 * SIZE);
+    stage.machine.crash_after(at);
+    let mut client = stage.client();
+    let request = v1::ExtendRequest { id: "a".into(), ..v1::ExtendRequest::default() };
+    let extending = request.clone();
+    let call = tokio::spawn(async move { client.attachments.extend(extending).await });
+    tokio::select! {
+        () = stage.machine.crashed() => {}
+        done = call => {
+            done.unwrap().unwrap();
+            return Ran::NoSuchEffect;
+        }
+    }
+    if !start_twice(&mut stage, again).await {
+        return Ran::NoSuchRecoveryEffect;
+    }
+    let size = stage.client().get("a").await.unwrap().size_bytes;
+    assert!(size == SIZE || size == 2 * SIZE, "{place}: {size}");
+    let grown = stage.client().attachments.extend(request).await.unwrap().into_inner();
+    assert_eq!(grown.attachment.unwrap().size_bytes, 2 * SIZE, "{place}");
+    assert!(Verb::Detach.call(stage.client(), &locator).await);
+    subject.resize(&stage, SIZE);
+    let left = difference(&bare, &stage.snapshot().await);
+    assert!(left.is_empty(), "{place}: something was left behind\n{left}");
+    Ran::Whole
+}
+
+/// Starts the agent anew, after it has died once more after an effect of its recovery (0: it has not); `false` if the recovery
+/// has no such effect.
+async fn start_twice(stage: &mut SimStage, again: usize) -> bool {
+    stage.kill();
+    if again > 0 {
+        stage.machine.crash_after(again);
+        if stage.start_or_crash().await {
+            return false;
         }
         stage.kill();
-        stage.start().await;
-        let size = stage.client().get("a").await.unwrap().size_bytes;
-        assert!(size == SIZE || size == 2 * SIZE, "{place}: {size}");
-        let grown = stage.client().attachments.extend(request).await.unwrap().into_inner();
-        assert_eq!(grown.attachment.unwrap().size_bytes, 2 * SIZE, "{place}");
-        assert!(Verb::Detach.call(stage.client(), &locator).await);
-        subject.resize(&stage, SIZE);
-        let left = difference(&bare, &stage.snapshot().await);
-        assert!(left.is_empty(), "{place}: something was left behind\n{left}");
     }
+    stage.start().await;
+    true
+}
+
+/// For the page that tells of it.
+fn swept(operation: &str, subject: Subject, points: usize, runs: usize) {
+    let driver = match subject {
+        Subject::Volume(backend) => backend.to_string(),
+        Subject::Shared(backend) => format!("{backend}, shared"),
+        Subject::Multipath => "iscsi, two ways".into(),
+        Subject::Remembered => "iscsi, one way of a remembered map".into(),
+        Subject::ThickSnapshot => "lvm, thick snapshot".into(),
+        Subject::ThinSnapshot => "lvm, thin snapshot".into(),
+        Subject::Origin => "lvm, origin of a snapshot".into(),
+    };
+    note(&Row::Simulated(Sweep { operation: operation.into(), driver, points, runs, leftovers: 0 }));
 }
 
 #[tokio::test]
@@ -390,4 +443,94 @@ async fn extend() {
     for subject in [FILE, ISCSI, LVM, RBD, Subject::Multipath] {
         sweep_extend(subject).await;
     }
+}
+
+/// A reboot, and then a crash after each effect of what brings a persistent attachment back.
+#[tokio::test]
+async fn what_is_brought_back_after_a_reboot() {
+    for subject in [FILE, ISCSI, LVM, RBD, Subject::Multipath] {
+        for at in 1.. {
+            let place = format!("{subject:?} is brought back, crash after effect {at}");
+            let mut stage = SimStage::new().await;
+            let locator = subject.make(&mut stage).await;
+            let bare = stage.snapshot().await;
+            assert!(Verb::AttachPersistently.call(stage.client(), &locator).await);
+            stage.kill();
+            stage.machine.reboot();
+            stage.machine.crash_after(at);
+            let crashed = !stage.start_or_crash().await
+                || tokio::select! {
+                    () = stage.machine.crashed() => true,
+                    () = until_back(&stage) => false,
+                };
+            if !crashed {
+                assert!(at > 3, "{place}: {at} effects are too few to be true");
+                swept("bring back after a reboot", subject, at - 1, at - 1);
+                break;
+            }
+            stage.kill();
+            stage.start().await;
+            until_back(&stage).await;
+            assert!(Verb::Detach.call(stage.client(), &locator).await, "{place}");
+            let left = difference(&bare, &stage.snapshot().await);
+            let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
+            assert!(left.is_empty(), "{place}: something was left behind\n{left:?}");
+        }
+    }
+}
+
+/// Looks until the attachment is there and nothing goes on.
+#[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
+async fn until_back(stage: &SimStage) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let now = stage.client().get("a").await.unwrap();
+        if now.state() == v1::AttachmentState::Ready && stage.client().running().await.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{now:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An attachment whose agent lost its journal is an orphan; a crash after each effect of the repair that takes it away.
+#[tokio::test]
+async fn the_repair_of_an_orphan() {
+    for subject in [FILE, ISCSI, RBD, Subject::Multipath] {
+        for at in 1.. {
+            let place = format!("repair of {subject:?}, crash after effect {at}");
+            let mut stage = SimStage::new().await;
+            let locator = subject.make(&mut stage).await;
+            let bare = stage.snapshot().await;
+            assert!(Verb::Attach.call(stage.client(), &locator).await);
+            stage.kill();
+            stage.lose_journal();
+            stage.start().await;
+            stage.machine.crash_after(at);
+            let mut client = stage.client();
+            let call = tokio::spawn(async move { client.host.diagnose(repair()).await });
+            let crashed = tokio::select! {
+                () = stage.machine.crashed() => true,
+                done = call => {
+                    done.unwrap().unwrap();
+                    false
+                }
+            };
+            if !crashed {
+                assert!(at > 1, "{place}: {at} effects are too few to be true");
+                swept("doctor --repair", subject, at - 1, at - 1);
+                break;
+            }
+            stage.kill();
+            stage.start().await;
+            stage.client().host.diagnose(repair()).await.unwrap();
+            let left = difference(&bare, &stage.snapshot().await);
+            assert!(left.is_empty(), "{place}: something was left behind\n{left}");
+            assert!(Verb::Attach.call(stage.client(), &locator).await, "{place}");
+        }
+    }
+}
+
+fn repair() -> v1::DiagnoseRequest {
+    v1::DiagnoseRequest { repair: true, timeout_ms: 0 }
 }

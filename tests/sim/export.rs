@@ -7,6 +7,7 @@ use proto::v1;
 use std::time::Duration;
 use tests::{
     client::{Answer, attach, manage},
+    reliability::{Row, Sweep, note},
     stage::Stage,
 };
 use tokio::time::{Instant, sleep};
@@ -266,7 +267,7 @@ async fn a_crash_while_it_is_served_again_after_a_reboot() {
 
 /// A crash after each effect of a verb, and another after each effect of the recovery.
 async fn sweep(unexport: bool) {
-    let mut schedules = 0;
+    let (mut schedules, mut points) = (0, 0);
     'points: for at in 1.. {
         for again in 0.. {
             let place = format!("unexport {unexport}, crash after effect {at}, then after {again} of the recovery");
@@ -289,6 +290,7 @@ async fn sweep(unexport: bool) {
                 done = call => {
                     assert!(done.unwrap());
                     assert!(at > 10, "{at} effects are too few to be true");
+                    points = at - 1;
                     break 'points;
                 }
             }
@@ -325,6 +327,14 @@ async fn sweep(unexport: bool) {
         }
     }
     assert!(schedules > 50, "{schedules} schedules are too few to be true");
+    let operation = if unexport { "unexport" } else { "export" };
+    note(&Row::Simulated(Sweep {
+        operation: operation.into(),
+        driver: "lvm".into(),
+        points,
+        runs: schedules,
+        leftovers: 0,
+    }));
 }
 
 #[tokio::test]

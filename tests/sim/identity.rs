@@ -207,3 +207,54 @@ async fn a_managed_volume_that_the_journal_does_not_know() {
     stage.machine.tag_lv(VG, &named, "mortar.origin=v");
     assert!(stage.client().attach(attach("a", &format!("lvm:{VG}/{named}"))).await.unwrap().changed);
 }
+
+/// Both ways of a map lead to another volume now.
+#[tokio::test]
+async fn another_volume_behind_a_multipath_map() {
+    let stage = SimStage::new().await;
+    let [one, other] = by_two_targets(&stage);
+    let both = format!("iscsi://127.0.0.1/{one}/0,127.0.0.2/{other}/0");
+    let request = v1::AttachRequest { all_paths: true, ..attach("a", &both) };
+    let was = stage.client().attach(request.clone()).await.unwrap().attachment.unwrap().identity;
+    for iqn in [one, other] {
+        stage.machine.map_lun(iqn, 0, LogicalUnit::disk("6001405eeeeeeeeeeeeeeeeeeeeeeeee", SIZE));
+    }
+    let refused = stage.client().attach(request).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{}", refused.message);
+    assert!(refused.message.contains(was.trim_start_matches("wwn:")), "{}", refused.message);
+    assert!(refused.message.contains("eeeeeeeeeeee"), "{}", refused.message);
+    let now = stage.client().get("a").await.unwrap();
+    assert_eq!(now.state(), AttachmentState::Broken, "{now:?}");
+    note(&Row::WrongDevice {
+        attempt: "both ways of a map lead to another volume".into(),
+        driver: Backend::Iscsi.to_string(),
+        shown: Where::Simulated,
+        refusal: refused.message,
+    });
+}
+
+/// The name of a cluster stands for another one since: an image of the same name in a pool of the same name is another image.
+#[tokio::test]
+async fn an_image_of_the_same_name_in_another_cluster() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Rbd, "v", SIZE).await;
+    let request = v1::AttachRequest { persistent: true, ..attach("a", &locator) };
+    let was = stage.client().attach(request.clone()).await.unwrap().attachment.unwrap().identity;
+    stage.machine.add_cluster("two", "127.0.0.2:6789");
+    stage.machine.add_image("two", POOL, "", "v", SIZE);
+    stage.kill();
+    stage.machine.move_tree("/etc/ceph/two.conf", "/etc/ceph/ceph.conf");
+    stage.machine.reboot();
+    stage.start().await;
+    let refused = stage.client().attach_patiently(request).await.unwrap_err();
+    assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{}", refused.message);
+    let (now, expected) = refused.message.split_once(", expected ").unwrap();
+    assert!(expected.starts_with(&was) && now.contains(" is rbd:"), "{}", refused.message);
+    assert!(stage.machine.mapped_images().is_empty(), "it was left mapped");
+    note(&Row::WrongDevice {
+        attempt: "an image of the same name in another cluster".into(),
+        driver: Backend::Rbd.to_string(),
+        shown: Where::Simulated,
+        refusal: refused.message,
+    });
+}

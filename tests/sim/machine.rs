@@ -1,11 +1,16 @@
 //! The stage of the simulated machine: the agent runs in a task, over a Unix socket in a directory of the test's own.
 
-use agent::{Mortard, config::Config};
+use agent::{
+    Mortard, Reloader,
+    config::{CallerRule, Callers, Config, Role},
+};
 use async_trait::async_trait;
 use driver::Backend;
 use host::sim::{Machine, iscsi::LogicalUnit};
 use hypervisor::sim::Domains;
 use std::{
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,6 +18,7 @@ use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
 use tokio::{net::UnixListener, sync::Notify, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Channel;
 
 /// What the simulated machine has volumes of.
 pub(crate) const BACKENDS: [Backend; 4] = [Backend::File, Backend::Iscsi, Backend::Lvm, Backend::Rbd];
@@ -36,7 +42,17 @@ pub(crate) struct SimStage {
     generation: u32,
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
+    reloader: Option<Reloader>,
+    /// Where the running agent listens for other machines.
+    pub(crate) addresses: Vec<SocketAddr>,
     next_lun: u16,
+}
+
+/// A rule for whoever runs the tests.
+pub(crate) fn rule(role: Role, only: &[&str]) -> CallerRule {
+    let user = std::fs::metadata("/proc/self").unwrap().uid().to_string();
+    let only = only.iter().map(ToString::to_string).collect();
+    CallerRule { user: Some(user), only, ..CallerRule::giving(role) }
 }
 
 impl SimStage {
@@ -58,6 +74,9 @@ impl SimStage {
             Some(memory) => std::os::unix::fs::symlink(memory.path(), &config.agent.state_directory).unwrap(),
             None => std::fs::create_dir(&config.agent.state_directory).unwrap(),
         }
+        if config.callers == Callers::default() {
+            config.callers.rules.push(rule(Role::Admin, &[]));
+        }
         let mut stage = Self {
             machine,
             domains: Domains::new(),
@@ -67,6 +86,8 @@ impl SimStage {
             generation: 0,
             agent: None,
             stop: Arc::default(),
+            reloader: None,
+            addresses: Vec::new(),
             next_lun: 0,
         };
         stage.start().await;
@@ -75,6 +96,11 @@ impl SimStage {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join(format!("agent-{}.sock", self.generation))
+    }
+
+    /// For calls that no client of ours makes.
+    pub(crate) fn channel(&self) -> Channel {
+        tests::client::channel(&self.socket())
     }
 
     /// Where the agent keeps its own.
@@ -98,6 +124,8 @@ impl SimStage {
             mortard = Mortard::start(config, host, hypervisor) => mortard.unwrap(),
             () = self.machine.crashed() => return false,
         };
+        self.addresses = mortard.addresses();
+        self.reloader = Some(mortard.reloader());
         self.stop = Arc::default();
         let stop = Arc::clone(&self.stop);
         let serve = async move {
@@ -106,6 +134,20 @@ impl SimStage {
         };
         self.agent = Some(tokio::spawn(serve));
         true
+    }
+
+    /// The journal is gone, and with it all that the agent knew.
+    #[expect(clippy::disallowed_methods, reason = "the test's own directory")]
+    pub(crate) fn lose_journal(&self) {
+        for end in ["", "-wal", "-shm"] {
+            // Not all of them are there at all times.
+            let _absent = std::fs::remove_file(self.state_directory().join(format!("journal.sqlite{end}")));
+        }
+    }
+
+    /// The running agent is given its config anew; the keys that wait for a restart.
+    pub(crate) fn reload(&self) -> Vec<String> {
+        self.reloader.as_ref().unwrap().reload(self.config.clone())
     }
 
     /// The process is told to stop, and ends.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+mod audit;
+mod callers;
 mod cancel;
 mod crash;
 mod deadline;
@@ -12,9 +14,11 @@ mod identity;
 mod journal;
 mod limits;
 mod machine;
+mod metrics;
 mod model;
 mod reboot;
 mod rescue;
+mod tls;
 mod volumes;
 
 use machine::SimStage;

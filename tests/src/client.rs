@@ -42,16 +42,20 @@ impl From<Status> for Refused {
     }
 }
 
+/// The way to an agent's socket.
+pub fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
 pub type Answer<T> = Result<T, Refused>;
 
 impl Client {
     pub fn on(socket: &Path) -> Self {
-        let socket = socket.to_owned();
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }));
-        Self::over(channel)
+        Self::over(channel(socket))
     }
 
     pub fn over(channel: Channel) -> Self {

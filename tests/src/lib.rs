@@ -9,6 +9,7 @@
 pub mod client;
 pub mod conformance;
 pub mod peer;
+pub mod pki;
 pub mod reliability;
 pub mod stage;
 pub mod targets;

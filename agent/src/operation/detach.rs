@@ -6,7 +6,7 @@ use crate::{
     journal::{Change, Record},
     watch::Event,
 };
-use driver::{AttachmentId, Detached, Error, Locator, Residual, Result};
+use driver::{AttachmentId, Detached, Error, Locator, Residual, ResidualKind, Result};
 use std::{path::PathBuf, sync::Arc};
 use tokio::time::Instant;
 
@@ -120,8 +120,16 @@ impl Agent {
             let driver = self.drivers.get(attached.spec.locator.backend())?;
             detached = driver.detach(&attached, deadline).await?;
         }
-        self.unlink(&record.id).await?;
-        Ok(detached)
+        match self.unlink(&record.id).await {
+            Ok(()) => Ok(detached),
+            // It is as it was, but for its stable path, which is made again.
+            Err(error) if shared => Err(error),
+            Err(error) => {
+                let name = self.stable_path(&record.id).display().to_string();
+                detached.residuals.push(Residual { kind: ResidualKind::Link, name, reason: error.chain() });
+                Ok(detached)
+            }
+        }
     }
 
     /// Ends a detach: the record goes, or stays with what could not be removed.

@@ -29,8 +29,15 @@ impl fmt::Display for Place {
 
 /// A place that could not be looked at, and why.
 pub(crate) struct Unseen {
-    place: String,
+    place: Place,
     error: Error,
+}
+
+impl Unseen {
+    /// The place, where it is one and not all that a driver knows of.
+    pub(crate) fn scope(&self) -> Option<&Scope> {
+        self.place.scope.as_ref()
+    }
 }
 
 impl fmt::Display for Unseen {
@@ -124,7 +131,7 @@ impl Agent {
                 // The directory or the pool is gone, and the volumes with it.
                 Err(Error::NotFound { .. }) if places[number].scope.is_some() => {}
                 Err(error) => {
-                    let unseen = Unseen { place: places[number].to_string(), error };
+                    let unseen = Unseen { place: places[number].clone(), error };
                     tracing::warn!("{unseen}");
                     listing.unseen.push(unseen);
                 }

@@ -40,7 +40,7 @@ use crate::{
 };
 use driver::{Attached, AttachmentId, Attempt, Derived, DiskFormat, Error, Locator, Result, Spec};
 use hypervisor::{
-    Instance, InstanceName, Power,
+    Instance, InstanceName,
     definition::{Bus, Definition, Layout, Source},
 };
 use record::checksum;
@@ -322,9 +322,8 @@ impl Agent {
             self.host.replace(path, &disk, 0o600).await.map_err(Error::host(doing()))?;
         }
         let definition = record.rescued_definition(format, |id| self.stable_path(id))?;
-        if record.power == Power::Running {
-            self.hypervisor.stop(record.instance, until(grace, deadline), deadline).await?;
-        }
+        // Also one that was off: somebody may have started it since, and what runs would go on by its old definition.
+        self.hypervisor.stop(record.instance, until(grace, deadline), deadline).await?;
         if self.hypervisor.definition(record.instance).await? != record.original {
             let what =
                 format!("somebody changed the definition of {} meanwhile; look at it, then try again", record.name);

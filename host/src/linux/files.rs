@@ -9,13 +9,13 @@ use nix::{
 use std::{
     collections::BTreeMap,
     ffi::{CString, OsString},
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
     os::{
         fd::AsRawFd,
         unix::{
             ffi::OsStrExt,
-            fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+            fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
         },
     },
     path::{Path, PathBuf},
@@ -180,7 +180,13 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 }
 
 pub(super) fn link(name: &Path, target: &Path) -> Result<()> {
-    make_directories(parent(name), 0o755)?;
+    let directory = parent(name);
+    if !directory.exists() {
+        make_directories(directory, 0o755)?;
+        // Whatever our umask: those who use the links are others.
+        fs::set_permissions(directory, Permissions::from_mode(0o755))
+            .map_err(Error::io("set the mode of", directory))?;
+    }
     let beside = beside(name);
     let make = || -> io::Result<()> {
         remove_stale(&beside)?;

@@ -3,7 +3,10 @@
 
 use super::{blocking, open_device};
 use crate::{Error, LoopDevice, LoopSetup, Result};
-use nix::fcntl::OFlag;
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -214,7 +217,10 @@ fn status(device: &OwnedFd, node: &Path) -> Result<Option<LoopInfo64>> {
 
 pub(super) fn attach(setup: &LoopSetup) -> Result<PathBuf> {
     let access = if setup.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
-    let file = File::from(open_device(&setup.file, access | OFlag::O_NOFOLLOW)?);
+    let flags = access | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = open(&on_the_hosts_mounts(&setup.file), flags, Mode::empty())
+        .map_err(|errno| Error::io("open", &setup.file)(errno.into()))?;
+    let file = File::from(file);
     let control = open_device(Path::new(CONTROL), OFlag::O_RDWR)?;
     let meta = file.metadata().map_err(Error::io("look at", &setup.file))?;
     let disk = disk_block_size(meta.dev());
@@ -268,6 +274,26 @@ fn free(control: &OwnedFd) -> Result<PathBuf> {
     let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }
         .map_err(|errno| Error::io("find a free loop device with", CONTROL)(errno.into()))?;
     Ok(PathBuf::from(format!("/dev/loop{number}")))
+}
+
+/// A file as the host's first process has it, whose mounts are the host's. systemd gives us a mount namespace of our own,
+/// which goes with us: a file that was opened in it would not keep its file system from being unmounted afterwards, though
+/// a loop device is bound to it.
+fn on_the_hosts_mounts(file: &Path) -> PathBuf {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let ours = namespace("self");
+    if ours.is_none() || namespace("1").is_none_or(|hosts| Some(hosts) == ours) {
+        return file.to_owned();
+    }
+    // Links on the way would lead into our own mounts again.
+    let directory = file.parent().and_then(|directory| fs::canonicalize(directory).ok());
+    match (directory, file.file_name()) {
+        (Some(directory), Some(name)) => {
+            let below = directory.strip_prefix("/").unwrap_or(&directory);
+            Path::new("/proc/1/root").join(below).join(name)
+        }
+        _ => file.to_owned(),
+    }
 }
 
 /// The block size for a file on a disk with blocks of `disk` bytes: those, as direct I/O needs, unless the device's last

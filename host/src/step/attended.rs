@@ -10,18 +10,38 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
 /// A machine whose calls are steps.
-pub struct Attended(Arc<dyn Host>);
+pub struct Attended(Arc<dyn Host>, Started);
 
 impl Attended {
     /// The same machine, attended.
     pub fn new(host: Arc<dyn Host>) -> Self {
-        Self(host)
+        Self(host, Started::default())
+    }
+
+    /// The runs of tools from now on.
+    pub fn started(&self) -> Started {
+        self.1.clone()
+    }
+}
+
+/// How many runs of each tool were begun. Clones count the same.
+#[derive(Debug, Clone, Default)]
+pub struct Started(Arc<Mutex<BTreeMap<Tool, u64>>>);
+
+impl Started {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Tool, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Each tool's name, and how often it was run.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.all().iter().map(|(tool, times)| (tool.name(), *times)).collect()
     }
 }
 
@@ -30,6 +50,7 @@ impl Host for Attended {
     async fn run(&self, command: Command) -> Result<Output> {
         let kind = if command.writes { Kind::Changes } else { Kind::Reads };
         let line = command.line();
+        *self.1.all().entry(command.tool).or_default() += 1;
         step(kind, || format!("run {line}"), self.0.run(command)).await
     }
 

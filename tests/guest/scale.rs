@@ -1,0 +1,217 @@
+//! A thousand attachments, and a crowd that asks for more than there is: how much memory it takes, how soon a restarted agent
+//! answers, and that it sleeps while nobody calls.
+
+use crate::{
+    cli::{figure, main_pid, names, read, until},
+    machine::{GuestStage, SOCKET, sh, try_sh},
+};
+use driver::Backend;
+use proto::v1;
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tests::{
+    client::{Client, attach},
+    reliability::{Row, note},
+    stage::Stage,
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+const COUNT: usize = 1000;
+const MIB: u64 = 1 << 20;
+/// What an agent with a thousand attachments may take.
+const ENOUGH: u64 = 20 * MIB;
+
+/// What the agent has in memory, in bytes, without the program itself: as it is built for tests, that alone is as much.
+fn resident(pid: &str) -> u64 {
+    let status = read(format!("/proc/{pid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[track_caller]
+fn is_enough(what: &str, wanted: u64) {
+    let found = resident(&main_pid());
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / MIB as f64);
+    said(what, &format!("< {}", mib(wanted)), &mib(found));
+    assert!(found < wanted, "{what}: {}", mib(found));
+}
+
+fn said(what: &str, wanted: &str, found: &str) {
+    figure(what, found);
+    note(&Row::Figure { what: what.into(), wanted: wanted.into(), found: found.into() });
+}
+
+/// How often a thread of the agent went to sleep, so far. A thread that has ended takes its number with it.
+fn wakings() -> Vec<(String, String)> {
+    let tasks = format!("/proc/{}/task", main_pid());
+    let of = |thread: &String| {
+        let status = read(format!("{tasks}/{thread}/status"));
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    names(&tasks).into_iter().map(|thread| (of(&thread), thread)).collect()
+}
+
+/// Makes many calls, some at a time.
+async fn crowd<F: Future<Output = ()> + Send + 'static>(calls: impl Iterator<Item = F>) {
+    let (turns, mut crowd) = (Arc::new(Semaphore::new(16)), JoinSet::new());
+    for call in calls {
+        let turn = Arc::clone(&turns).acquire_owned().await.unwrap();
+        crowd.spawn(async move {
+            call.await;
+            drop(turn);
+        });
+    }
+    while let Some(ended) = crowd.join_next().await {
+        ended.unwrap();
+    }
+}
+
+/// A journal of its own for a thousand records, and loop devices that go all at once: a thousand detaches would show nothing new.
+struct Crowded;
+
+impl Crowded {
+    fn new() -> Self {
+        sh(
+            "systemctl stop mortard; mkdir /run/kept; mv /var/lib/mortar/journal.sqlite* /run/kept/; systemctl start mortard",
+        );
+        Self
+    }
+}
+
+impl Drop for Crowded {
+    fn drop(&mut self) {
+        try_sh(
+            "systemctl stop mortard
+             losetup --noheadings --output NAME,BACK-FILE | awk '$2 ~ \"^/srv/volumes/\" { print $1 }' | xargs -r losetup --detach
+             rm -f /var/lib/mortar/journal.sqlite*; mv /run/kept/* /var/lib/mortar/; rmdir /run/kept
+             systemctl start mortard",
+        );
+    }
+}
+
+/// udev looks at each device several times, which takes far longer than all the rest; nobody asks it here.
+struct WithoutUdev;
+
+impl WithoutUdev {
+    fn new() -> Self {
+        sh("systemctl stop systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd");
+        Self
+    }
+}
+
+impl Drop for WithoutUdev {
+    fn drop(&mut self) {
+        try_sh(
+            "systemctl start systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd; udevadm settle",
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_attachments() {
+    let stage = GuestStage::bare();
+    let _udev = WithoutUdev::new();
+    let directory = stage.directory();
+    sh(&format!("cd {directory}; truncate -s 1M $(seq -f %04g.raw 0 {})", COUNT - 1));
+    let before = stage.snapshot().await;
+    let crowded = Crowded::new();
+    let client = stage.client();
+    let begun = Instant::now();
+    crowd((0..COUNT).map(|number| {
+        let (mut client, request) =
+            (client.clone(), attach(&format!("{number:04}"), &format!("file:{directory}/{number:04}.raw")));
+        async move { assert!(client.attach(request).await.unwrap().changed) }
+    }))
+    .await;
+    figure("1,000 attaches", format!("{:.1?}", begun.elapsed()));
+    let attached = client.clone().list().await.unwrap();
+    assert_eq!(attached.iter().filter(|there| there.state() == v1::AttachmentState::Ready).count(), COUNT);
+    is_enough("RSS without the program, 1,000 attachments just made", ENOUGH);
+    drop(client);
+
+    // Processes start slowly in the guest when its host is busy, so the promise is for the quickest of a few.
+    let mut quickest = Duration::MAX;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        sh("systemctl restart mortard");
+        let listed = stage.client().list().await.unwrap();
+        quickest = quickest.min(begun.elapsed());
+        assert_eq!(listed, attached);
+    }
+    said("restart until `list` answers, 1,000 records", "< 1 s", &format!("{quickest:.2?}"));
+    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    is_enough("RSS without the program, 1,000 attachments after a restart and a list", ENOUGH);
+
+    // Threads that have nothing to do go after ten seconds.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let asleep = wakings();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let still = wakings();
+    said("times that a thread of the idle agent woke in 30 s", "0", &format!("{}", woken(&asleep, &still)));
+    assert_eq!(asleep, still, "something wakes it");
+
+    drop(crowded);
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
+fn woken(before: &[(String, String)], after: &[(String, String)]) -> u64 {
+    let sum =
+        |wakings: &[(String, String)]| wakings.iter().map(|(count, _)| count.parse::<u64>().unwrap_or(0)).sum::<u64>();
+    sum(after).saturating_sub(sum(before))
+}
+
+/// More callers than are let in, and all at once: those past the limit are refused or hung up on, what is held for the others
+/// stays within what a connection may have under way, and whoever comes afterwards is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood() {
+    const CALLERS: usize = 300;
+    const REQUESTS: usize = 10;
+    const BYTES: usize = 100 << 10;
+    let mut stage = GuestStage::bare();
+    let locator = stage.volume(Backend::File, "v", MIB).await;
+    sh("systemctl restart mortard");
+    let pid = main_pid();
+    let quiet = resident(&pid);
+    let mut flood = JoinSet::new();
+    for _ in 0..CALLERS {
+        flood.spawn(async {
+            let client = Client::on(Path::new(SOCKET));
+            let mut calls = JoinSet::new();
+            for _ in 0..REQUESTS {
+                let mut client = client.clone();
+                let request = v1::AttachRequest {
+                    volume: Some(v1::attach_request::Volume::ConnectionInfo("x".repeat(BYTES))),
+                    ..v1::AttachRequest::default()
+                };
+                calls.spawn(async move { client.attach(request).await.unwrap_err().reason });
+            }
+            calls.join_all().await
+        });
+    }
+    let (mut peak, mut answers) = (quiet, Vec::new());
+    while let Some(ended) = flood.join_next().await {
+        answers.extend(ended.unwrap());
+        peak = peak.max(resident(&pid));
+    }
+    let count = |reason: &str| answers.iter().filter(|answer| *answer == reason).count();
+    figure(
+        "a flood's answers",
+        format!("{} INVALID, {} LIMIT, of {}", count("INVALID"), count("LIMIT"), answers.len()),
+    );
+    said("RSS without the program, in a flood of 300 callers", "< 256 MiB", &format!("{} MiB", peak / MIB));
+    // 256 connections, and a window of 1 MiB on each.
+    assert!(peak < quiet + 256 * MIB, "it grew from {quiet} to {peak} bytes");
+    until("the end of the flood", Duration::from_secs(10), || {
+        names(&format!("/proc/{pid}/fd")).len().lt(&64).then_some(())
+    });
+    assert!(stage.client().attach(attach("a", &locator)).await.unwrap().changed);
+    assert!(stage.client().detach("a").await.unwrap().changed);
+}
