@@ -176,7 +176,7 @@ async fn a_file_where_blocks_are_shared_and_where_they_are_not() {
         mkdir -p /var/tmp/shared /var/tmp/plain; mount -o loop /var/tmp/xfs.img /var/tmp/shared
         for at in shared plain; do (yes 'the image' || true) | head -c 40M >/var/tmp/$at/a.raw; done");
     let driver = file();
-    let with_qemu = sh("command -v qemu-img || true") != "";
+    let with_qemu = !sh("command -v qemu-img || true").is_empty();
     for (at, means) in [("shared", Means::Reflink), ("plain", if with_qemu { Means::Overlay } else { Means::Copy })] {
         let directory = format!("/var/tmp/{at}");
         let sum = format!("sha256sum {directory}/a.raw");

@@ -253,7 +253,7 @@ async fn a_stuck_device_keeps_no_agent_from_restarting() {
     ] {
         attach("a", &locator);
         // So that there is something to be written.
-        sh(&format!("dd if=/dev/zero of=/dev/mortar/a bs=4096 count=4 status=none & sync; wait"));
+        sh("dd if=/dev/zero of=/dev/mortar/a bs=4096 count=4 status=none & sync; wait");
         sh(&format!("dmsetup suspend --nolockfs --noflush {map}"));
         start(&["--timeout", "2s", "detach", "a"]).end().refused(5, "TIMED_OUT");
         let begun = Instant::now();

@@ -292,6 +292,7 @@ mod tests {
                 "physical_block_size": 4096,
                 "state": "ready",
                 "problem": null,
+                "held_by": null,
                 "identity": "wwn:naa.60000000000000000e00000000010001",
                 "created_at": "2026-11-22T16:00:00Z",
                 "changed": true,

@@ -3,7 +3,7 @@
 use super::{Bench, RESCUE, ROOT, WEB1};
 use crate::{
     cli::{mortar, start, until},
-    instance::{Libvirtd, bootable, booted, dumpxml, instance},
+    instance::{Libvirtd, booted, dumpxml},
     machine::sh,
 };
 use driver::Backend;
