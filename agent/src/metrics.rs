@@ -195,7 +195,6 @@ impl Agent {
     }
 
     /// As the kernel has them: no device is asked.
-    #[expect(clippy::type_complexity, reason = "two counts, taken in one go")]
     async fn attachments_now(
         self: &Arc<Self>,
     ) -> Option<(BTreeMap<(Backend, &'static str), u32>, BTreeMap<String, u32>)> {
