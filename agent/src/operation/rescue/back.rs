@@ -237,7 +237,7 @@ impl Agent {
     }
 
     /// An instance, or a rescue whose instance is gone.
-    async fn rescued_by_name(&self, name: &InstanceName) -> Result<(Uuid, String)> {
+    pub(crate) async fn rescued_by_name(&self, name: &InstanceName) -> Result<(Uuid, String)> {
         let absent = match self.hypervisor.instance(name).await {
             Ok(instance) => return Ok((instance.uuid, instance.name)),
             Err(absent @ Error::NotFound { .. }) => absent,
