@@ -136,7 +136,8 @@ impl Agent {
         }
         // Looked at once more, under the lock.
         let instance = self.hypervisor.instance(&uuid_name(uuid)?).await?;
-        let (mut record, mut warnings) = self.plan_rescue(&instance, &request).await?;
+        // Boxed, here and below: a rescue is made of others, and would be too large for a stack.
+        let (mut record, mut warnings) = Box::pin(self.plan_rescue(&instance, &request)).await?;
         let mut seed = request.seed;
         let password = match &mut seed {
             Some(seed) if seed.password.is_none() && seed.ssh_keys.is_empty() && seed.user_data.is_none() => {
@@ -155,7 +156,7 @@ impl Agent {
             Err(_) => Change::PutRescue(Box::new(record.clone())),
         };
         let work = self.begin_with(plan, begun, held, request.deadline).await?;
-        let bring = self.bring_rescue(&mut record, seed.as_ref(), request.grace, request.deadline);
+        let bring = Box::pin(self.bring_rescue(&mut record, seed.as_ref(), request.grace, request.deadline));
         match self.effects(&work, bring).await {
             Ok(found) => {
                 warnings.extend(found);
@@ -165,7 +166,7 @@ impl Agent {
                 Ok(RescueReply { instance, changed: true, password, warnings, operation: Some(operation) })
             }
             Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
-            Err(error) => match self.undo_rescue(uuid).await {
+            Err(error) => match Box::pin(self.undo_rescue(uuid)).await {
                 Ok(back) => {
                     let (error, change) = back.tell(error);
                     self.failed(work, error, change).await
@@ -343,7 +344,7 @@ impl Agent {
             again: false,
             attempt: Attempt::until(deadline),
         };
-        Arc::clone(self).attach(request).await?;
+        Box::pin(Arc::clone(self).attach(request)).await?;
         Ok(self.stable_path(id))
     }
 

@@ -78,7 +78,9 @@ impl v1::instances_server::Instances for Service {
         let work = async {
             let call = Call::of(&request)?;
             let request = convert::unrescue_request(request.get_ref(), patience, &self.agent.config.rescue)?;
-            self.about(&call, &request.instance).await?;
+            // It may be there no more, and its rescue is.
+            let (_, name) = self.agent.rescued_by_name(&request.instance).await?;
+            call.concerns_instance(&name)?;
             let answer_by = patience.answer_by(Some(request.deadline));
             let reply = self.run(&call, answer_by, "the unrescue", Arc::clone(&self.agent).unrescue(request)).await?;
             Ok(convert::unrescue_response(reply))

@@ -142,7 +142,7 @@ impl Agent {
         let plan = Plan::Unrescue { instance: uuid, name: name.clone(), locator: record.disk.locator().clone() };
         let change = Change::PutRescue(Box::new(record.clone()));
         let work = self.begin_with(plan, change, held, request.deadline).await?;
-        let end = match self.effects(&work, self.restore(&record, request.grace, request.deadline)).await {
+        let end = match self.effects(&work, Box::pin(self.restore(&record, request.grace, request.deadline))).await {
             Ok(end) => end,
             Err(error @ Error::Cancelled { .. }) => {
                 return self.failed(work, error, rescued_still(record)).await;
@@ -172,7 +172,7 @@ impl Agent {
             return self.conclude(operation, self.outcome(OutcomeState::Succeeded, None), Change::None).await;
         };
         let grace = self.config.rescue.grace();
-        let end = self.restore(&record, grace, Instant::now() + grace + POWER).await?;
+        let end = Box::pin(self.restore(&record, grace, Instant::now() + grace + POWER)).await?;
         let (error, change) = end.outcome(record);
         let state = if error.is_some() { OutcomeState::Failed } else { OutcomeState::Succeeded };
         self.conclude(operation, self.outcome(state, error.as_ref()), change).await
@@ -224,7 +224,7 @@ impl Agent {
             self.host.remove(path).await.map_err(Error::host(format!("remove the seed {}", path.display())))?;
         }
         if let Place::Attached(id) = &record.place {
-            let detached = self.detach_by_id(id.clone(), Instant::now() + UNDO_TIMEOUT).await?;
+            let detached = Box::pin(self.detach_by_id(id.clone(), Instant::now() + UNDO_TIMEOUT)).await?;
             if let Some(left) = detached.residuals.first() {
                 return Err(left_over(left));
             }
@@ -237,7 +237,7 @@ impl Agent {
     }
 
     /// An instance, or a rescue whose instance is gone.
-    async fn rescued_by_name(&self, name: &InstanceName) -> Result<(Uuid, String)> {
+    pub(crate) async fn rescued_by_name(&self, name: &InstanceName) -> Result<(Uuid, String)> {
         let absent = match self.hypervisor.instance(name).await {
             Ok(instance) => return Ok((instance.uuid, instance.name)),
             Err(absent @ Error::NotFound { .. }) => absent,
