@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check deny test-unit test-guest soak forget-notes reliability breakages bench doc build static man install deb reproducible clean root
+.PHONY: help demo test check deny test-unit test-guest soak fuzz forget-notes reliability breakages bench doc build static man install deb reproducible clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -96,6 +96,19 @@ soak: root ## random work with kills, on every driver: make soak COUNT=2000 SECO
 	@tests/prepare guest
 	$(call say,at most $(COUNT) cycles in $(SECONDS) seconds)
 	@tests/guest/soak "$(COUNT)" "$(SECONDS)" "$(SEED)"
+
+# Not part of make test. One parser alone: make fuzz TARGET=locators. What is found is kept in fuzz/artifacts.
+TARGET ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+fuzz: SECONDS = 60
+fuzz: ## each parser under a fuzzer: make fuzz SECONDS=60; it takes SECONDS for each
+	$(call say,installing what the fuzzer needs)
+	@tests/prepare fuzz
+	@cd fuzz && cargo fuzz build --sanitizer none
+	@for target in $(TARGET); do \
+	  printf '\n== %s\n' "$$target"; \
+	  (cd fuzz && cargo fuzz run --sanitizer none "$$target" -- \
+	    -max_total_time=$(SECONDS) -rss_limit_mb=2048 -timeout=10 -print_final_stats=1); \
+	done
 
 breakages: ## leave out parts of the recovery, one at a time: each time a test has to fail; half an hour
 	@tests/prepare build

@@ -15,6 +15,8 @@ mod connector;
 mod convert;
 mod doctor;
 mod drivers;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod hostinfo;
 mod journal;
 mod locks;

@@ -191,6 +191,11 @@ pub(crate) async fn unbind(
         }
         Err(error) => return Err(machine(format!("claim {what}"))(error)),
     };
+    // Nobody binds it to another file from here on; somebody may have done so since we looked.
+    let now = host.loop_device(&bound.name).await.map_err(machine(format!("look again what {what} is bound to")))?;
+    if now.is_none_or(|now| proved(&now) != proved(bound) || now.label != bound.label) {
+        return Ok(None);
+    }
     let by = users(host, bound).await?;
     if !by.is_empty() {
         return Err(Error::InUse { what, by });

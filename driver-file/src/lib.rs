@@ -221,14 +221,22 @@ impl Driver for FileDriver {
     }
 
     async fn findings(&self) -> Result<Vec<Finding>> {
-        let absent = module(self.host.as_ref(), "loop").map_err(machine("look for a kernel module"))? == Module::Absent;
-        Ok(Vec::from_iter(absent.then(|| {
-            Finding::warning(
+        let mut findings = Vec::new();
+        if module(self.host.as_ref(), "loop").map_err(machine("look for a kernel module"))? == Module::Absent {
+            findings.push(Finding::warning(
                 "kernel module loop",
                 "it is neither loaded, built in nor on the disk: no file can be attached",
                 "install the package with the modules of the running kernel, or reboot into the newest one",
-            )
-        })))
+            ));
+        }
+        if self.host.tool(host::Tool::QemuImg).is_none() {
+            findings.push(Finding::info(
+                "qemu-img",
+                "it is not installed: where the file system has no reflinks, a rescue disk is a whole copy of its image",
+                "install the package qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, Red Hat)",
+            ));
+        }
+        Ok(findings)
     }
 }
 

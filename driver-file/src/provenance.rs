@@ -115,3 +115,63 @@ impl Provenance {
         Locator::File(name.map_or_else(|| self.origin.clone(), |name| now.sibling(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::sim::Machine;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    const PATH: &str = "/srv/a.raw";
+
+    /// A file, and the runtime that asks for its attributes.
+    fn stage() -> (Machine, RawFile, tokio::runtime::Runtime) {
+        let machine = Machine::new();
+        machine.put_raw(PATH, 512);
+        (machine, RawFile::new(PATH).unwrap(), tokio::runtime::Builder::new_current_thread().build().unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn no_attribute_panics(id in "([0-9a-f-]{36}|\\PC{0,20})", name in "\\PC{0,20}", origin in "/?(\\PC|/){0,20}", means in "(reflink|overlay|\\PC{0,9})") {
+            let (machine, file, runtime) = stage();
+            runtime.block_on(async {
+                let attributes = [
+                    (ID, Some(id.as_str())),
+                    (NAME, Some(name.as_str())),
+                    (ORIGIN, Some(origin.as_str())),
+                    (Derivation::MARK, Some(name.as_str())),
+                    (MEANS, Some(means.as_str())),
+                    (FORMAT, Some(means.as_str())),
+                ];
+                machine.set_attributes(Path::new(PATH), &attributes).await.unwrap();
+                if let Ok(found) = read(&machine, &file).await {
+                    let found = found.unwrap();
+                    assert_eq!((found.name.to_string(), found.origin.path().to_str().unwrap()), (name.clone(), origin.as_str()));
+                }
+                assert_eq!(rescue(&machine, &file).await.unwrap().unwrap().owner, name);
+            });
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(name in "[A-Za-z0-9_.-]{1,40}", origin in "(/[!-.0-~]{1,12}){1,4}", means in 0..3_u8, qcow: bool) {
+            let (machine, file, runtime) = stage();
+            let (Ok(name), Ok(origin)) = (name.parse(), RawFile::new(&origin)) else { return Ok(()) };
+            let written = Provenance { id: VolumeId::make_up(), name, origin };
+            let derived = Rescue {
+                owner: "a".into(),
+                means: [Means::Copy, Means::Reflink, Means::Overlay][usize::from(means)],
+                format: if qcow { DiskFormat::Qcow2 } else { DiskFormat::Raw },
+            };
+            runtime.block_on(async {
+                write(&machine, &file, &written).await.unwrap();
+                write_rescue(&machine, &file, &derived).await.unwrap();
+                assert_eq!(read(&machine, &file).await.unwrap(), Some(written));
+                assert_eq!(rescue(&machine, &file).await.unwrap(), Some(derived));
+                remove(&machine, &file).await.unwrap();
+                assert_eq!(read(&machine, &file).await.unwrap(), None);
+            });
+        }
+    }
+}

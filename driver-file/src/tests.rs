@@ -293,6 +293,21 @@ mod detaching {
         assert_eq!(machine.snapshot(), before);
     }
 
+    /// Between the look of a detach and its act, somebody unbinds ours and binds the device to his own file.
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_went_to_another_file_is_not_unbound() {
+        let machine = machine();
+        machine.put_raw("/srv/theirs.raw", 1 << 20);
+        let driver = driver(&machine);
+        let (at, device) = attach(&driver, &spec(A)).await.unwrap();
+        assert_eq!(device.path, Path::new("/dev/loop0"));
+        machine.before_next("claim /dev/loop0", |machine| machine.rebind_loop("loop0", "/srv/theirs.raw"));
+        assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default());
+        let now = machine.loop_device("loop0").await.unwrap().unwrap();
+        assert_eq!(now.file, Path::new("/srv/theirs.raw"));
+        assert!(!machine.effects().iter().any(|effect| effect == "flush /dev/loop0"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_device_that_leaves_is_offered_to_nobody() {
         let machine = machine();

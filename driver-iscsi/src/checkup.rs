@@ -1,11 +1,11 @@
 //! What on this host would make an iSCSI volume hang, lose data or fail to come: open-iscsi's settings and records, whether
-//! its daemon is there, multipath's settings, the kernel's modules. Everything is read from files; no tool is asked.
+//! its daemon is there, multipath's settings, the kernel's modules, how old the tools are. Everything else is read from files.
 
 mod daemon_settings;
 mod multipath_settings;
 
 use crate::{Initiator, machine, multipath, record::INTERFACE};
-use driver::{Error, Finding, Result, Severity};
+use driver::{Error, Finding, Result, Severity, version::is_at_least};
 use host::{Module, Tool, module};
 use std::path::Path;
 
@@ -24,6 +24,7 @@ impl Initiator {
             return Ok(Vec::new());
         }
         let mut findings = Vec::new();
+        findings.extend(self.tools().await.iter().find_map(too_old));
         findings.extend(self.modules()?);
         findings.extend(self.daemon()?);
         let settings = self.text(&self.config.daemon)?;
@@ -130,7 +131,9 @@ impl Initiator {
 
     async fn multipath(&self) -> Result<Vec<Finding>> {
         let mut findings = match multipath::runs(self.host()).await {
-            Ok(()) => Vec::new(),
+            Ok(()) => {
+                multipath::version(self.host()).await?.as_deref().and_then(too_old_multipathd).into_iter().collect()
+            }
             Err(Error::WrongState { .. }) => vec![Finding::info(
                 "multipathd",
                 "it does not run, so volumes can be attached by one portal only",
@@ -150,6 +153,31 @@ impl Initiator {
         findings.extend(multipath_settings::findings(&files));
         Ok(findings)
     }
+}
+
+/// 2.0 keeps sessions and records in forms of its own, and has exit codes that mean something else.
+fn too_old(tool: &driver::Tool) -> Option<Finding> {
+    let is_known = tool.version.starts_with(|c: char| c.is_ascii_digit());
+    let is_old = tool.name == Tool::Iscsiadm.name() && is_known && !is_at_least(&tool.version, &[2, 1]);
+    is_old.then(|| {
+        let found = format!("it is version {}, and what its exit codes mean is known from 2.1 on", tool.version);
+        Finding::warning(tool.name.clone(), found, "install open-iscsi 2.1 or later")
+    })
+}
+
+/// `find_multipaths strict`, and a configuration that it shows, came with 0.8.
+fn too_old_multipathd(version: &str) -> Option<Finding> {
+    (!is_at_least(version, &[0, 8])).then(|| {
+        let found = format!("it is version {version}, which does not show which of its settings are in force");
+        Finding::warning("multipathd", found, "install multipath-tools (device-mapper-multipath) 0.8 or later")
+    })
+}
+
+/// What is read of both daemons' settings, for the fuzzer.
+#[cfg(fuzzing)]
+pub(crate) fn settings(text: &str) {
+    let _iscsid = daemon_settings::findings(Path::new("/x"), Some(text));
+    let _multipathd = multipath_settings::findings(&[("/x".into(), text.to_owned())]);
 }
 
 /// An example's name, or one whose own part is only zeros, as an image for clones may have it.
@@ -199,6 +227,23 @@ mod tests {
         machine.remove_tool(Tool::Iscsiadm);
         machine.remove_tree("/proc/net/unix");
         assert_eq!(found(&machine).await, []);
+    }
+
+    #[tokio::test]
+    async fn tools_that_are_too_old() {
+        let old = new(|machine| {
+            machine.run_multipathd(true);
+            machine.set_multipathd_version("0.7.9 (01/01, 2018)");
+        });
+        one(&old.await, Severity::Warning, "multipathd: it is version 0.7.9, which does not show");
+        let iscsiadm =
+            |version: &str| driver::Tool { name: "iscsiadm".into(), path: "/x".into(), version: version.into() };
+        let found = too_old(&iscsiadm("2.0-874")).unwrap();
+        assert!(found.found.contains("2.0-874") && found.advice.contains("2.1 or later"), "{found:?}");
+        for fine in ["2.1", "2.1.8", "6.2.1.4", "iscsiadm: cannot be run"] {
+            assert_eq!(too_old(&iscsiadm(fine)), None, "{fine}");
+        }
+        assert_eq!(too_old(&driver::Tool { name: "iscsi_tcp".into(), ..iscsiadm("1.0") }), None);
     }
 
     #[tokio::test]

@@ -127,6 +127,14 @@ impl Initiator {
         if let Some(node) = &node {
             let what = node.display().to_string();
             claim = if is_free { self.keep_out(node, &what).await? } else { self.claim(node, &what).await? };
+        }
+        // The kernel gives the number of a host that is gone to the next one, and so the unit's address: before it was held
+        // open, it may have become somebody else's. A session's number comes only once.
+        let now = leg.session.again(self.host()).map_err(machine("look for the session again"))?;
+        if now.is_none_or(|now| now.unit(place.lun) != *unit) {
+            return Ok(None);
+        }
+        if let Some(node) = &node {
             // Without an identity it was never handed out, so nobody has written to it.
             if let Some(identity) = identity {
                 self.settle(unit, node, identity, deadline).await?;

@@ -30,6 +30,8 @@ mod attach;
 mod checkup;
 mod database;
 mod detach;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod inventory;
 mod iscsiadm;
 mod lead;

@@ -133,6 +133,20 @@ pub(crate) async fn runs(host: &dyn Host) -> Result<()> {
     }
 }
 
+/// What the daemon says of its own version: the first line of its help, `multipath-tools v0.9.4 (12/19, 2022)`.
+pub(crate) async fn version(host: &dyn Host) -> Result<Option<String>> {
+    match host.multipathd("help", PATIENCE).await {
+        Ok(help) => Ok(version_in(&help).map(str::to_owned)),
+        Err(host::Error::Unreachable { .. }) => Ok(None),
+        Err(error) => Err(machine("ask multipathd for its version")(error)),
+    }
+}
+
+pub(crate) fn version_in(help: &str) -> Option<&str> {
+    let after = help.lines().find_map(|line| line.trim().strip_prefix("multipath-tools v"))?;
+    after.split_whitespace().next()
+}
+
 fn absent() -> Error {
     Error::WrongState {
         what: "several portals, and a multipath map, need multipathd, which does not run; install multipath-tools (Debian, \
@@ -150,16 +164,24 @@ pub(crate) async fn takes(host: &dyn Host, wwid: &str) -> Result<bool> {
         Err(host::Error::Unreachable { .. }) => return Ok(false),
         Err(error) => return Err(machine("ask multipathd for its configuration")(error)),
     };
+    Ok(takes_every_disk(&config) || remembers(host, wwid)?)
+}
+
+/// By the daemon's configuration, as it prints it.
+pub(crate) fn takes_every_disk(config: &str) -> bool {
     let mut settings = config.lines().filter_map(|line| line.trim().strip_prefix("find_multipaths "));
-    let takes_every_disk = settings.any(|value| matches!(value.trim().trim_matches('"'), "off" | "no" | "greedy"));
-    Ok(takes_every_disk || remembers(host, wwid)?)
+    settings.any(|value| matches!(value.trim().trim_matches('"'), "off" | "no" | "greedy"))
 }
 
 /// What it once made a map of, it writes down (`multipath(8)`, options -a and -w).
 fn remembers(host: &dyn Host, wwid: &str) -> Result<bool> {
     let text = host.read(Path::new(REMEMBERED)).map_err(machine("read which volumes multipathd remembers"))?;
+    Ok(text.is_some_and(|text| lists(&text, wwid)))
+}
+
+pub(crate) fn lists(remembered: &str, wwid: &str) -> bool {
     let of = |line: &str| line.trim().strip_prefix('/').and_then(|line| line.strip_suffix('/')) == Some(wwid);
-    Ok(text.is_some_and(|text| text.lines().any(of)))
+    remembered.lines().any(of)
 }
 
 /// Lets the daemon take a disk for a path.
@@ -203,10 +225,78 @@ pub(crate) async fn resize_map(host: &dyn Host, map: &Map) -> Result<Said> {
 
 async fn ask(host: &dyn Host, request: String) -> Result<Said> {
     match host.multipathd(&request, PATIENCE).await {
-        Ok(answer) if answer.trim() == "ok" => Ok(Said::Ok),
-        Ok(answer) if answer.trim() == "blacklisted" => Ok(Said::Blacklisted),
-        Ok(answer) => Ok(Said::No(answer.trim().to_owned())),
+        Ok(answer) => Ok(said(&answer)),
         Err(host::Error::Unreachable { .. }) => Err(absent()),
         Err(error) => Err(machine(format!("ask multipathd `{request}`"))(error)),
+    }
+}
+
+pub(crate) fn said(answer: &str) -> Said {
+    match answer.trim() {
+        "ok" => Said::Ok,
+        "blacklisted" => Said::Blacklisted,
+        other => Said::No(other.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::sim::Machine;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_the_daemon_says() {
+        for (answer, expected) in [
+            ("ok\n", Said::Ok),
+            ("blacklisted\n", Said::Blacklisted),
+            ("fail\n", Said::No("fail".into())),
+            ("", Said::No(String::new())),
+        ] {
+            assert_eq!(said(answer), expected, "{answer}");
+        }
+        for (value, expected) in [("off", true), ("no", true), ("greedy", true), ("strict", false), ("yes", false)] {
+            // As `show config local` of 0.9.4 prints it.
+            let config = format!("defaults {{\n\tverbosity 2\n\tfind_multipaths \"{value}\"\n}}\n");
+            assert_eq!(takes_every_disk(&config), expected, "{value}");
+        }
+        let help = "multipath-tools v0.9.4 (12/19, 2022)\nCLI commands reference:\n list|show paths\n";
+        assert_eq!((version_in(help), version_in("fail")), (Some("0.9.4"), None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(text in "(\\PC|\n|find_multipaths |multipath-tools v|ok|blacklisted|/){0,80}") {
+            let _ = takes_every_disk(&text);
+            let _ = lists(&text, "36001405000");
+            let _ = version_in(&text);
+            let ended = said(&text);
+            prop_assert_eq!(ended == Said::Ok, text.trim() == "ok");
+        }
+
+        #[test]
+        fn what_is_remembered_is_found(before in "(/[0-9a-f]{1,9}/\n|# \\PC{0,9}\n){0,4}", wwid in "[0-9a-f]{17,33}", other in "[0-9a-f]{34}") {
+            let text = format!("{before}/{wwid}/\n");
+            prop_assert!(lists(&text, &wwid));
+            prop_assert!(!lists(&text, &other));
+        }
+
+        #[test]
+        fn no_attribute_of_a_map_panics_and_each_map_is_read_back(
+            uuid in "(mpath-|part1-mpath-|LVM-)?\\PC{0,40}", label in "\\PC{0,20}", holder in "(part1?)?\\PC{0,20}",
+        ) {
+            let machine = Machine::new();
+            machine.put_file("/sys/block/dm-7/dm/uuid", uuid.clone());
+            machine.put_file("/sys/block/dm-7/dm/name", label.clone());
+            machine.put_file("/sys/block/dm-8/dm/uuid", holder);
+            machine.put_directory("/sys/block/dm-7/holders/dm-8");
+            machine.put_directory("/sys/block/sda/holders/dm-7");
+            let expected = uuid.strip_prefix("mpath-").map(|wwid| Map { name: "dm-7".into(), label, wwid: wwid.into() });
+            prop_assert_eq!(Map::over(&machine, "sda").unwrap(), expected.clone());
+            if let Some(map) = expected {
+                prop_assert!(map.partitions(&machine).unwrap().len() <= 1);
+                prop_assert_eq!(Map::of(&machine, &map.wwid).unwrap(), Some(map));
+            }
+        }
     }
 }

@@ -192,3 +192,64 @@ impl Unit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::sim::Machine;
+    use proptest::prelude::*;
+
+    /// A session 3 on host 2, by its attributes.
+    fn machine(attributes: &[(&str, &str)]) -> Machine {
+        let machine = Machine::new();
+        machine.put_directory("/sys/devices/platform/host2/session3");
+        machine.put_link("/sys/class/iscsi_session/session3/device", "/sys/devices/platform/host2/session3");
+        for (name, value) in attributes {
+            let class = if name.starts_with("persistent") {
+                "iscsi_connection/connection3:0"
+            } else {
+                "iscsi_session/session3"
+            };
+            machine.put_file(format!("/sys/class/{class}/{name}"), *value);
+        }
+        machine
+    }
+
+    proptest! {
+        #[test]
+        fn no_attribute_panics(
+            values in proptest::array::uniform6("(\\PC|\n|LOGGED_IN|mortar|[0-9:.]){0,20}"), unit in "[0-9:]{0,12}",
+        ) {
+            let names = ["targetname", "state", "ifacename", "target_id", "persistent_address", "persistent_port"];
+            let attributes: Vec<_> = names.into_iter().zip(values.iter().map(String::as_str)).collect();
+            let machine = machine(&attributes);
+            machine.put_directory(format!("/sys/class/scsi_device/2:0:0:{unit}"));
+            machine.put_directory(format!("/sys/class/iscsi_session/session{}", values[0].replace(['/', '\n', '\0'], "")));
+            let _ours = any_ours(&machine).unwrap();
+            for named in all(&machine).unwrap() {
+                let _luns = named.session.luns(&machine).unwrap();
+                prop_assert!(named.session.again(&machine).unwrap().is_some());
+            }
+        }
+
+        #[test]
+        fn a_session_is_read_back(address in any::<IpAddr>(), port in any::<u16>(), target in any::<u32>(), ours: bool, up: bool, lun in 0..16_384_u16) {
+            let interface = if ours { INTERFACE } else { "default" };
+            let machine = machine(&[
+                ("targetname", "iqn.2026-11.org.example:t1"),
+                ("state", if up { "LOGGED_IN" } else { "FAILED" }),
+                ("ifacename", interface),
+                ("target_id", &target.to_string()),
+                ("persistent_address", &address.to_string()),
+                ("persistent_port", &port.to_string()),
+            ]);
+            machine.put_directory(format!("/sys/class/scsi_device/2:0:{target}:{lun}"));
+            let [named] = all(&machine).unwrap().try_into().unwrap();
+            prop_assert_eq!((named.session.id, named.session.ours, named.session.is_up()), (3, ours, up));
+            prop_assert_eq!((named.iqn.as_str(), named.interface.as_str()), ("iqn.2026-11.org.example:t1", interface));
+            prop_assert_eq!(named.portal, Some(Portal { address: address.to_canonical(), port }));
+            let luns: Vec<String> = named.session.luns(&machine).unwrap().iter().map(Lun::to_string).collect();
+            prop_assert_eq!(luns, [lun.to_string()]);
+        }
+    }
+}

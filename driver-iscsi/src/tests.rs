@@ -368,6 +368,44 @@ async fn a_stale_device_is_removed_first() {
     assert!(matches!(driver.prove(&at).await, Err(Error::Mismatch { .. })));
 }
 
+/// Between the look of a detach and its act, all of it goes, and somebody else's disk gets the name.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_went_to_another_disk_is_not_removed() {
+    const THEIRS: &str = "iqn.2026-11.org.example:theirs";
+    const C: &str = "600140500000000000000000000000c3";
+    let calls = ["users /dev/sda", "claim /dev/sda", "--logout"];
+    for (call, proved) in calls.into_iter().flat_map(|call| [(call, true), (call, false)]) {
+        let machine = machine();
+        machine.add_target(THEIRS, &[PORTAL]);
+        machine.map_lun(THEIRS, 0, LogicalUnit::disk(C, SIZE));
+        let driver = driver(&machine);
+        let (mut at, device) = attach(&driver, &lun(0)).await.unwrap();
+        // As after a crash: what was not proved yet is not flushed.
+        at.identity = at.identity.filter(|_| proved);
+        assert_eq!(device.path, Path::new("/dev/sda"));
+        machine.before_next(call, |machine| {
+            machine.end_sessions(T1);
+            machine.operator_login(THEIRS, PORTAL, "manual");
+        });
+        // Where the name has nobody just then, the detach ends with that, and is called again.
+        let first = driver.detach(&at, soon()).await;
+        settle(&machine, "sda").await;
+        match first {
+            Ok(detached) => assert_eq!(detached, Detached::default(), "{call}"),
+            Err(error) => {
+                assert!(matches!(error, Error::Host { .. } | Error::Flush { .. }), "{call}: {error}");
+                assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default(), "{call}");
+            }
+        }
+        let theirs = attach(&driver, &spec(&format!("iscsi://{PORTAL}/{THEIRS}/0"))).await.unwrap();
+        assert_eq!((theirs.1.path.as_path(), theirs.1.identity), (Path::new("/dev/sda"), wwn(C)), "{call}");
+        // At the logout it was still ours.
+        let flushed = machine.effects().iter().any(|effect| effect == "flush /dev/sda");
+        assert!(!flushed || call == "--logout", "{call}: another volume was flushed");
+        assert_eq!(processes(&machine, THEIRS), 0, "{call}: what the operator has was used");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_flushed_to_another_volume() {
     let machine = machine();

@@ -117,13 +117,13 @@ pub(crate) fn companions(host: &dyn Host, of: &Active) -> Result<Vec<Active>> {
 }
 
 /// The VG's UUID and the LV's; `None` of an inner layer, and of what is not LVM's.
-fn uuids(dm_uuid: &str) -> Option<(&str, &str)> {
+pub(crate) fn uuids(dm_uuid: &str) -> Option<(&str, &str)> {
     let uuids = dm_uuid.strip_prefix("LVM-")?;
     (uuids.len() == 64 && uuids.bytes().all(|b| b.is_ascii_alphanumeric())).then(|| uuids.split_at(32))
 }
 
 /// The names in a device mapper name: joined by a dash, with their own dashes doubled (lvm2 `dm_build_dm_name`).
-fn names(dm_name: &str) -> Option<LogicalVolume> {
+pub(crate) fn names(dm_name: &str) -> Option<LogicalVolume> {
     let mut parts = vec![String::new()];
     let mut rest = dm_name.chars().peekable();
     while let Some(c) = rest.next() {

@@ -40,7 +40,7 @@ impl Lvm {
 }
 
 /// By the settings in force, as `lvmconfig` prints them.
-fn is_kept_out(settings: &str) -> bool {
+pub(crate) fn is_kept_out(settings: &str) -> bool {
     let value = |key: &str| {
         let setting = settings.lines().find_map(|line| line.trim().strip_prefix(key)?.trim_start().strip_prefix('='));
         setting.unwrap_or_default().trim().to_owned()
@@ -60,6 +60,7 @@ mod tests {
     use crate::{LvmConfig, LvmDriver};
     use driver::{Driver, Severity, Templates};
     use host::sim::Machine;
+    use proptest::prelude::*;
     use std::sync::Arc;
 
     /// Captured from lvm 2.03.16 (Debian 12) with its own lvm.conf.
@@ -99,5 +100,21 @@ mod tests {
             matches!(&found[..], [Finding { severity: Severity::Warning, found, .. }] if found.contains("as loop0")),
             "{found:?}"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn no_settings_panic(text in "(\\PC|[\n=,\"\\[\\]|]|use_devicesfile|global_filter|filter){0,60}") {
+            let _ = is_kept_out(&text);
+        }
+
+        #[test]
+        fn what_a_filter_rejects_is_seen(patterns in proptest::collection::vec((any::<bool>(), "[a-z/.*^$]{1,12}"), 1..5), global: bool) {
+            let rejects = patterns.iter().any(|(accept, _)| !accept);
+            let patterns = patterns.iter().map(|(accept, what)| format!("\"{}|{what}|\"", if *accept { 'a' } else { 'r' }));
+            let filter = patterns.collect::<Vec<_>>().join(",");
+            let key = if global { "global_filter" } else { "filter" };
+            prop_assert_eq!(is_kept_out(&format!("use_devicesfile=0\n{key}=[{filter}]\n")), rejects);
+        }
     }
 }

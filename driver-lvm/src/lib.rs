@@ -8,6 +8,8 @@ mod active;
 mod attach;
 mod derive;
 mod filters;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod inventory;
 mod label;
 mod lvm;

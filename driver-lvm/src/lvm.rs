@@ -415,9 +415,7 @@ fn left(vg: &VgName, deadline: Option<Instant>) -> Result<Duration> {
 
 /// Whether an lvm of this version (`2.03.16(2)`) can be told what to look at: `--devices` came with 2.03.12.
 pub(crate) fn can_restrict(version: &str) -> bool {
-    let numbers: Option<Vec<u32>> =
-        version.split('(').next().unwrap_or_default().split('.').map(|n| n.parse().ok()).collect();
-    numbers.is_some_and(|numbers| numbers >= vec![2, 3, 12])
+    driver::version::is_at_least(version, &[2, 3, 12])
 }
 
 /// A UUID as lvm writes it: groups of 6, 4, 4, 4, 4, 4 and 6 (lvm2 `lib/uuid/uuid.c`).

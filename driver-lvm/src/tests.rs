@@ -199,6 +199,25 @@ async fn data_that_cannot_be_written_keeps_the_device() {
     }
 }
 
+/// Between the look of a detach and its act, ours goes, and another LV gets the number.
+#[tokio::test(start_paused = true)]
+async fn a_number_that_went_to_another_lv_is_not_deactivated() {
+    for call in ["users /dev/dm-0", "claim /dev/dm-0", "flush /dev/dm-0", "run lvm lvchange"] {
+        let machine = machine();
+        machine.add_lv("vg0", "theirs", GIB);
+        let driver = driver(&machine);
+        let (at, device) = attach(&driver, &spec("vg0/a-1")).await;
+        assert_eq!(device.path, Path::new("/dev/dm-0"));
+        machine.before_next(call, |machine| {
+            machine.deactivate_lv("vg0", "a-1");
+            machine.activate_lv("vg0", "theirs", false);
+        });
+        assert_eq!(driver.detach(&at, soon()).await.unwrap(), Detached::default(), "{call}");
+        assert_eq!(machine.lv_device("vg0", "theirs").as_deref(), Some("dm-0"), "{call}");
+        assert_eq!(machine.lv_device("vg0", "a-1"), None, "{call}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_stays_may_be_written_later() {
     for fault in [broken(), late()] {

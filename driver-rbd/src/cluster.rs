@@ -259,7 +259,7 @@ pub(crate) fn path(pool: &Pool) -> PathBuf {
 }
 
 /// A user's key in a keyring.
-fn key_of(keyring: &SecretString, user: &str) -> Option<SecretString> {
+pub(crate) fn key_of(keyring: &SecretString, user: &str) -> Option<SecretString> {
     let mut within = false;
     keyring.expose_secret().lines().map(str::trim).find_map(|line| {
         if let Some(section) = line.strip_prefix('[') {
@@ -271,7 +271,7 @@ fn key_of(keyring: &SecretString, user: &str) -> Option<SecretString> {
     })
 }
 
-fn parsed(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+pub(crate) fn parsed(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut sections = BTreeMap::<String, BTreeMap<String, String>>::new();
     // What stands before any section is taken for all.
     let mut section = "global".to_owned();

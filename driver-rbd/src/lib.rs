@@ -22,6 +22,8 @@ mod attach;
 mod cluster;
 mod derive;
 mod detach;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod inventory;
 mod jobs;
 mod listing;

@@ -38,7 +38,7 @@ impl Mark {
         self.locator == digest(&image.to_string())
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (locator, once) = text.strip_prefix("mortar-")?.split_once('-')?;
         Some(Self { locator: locator.into(), once: once.into() })
     }

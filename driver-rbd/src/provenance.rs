@@ -99,3 +99,61 @@ impl Told<'_> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pool() -> Pool {
+        let Locator::Rbd(image) = "rbd:p/a".parse().unwrap() else { unreachable!() };
+        image.pool
+    }
+
+    fn reply(pool_id: i64) -> rbd_job::Pool {
+        rbd_job::Pool { fsid: "f".into(), pool_id, images: Vec::new(), trash: Vec::new() }
+    }
+
+    fn snapshot(id: u64, name: &str) -> Snapshot {
+        Snapshot { id, name: name.into(), size: 1, protected: false, children: None }
+    }
+
+    proptest! {
+        #[test]
+        fn no_metadata_panics(values in proptest::array::uniform4("([0-9a-f-]{36}|\\PC{0,20})"), name in "\\PC{0,20}", pool_id: i64, of in proptest::option::of(any::<u64>())) {
+            let (pool, reply) = (pool(), reply(pool_id));
+            let [id, image, origin, title] = values;
+            let keys = Keys::of(of);
+            let metadata = [(keys.id, id), (keys.image, image.clone()), (keys.origin, origin), (keys.name, title)].into();
+            let image = rbd_job::Image { name: name.clone(), id: image, metadata, ..rbd_job::Image::default() };
+            let snapshot = of.map(|id| snapshot(id, &name));
+            if let Ok(Some(volume)) = (Told { pool: &pool, reply: &reply }).volume(&image, snapshot.as_ref()) {
+                prop_assert!(volume.locator.to_string().parse::<Locator>().is_ok());
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(name in "[A-Za-z0-9_.-]{1,40}", origin in "[A-Za-z0-9_.-]{1,40}", of in proptest::option::of(any::<u64>())) {
+            let (pool, reply) = (pool(), reply(2));
+            let told = Told { pool: &pool, reply: &reply };
+            let snapshot = of.map(|id| snapshot(id, "now"));
+            let Some(at) = told.at("now", snapshot.as_ref().map(|it| it.name.as_str())) else { return Ok(()) };
+            let (Ok(from), Ok(name)) = (at.beside(&origin), name.parse()) else { return Ok(()) };
+            let identity = told.identity("10a1", snapshot.as_ref()).unwrap();
+            let adoption = Adoption {
+                id: VolumeId::make_up(),
+                name,
+                from: from.clone(),
+                to: at.clone(),
+                identity,
+            };
+            let metadata = Keys::of(of).written(&adoption, "10a1", &origin);
+            let image = rbd_job::Image { name: "now".into(), id: "10a1".into(), size: 1, metadata, ..rbd_job::Image::default() };
+            let volume = told.volume(&image, snapshot.as_ref()).unwrap().unwrap();
+            prop_assert_eq!((volume.id, volume.name, volume.origin, volume.locator), (adoption.id, adoption.name, from, at));
+            // A clone has it from what it was cloned from.
+            let clone = rbd_job::Image { id: "10a2".into(), ..image };
+            prop_assert!(told.volume(&clone, snapshot.as_ref()).unwrap().is_none());
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod inventory;
 pub mod keyring;
 mod locator;
 mod names;
+pub mod version;
 mod volume;
 
 pub use derivation::{Derivation, Derived, DiskFormat, Means};

@@ -258,6 +258,11 @@ impl Machine {
         self.with(|world| world.loops.silence(device, silent));
     }
 
+    /// Somebody unbinds a loop device at the shell, and binds it to another file.
+    pub fn rebind_loop(&self, device: &str, file: impl AsRef<Path>) {
+        self.with(|world| loops::rebind(world, device, file.as_ref()));
+    }
+
     /// A process has nothing open any more.
     pub fn close(&self, pid: u32) {
         self.with(|world| {

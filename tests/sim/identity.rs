@@ -233,6 +233,74 @@ async fn another_volume_behind_a_multipath_map() {
     });
 }
 
+/// Two maps are attached, and the target exchanges what it shows by the second way of each.
+#[tokio::test]
+async fn two_attached_maps_whose_paths_are_exchanged() {
+    const SECOND: &str = "6001405ddddddddddddddddddddddddd";
+    let stage = SimStage::new().await;
+    let [one, other] = by_two_targets(&stage);
+    for iqn in [one, other] {
+        stage.machine.map_lun(iqn, 1, LogicalUnit::disk(SECOND, SIZE));
+    }
+    let bare = stage.snapshot().await;
+    let request = |id: &str, lun: u16| {
+        let both = format!("iscsi://127.0.0.1/{one}/{lun},127.0.0.2/{other}/{lun}");
+        v1::AttachRequest { all_paths: true, ..attach(id, &both) }
+    };
+    for (id, lun) in [("a", 0), ("b", 1)] {
+        assert!(stage.client().attach(request(id, lun)).await.unwrap().changed);
+    }
+    stage.machine.map_lun(other, 0, LogicalUnit::disk(SECOND, SIZE));
+    stage.machine.map_lun(other, 1, LogicalUnit::disk(OTHER, SIZE));
+    for (id, lun, was, now) in [("a", 0, OTHER, SECOND), ("b", 1, SECOND, OTHER)] {
+        let refused = stage.client().attach(request(id, lun)).await.unwrap_err();
+        assert_eq!(refused.reason, "IDENTITY_MISMATCH", "{id}: {}", refused.message);
+        assert!(refused.message.contains(was) && refused.message.contains(now), "{id}: {}", refused.message);
+        let shown = stage.client().get(id).await.unwrap();
+        assert_eq!(shown.state(), AttachmentState::Broken, "{shown:?}");
+        note(&Row::WrongDevice {
+            attempt: format!("two maps whose paths are exchanged, map {}", lun + 1),
+            driver: Backend::Iscsi.to_string(),
+            shown: Where::Simulated,
+            refusal: refused.message,
+        });
+    }
+    // What is cached for one of them reaches the other by no way.
+    for id in ["a", "b"] {
+        assert!(stage.client().detach(id).await.unwrap().changed, "{id}");
+    }
+    stage.machine.map_lun(other, 0, LogicalUnit::disk(OTHER, SIZE));
+    stage.machine.map_lun(other, 1, LogicalUnit::disk(SECOND, SIZE));
+    assert_eq!(stage.snapshot().await, bare);
+}
+
+/// An image of the same name in another namespace of the pool is another image, to each call.
+#[tokio::test]
+async fn an_image_of_the_same_name_in_another_namespace() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Rbd, "v", SIZE).await;
+    stage.machine.add_image(CLUSTER, POOL, "tenant", "v", SIZE);
+    let theirs = format!("rbd:{POOL}/tenant/v");
+    let bare = stage.snapshot().await;
+    let ours = stage.client().attach(attach("a", &locator)).await.unwrap().attachment.unwrap();
+    let refused = stage.client().attach(attach("a", &theirs)).await.unwrap_err();
+    assert_eq!(refused.reason, "ALREADY_EXISTS", "{}", refused.message);
+    assert!(refused.message.contains(&locator), "{}", refused.message);
+    note(&Row::WrongDevice {
+        attempt: "an image of the same name in another namespace, by the id of the first".into(),
+        driver: Backend::Rbd.to_string(),
+        shown: Where::Simulated,
+        refusal: refused.message,
+    });
+    assert!(!stage.client().detach(&theirs).await.unwrap().changed);
+    let other = stage.client().attach(attach("b", &theirs)).await.unwrap().attachment.unwrap();
+    assert!(other.path != ours.path && other.identity != ours.identity, "{ours:?} {other:?}");
+    assert!(stage.client().detach(&theirs).await.unwrap().changed);
+    assert_eq!(stage.client().get("a").await.unwrap().state(), AttachmentState::Ready);
+    assert!(stage.client().detach("a").await.unwrap().changed);
+    assert_eq!(stage.snapshot().await, bare);
+}
+
 /// The name of a cluster stands for another one since: an image of the same name in a pool of the same name is another image.
 #[tokio::test]
 async fn an_image_of_the_same_name_in_another_cluster() {

@@ -612,7 +612,7 @@ fn schedules(subject: Subject) -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Reboot),
         1 => Just(Step::Repair),
     ];
-    proptest::collection::vec(step, 1..6)
+    proptest::collection::vec(step, 1..5)
 }
 
 /// How long a schedule may take.
@@ -625,7 +625,13 @@ const SCHEDULES_OF_A_MACHINE: u64 = 20;
 fn play(subject: Subject, cases: u32) {
     let (steps, crashes, played) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let stages: RefCell<Option<(Runtime, Play)>> = RefCell::default();
-    let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases,
+        max_shrink_iters: 200,
+        max_shrink_time: 60_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let done = TestRunner::new(config).run(&schedules(subject), |schedule| {
         steps.fetch_add(schedule.len() as u64, Ordering::Relaxed);
         let (runtime, mut play) = stages.take().unwrap_or_else(|| {

@@ -61,6 +61,7 @@ pub(super) fn findings(path: &Path, text: Option<&str>) -> Vec<Finding> {
 mod tests {
     use super::*;
     use driver::Severity;
+    use proptest::prelude::*;
 
     /// As Debian 12 installs it (2.1.8), without its comments and what is not looked at.
     const DEBIAN: &str = "\
@@ -111,5 +112,18 @@ node.conn[0].timeo.noop_out_timeout = 5
         // The last of two counts.
         assert_eq!(found(&format!("node.startup = automatic\n{DEBIAN}")), []);
         assert_eq!(findings(Path::new("/x"), None).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_panics(text in "(\\PC|[\n=#]|node\\.(startup|session\\.timeo\\.replacement_timeout)| = |-?[0-9]{1,20}){0,40}") {
+            let _ = findings(Path::new("/x"), Some(&text));
+        }
+
+        #[test]
+        fn what_is_set_last_is_read_back(before in "(\\PC|\n){0,80}", key in "node\\.[a-z._\\[\\]0]{1,20}", set in "[!-~]{1,20}") {
+            let text = format!("{before}\n{key}  =\t{set}\n#{key} = other\n");
+            prop_assert_eq!(value(&text, &key), Some(set.as_str()));
+        }
     }
 }

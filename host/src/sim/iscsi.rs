@@ -229,6 +229,15 @@ impl Machine {
         });
     }
 
+    /// Every session to a target ends, whoever's: an operator logs out of all.
+    pub fn end_sessions(&self, iqn: &str) {
+        self.with(|world| {
+            let of = |(id, session): (&u32, &Session)| (session.iqn == iqn).then_some(*id);
+            let ids: Vec<u32> = world.iscsi.sessions.iter().filter_map(of).collect();
+            ids.into_iter().for_each(|id| end_session(world, id));
+        });
+    }
+
     /// The operator logs out again, and removes the record.
     pub fn operator_logout(&self, iqn: &str, portal: &str) {
         self.with(|world| {

@@ -113,6 +113,14 @@ pub(crate) fn released(world: &mut World) {
     }
 }
 
+/// Somebody unbinds a device, and binds it to another file.
+pub(crate) fn rebind(world: &mut World, device: &str, file: &Path) {
+    unbind(world, device);
+    let setup = LoopSetup { file: file.into(), read_only: false, label: String::new() };
+    let bound = attach(world, &setup).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(bound, node(device), "another device was free");
+}
+
 fn unbind(world: &mut World, name: &str) {
     world.loops.bound.remove(name);
     world.loops.unbound.insert(name.to_owned());

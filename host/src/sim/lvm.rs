@@ -887,6 +887,16 @@ impl Machine {
         });
     }
 
+    /// Deactivates an LV as somebody else than the agent would.
+    pub fn deactivate_lv(&self, vg: &str, lv: &str) {
+        self.with(|world| {
+            let (at, place) = world.lvm.place(vg, lv);
+            if let Err(output) = deactivate(world, at, place) {
+                panic!("{}", output.stderr);
+            }
+        });
+    }
+
     /// The kernel's name of an active LV's device: `dm-0`.
     pub fn lv_device(&self, vg: &str, lv: &str) -> Option<String> {
         self.with(|world| {

@@ -16,8 +16,10 @@ const UDEV: Duration = Duration::from_millis(40);
 /// How long the daemon takes to see that a map has lost its last path.
 const NOTICE: Duration = Duration::from_millis(60);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Multipath {
+    /// As it says itself.
+    version: String,
     running: bool,
     keeps_maps: bool,
     keeps_paths: bool,
@@ -30,7 +32,27 @@ pub(crate) struct Multipath {
     paths: BTreeSet<String>,
 }
 
+impl Default for Multipath {
+    fn default() -> Self {
+        Self {
+            version: "0.9.4 (12/19, 2022)".into(),
+            running: false,
+            keeps_maps: false,
+            keeps_paths: false,
+            greedy: false,
+            blacklist: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            paths: BTreeSet::new(),
+        }
+    }
+}
+
 impl Machine {
+    /// Another multipathd than that of Debian 12: `0.7.9`.
+    pub fn set_multipathd_version(&self, version: &str) {
+        self.with(|world| world.multipath.version = version.into());
+    }
+
     /// Starts multipathd, or stops it; its maps stay.
     pub fn run_multipathd(&self, running: bool) {
         self.with(|world| {
@@ -81,13 +103,14 @@ pub(crate) fn runs(world: &World) -> bool {
 
 /// Whether a request changes nothing.
 pub(crate) fn only_reads(request: &str) -> bool {
-    request.starts_with("show ")
+    request == "help" || request.starts_with("show ")
 }
 
 /// The daemon's answer on its socket.
 pub(crate) fn answer(world: &mut World, request: &str) -> String {
     let words: Vec<&str> = request.split(' ').collect();
     let done = match words.as_slice() {
+        ["help"] => return format!("multipath-tools v{}\nCLI commands reference:\n", world.multipath.version),
         ["show", "daemon"] => return "pid 1 idle".into(),
         ["show", "config", "local"] => {
             let find = if world.multipath.greedy { "greedy" } else { "strict" };

@@ -39,7 +39,7 @@ impl Mortal {
     pub(crate) async fn in_its_place(driver: Backend) -> Self {
         let built = concat!("/mnt/host", env!("CARGO_BIN_EXE_mortard-crash"));
         sh(&format!(
-            "systemctl stop mortard; rm -rf {DIRECTORY}; mkdir {DIRECTORY}; [[ -e {PROGRAM} ]] || install {built} {PROGRAM}"
+            "systemctl stop mortard.socket mortard; rm -rf {DIRECTORY}; mkdir {DIRECTORY}; [[ -e {PROGRAM} ]] || install {built} {PROGRAM}"
         ));
         fs::write(CONFIG, format!("[agent]\ndrivers = [\"{driver}\"]\n")).unwrap();
         let mut this = Self { agent: None, notified: UnixDatagram::bind(NOTIFIED).unwrap() };
@@ -111,7 +111,7 @@ impl Drop for Mortal {
             let _ended_already = agent.start_kill();
             until("its end", Duration::from_secs(30), || agent.try_wait().unwrap());
         }
-        try_sh(&format!("rm -rf {DIRECTORY}; systemctl start mortard"));
+        try_sh(&format!("rm -rf {DIRECTORY}; systemctl start mortard.socket mortard"));
     }
 }
 
