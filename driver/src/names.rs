@@ -378,24 +378,22 @@ impl FromStr for Wwn {
         let is_hex = |digits: &str, lengths: &[usize]| {
             lengths.contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit())
         };
+        let is_name = |name: &str| (2..256).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
+        let t10 = text.strip_prefix("t10.").map(|rest| format!("1{}", udev_text(rest.as_bytes())));
         let bare = text.strip_prefix("0x").unwrap_or(text);
         if let Some(digits) = text.strip_prefix("naa.").filter(|digits| is_hex(digits, &[16, 32])) {
             Ok(Self(format!("3{}", digits.to_ascii_lowercase())))
         } else if let Some(digits) = text.strip_prefix("eui.").filter(|digits| is_hex(digits, &[16, 24, 32])) {
             Ok(Self(format!("2{}", digits.to_ascii_lowercase())))
-        } else if let Some(rest) = text.strip_prefix("t10.").filter(|rest| !rest.trim().is_empty() && rest.len() < 256)
-        {
-            Ok(Self(format!("1{}", udev_text(rest.as_bytes()))))
+        } else if let Some(name) = t10.filter(|name| is_name(name)) {
+            Ok(Self(name))
         } else if is_hex(bare, &[16, 32]) {
             Ok(Self(format!("3{}", bare.to_ascii_lowercase())))
         } else if text.starts_with('3') && is_hex(&text[1..], &[16, 32])
             || text.starts_with('2') && is_hex(&text[1..], &[16, 24, 32])
         {
             Ok(Self(text.to_ascii_lowercase()))
-        } else if text.starts_with(['1', 'S'])
-            && (2..256).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_graphic())
-        {
+        } else if text.starts_with(['1', 'S']) && is_name(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(invalid())
@@ -561,7 +559,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Wwn>().unwrap(), udev);
         }
-        for text in ["", "--foo", "3", "360", "naa.", "a b", "xyz"] {
+        for text in ["t10.\u{1}", "", "--foo", "3", "360", "naa.", "a b", "xyz"] {
             assert!(text.parse::<Wwn>().is_err(), "{text:?} was taken");
         }
     }
