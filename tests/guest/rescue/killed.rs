@@ -85,6 +85,18 @@ impl Sweep {
         }
     }
 
+    /// It has died of what it was armed with, be it in what goes on behind its start, or no operation runs any more.
+    async fn dead_or_settled(&mut self) {
+        let mut client = self.bench.stage.client();
+        while self.agent.lives() {
+            let request = v1::ListOperationsRequest { running_only: true, limit: 0 };
+            if client.operations.list(request).await.is_ok_and(|reply| reply.into_inner().operations.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Lets a call die after effect `at`, and makes it again. `false`: it has fewer.
     async fn crash(&mut self, verb: Verb, at: usize, from: &str, to: &str) -> bool {
         self.agent.arm(at);
@@ -99,7 +111,9 @@ impl Sweep {
         // Every third recovery dies as well.
         if at.is_multiple_of(3) {
             self.agent.arm(1 + at % 2);
-            self.agent.start().await;
+            if self.agent.start().await {
+                self.dead_or_settled().await;
+            }
         }
         if !self.agent.lives() {
             self.agent.disarm();
