@@ -191,7 +191,10 @@ struct Play {
 
 impl Play {
     async fn new(subject: Subject) -> Self {
-        let mut stage = SimStage::new().await;
+        let mut config = agent::config::Config::default();
+        // What never comes is waited for by the clock on the wall.
+        config.limits.operation_timeout_ms = 3_000;
+        let mut stage = SimStage::with(config).await;
         let mut origins = Vec::new();
         if subject == Subject::Multipath {
             stage.machine.add_target(TWO_WAYS, &["127.0.0.1:3260", "127.0.0.2:3260"]);
