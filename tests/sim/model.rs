@@ -193,7 +193,7 @@ impl Play {
     async fn new(subject: Subject) -> Self {
         let mut config = agent::config::Config::default();
         // What never comes is waited for by the clock on the wall.
-        config.limits.operation_timeout_ms = 3_000;
+        config.limits.operation_timeout_ms = 20_000;
         let mut stage = SimStage::with(config).await;
         let mut origins = Vec::new();
         if subject == Subject::Multipath {
@@ -619,7 +619,7 @@ fn schedules(subject: Subject) -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// How long a schedule may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the dead agents of a machine hold goes with it.
 const SCHEDULES_OF_A_MACHINE: u64 = 20;
