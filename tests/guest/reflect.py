@@ -107,9 +107,9 @@ def main(socket, locator, lv):
         without = [[name for name in names if ".reflection." not in name] for names in (listed, services)]
         assert without[0] == without[1], without
     ours = [service for service in services if service.startswith("mortar.agent.v1.")]
-    attachments, exports, host, operations, volumes = (f"mortar.agent.v1.{name}" for name in
-                                                       ("Attachments", "Exports", "Host", "Operations", "Volumes"))
-    assert ours == [attachments, exports, host, operations, volumes], services
+    names = ("Attachments", "Exports", "Host", "Instances", "Operations", "Volumes")
+    assert ours == [f"mortar.agent.v1.{name}" for name in names], services
+    attachments, exports, host, _, operations, volumes = ours
 
     # An empty request to every method: an answer, or a refusal that says why.
     attached = client.call(attachments, "Attach", id="python", locator=locator)
