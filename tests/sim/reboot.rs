@@ -76,6 +76,29 @@ async fn what_is_persistent_comes_back() {
 }
 
 #[tokio::test]
+async fn two_of_one_volume_come_back_and_leave_nothing() {
+    for backend in crate::machine::BACKENDS {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(backend, "v", SIZE).await;
+        let before = stage.snapshot().await;
+        for id in ["a", "b"] {
+            stage.client().attach(persistent(id, &locator)).await.unwrap();
+        }
+        stage.reboot().await;
+        for id in ["a", "b"] {
+            until(&mut stage.client(), id, AttachmentState::Ready).await;
+            assert!(!stage.client().attach_patiently(persistent(id, &locator)).await.unwrap().changed, "{backend}");
+        }
+        for id in ["a", "b"] {
+            let gone = stage.client().detach(id).await.unwrap();
+            assert_eq!((gone.residuals.len(), gone.kept.len()), (0, 0), "{backend}: {gone:?}");
+        }
+        let left = crate::crash::difference(&before, &stage.snapshot().await);
+        assert!(left.lines().all(|line| line.contains("boot_id")), "{backend}: something was left behind\n{left}");
+    }
+}
+
+#[tokio::test]
 async fn what_took_its_place_does_not_come_back() {
     let mut stage = SimStage::new().await;
     let locator = stage.volume(Backend::Iscsi, "v", SIZE).await;

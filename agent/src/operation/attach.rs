@@ -7,7 +7,8 @@ use crate::{
     watch::Event,
 };
 use driver::{
-    Attached, AttachmentId, Attempt, Device, Driver, Error, Footprint, Locator, RawFile, Residual, Result, Spec,
+    Attached, AttachmentId, Attempt, Device, Driver, Error, Footprint, Identity, Locator, RawFile, Residual, Result,
+    Spec,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -101,15 +102,17 @@ impl Agent {
                 return Err(Error::WrongState { what });
             }
             self.still_named(driver.as_ref(), sibling, &request).await?;
-            if sibling.boot_id == self.boot_id
-                && let Some(device) = driver.prove(&sibling.attached).await?
-            {
-                request.spec.check(&device)?;
-                let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
-                let plan = Plan::Attach { id, attached: attached.clone() };
-                let work = self.begin(plan, held, request.attempt.deadline).await?;
-                return self.publish(work, attached, device, request.persistent).await;
-            }
+        }
+        // What a sibling has brought was not there before, and goes with the last of them: his footprint is that of all.
+        if let Some(sibling) = siblings.iter().find(|record| record.id != id && record.boot_id == self.boot_id)
+            && let Some(device) = driver.prove(&sibling.attached).await?
+        {
+            request.spec.check(&device)?;
+            is_that_of(&request.spec.locator, before.as_ref(), &device)?;
+            let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
+            let plan = Plan::Attach { id, attached: attached.clone() };
+            let work = self.begin(plan, held, request.attempt.deadline).await?;
+            return self.publish(work, attached, device, request.persistent).await;
         }
         let footprint = driver.prepare(&request.spec).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
@@ -125,13 +128,7 @@ impl Agent {
                 if let Err(error) = self.only_by_this_locator(&mut work, driver.as_ref(), &attached, &device).await {
                     return self.undo(work, error).await;
                 }
-                if let Some(before) = before.filter(|before| !device.identity.is_still(before)) {
-                    // The id stands for the volume that it was first attached for, not for what took its place.
-                    let mismatch = Error::Mismatch {
-                        what: format!("the volume at {}", request.spec.locator),
-                        expected: before.to_string(),
-                        found: device.identity.to_string(),
-                    };
+                if let Err(mismatch) = is_that_of(&request.spec.locator, before.as_ref(), &device) {
                     return self.undo(work, mismatch).await;
                 }
                 // Which image a name stands for is known only now.
@@ -380,6 +377,18 @@ impl Agent {
         }
         let held_by = self.rescue_with(&record.id).await.ok().flatten().map(|rescue| rescue.title());
         Attachment { record, stable_path, device, state, problem, held_by }
+    }
+}
+
+/// An id stands for the volume that it was first attached for, not for what took its place.
+fn is_that_of(locator: &Locator, before: Option<&Identity>, device: &Device) -> Result<()> {
+    match before.filter(|before| !device.identity.is_still(before)) {
+        None => Ok(()),
+        Some(before) => Err(Error::Mismatch {
+            what: format!("the volume at {locator}"),
+            expected: before.to_string(),
+            found: device.identity.to_string(),
+        }),
     }
 }
 
