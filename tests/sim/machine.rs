@@ -131,6 +131,7 @@ impl SimStage {
             Err(error) => panic!("it does not start: {error}"),
         };
         self.reloader = Some(mortard.reloader());
+        self.addresses = mortard.addresses();
         self.stop = Arc::default();
         let stop = Arc::clone(&self.stop);
         let serve = async move {
