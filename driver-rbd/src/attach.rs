@@ -196,13 +196,9 @@ impl RbdDriver {
         // The kernel shows it before it answers the write, so what is not there is gone.
         let mut mapping = mapping::marked(self.host(), mark)?.ok_or_else(gone)?;
         let _turn = self.turns.take(&mapping.identity, deadline).await?;
-        if !mapping.is_there(self.host()).map_err(failed("look for the new mapping"))? {
-            return Err(gone());
-        }
         let was_here = |other: &Mapping| !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark));
         // Of several, ours.
-        let mut others: Vec<Mapping> =
-            mapping::of(self.host(), &mapping.identity)?.into_iter().filter(was_here).collect();
+        let mut others: Vec<Mapping> = mapping::others(self.host(), &mapping)?.into_iter().filter(was_here).collect();
         others.sort_by_key(|other| other.mark.is_none());
         let other = others.into_iter().next();
         if let Some(other) = other {
@@ -240,9 +236,9 @@ impl RbdDriver {
     async fn shown(&self, mapping: &Mapping, deadline: Instant) -> Result<Option<Device>> {
         let node = mapping.node();
         let waiting = || format!("wait for {}", node.display());
-        let probe = || match mapping.is_there(self.host())? {
-            true => Ok(self.host().stat(&node)?.map(|_| true)),
-            false => Ok(Some(false)),
+        let probe = || match self.host().stat(&node)? {
+            Some(_) => Ok(Some(true)),
+            None => Ok((!mapping.is_there(self.host())?).then_some(false)),
         };
         let there = wait_for(self.host(), deadline, probe).await.map_err(failed(waiting()))?;
         let device = match there {

@@ -98,7 +98,7 @@ impl RbdDriver {
     }
 
     fn problem(&self) -> Option<String> {
-        match self.host().resolve(Path::new(BUS)) {
+        match self.host().stat(Path::new(BUS)) {
             Ok(Some(_)) => None,
             _ => Some("the kernel's module rbd is not loaded; run modprobe rbd".into()),
         }

@@ -123,10 +123,19 @@ pub(crate) fn list(host: &dyn Host) -> Result<Vec<Mapping>> {
 
 /// The mappings of an image or snapshot. Of all others only one attribute is read.
 pub(crate) fn of(host: &dyn Host, identity: &Identity) -> Result<Vec<Mapping>> {
+    of_image(host, identity, |_| true)
+}
+
+fn of_image(host: &dyn Host, identity: &Identity, among: impl Fn(u32) -> bool) -> Result<Vec<Mapping>> {
     let Identity::Rbd { image_id, .. } = identity else { return Ok(Vec::new()) };
-    let is_it = |id| Ok(attribute(host, id, "image_id")?.as_ref() == Some(image_id));
+    let is_it = |id| Ok(among(id) && attribute(host, id, "image_id")?.as_ref() == Some(image_id));
     let same = those(host, is_it).map_err(failed("look what the image is mapped as"))?;
     Ok(same.into_iter().filter(|mapping| mapping.identity == *identity).collect())
+}
+
+/// What else the image or snapshot of a mapping is mapped as.
+pub(crate) fn others(host: &dyn Host, than: &Mapping) -> Result<Vec<Mapping>> {
+    of_image(host, &than.identity, |id| id != than.id)
 }
 
 /// The mapping of a mark. Of all others only one attribute is read.
