@@ -8,7 +8,7 @@
 //!
 //! *The directories of a record.* Each `iscsiadm` walks the whole tree, and fails (exit code 6) if a directory that it has
 //! just listed is gone. So what a record leaves empty is removed only while no run of ours is under way: by the last one to
-//! leave.
+//! leave. An agent that died before it came to that finds them by its sessions.
 
 use crate::{
     place::Place,
@@ -74,8 +74,22 @@ impl Database {
         let _guard = self.visitors.read().await;
         let record = self.record(place);
         remove_whole(host, &record).await?;
-        for directory in record.ancestors().skip(1).take_while(|directory| *directory != self.nodes) {
-            if host.stat(directory)?.is_some() {
+        self.note(host, record.parent())
+    }
+
+    /// Notes what a dead agent may have left empty of the records of sessions that it has brought up.
+    pub(crate) fn recall(&self, host: &dyn Host) -> host::Result<()> {
+        for named in session::all(host)?.iter().filter(|named| named.session.ours) {
+            let directory = named.portal.as_ref().map(|portal| record::directory(&self.nodes, &named.iqn, portal));
+            self.note(host, directory.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a record's directory, and those that it is in, may be empty.
+    fn note(&self, host: &dyn Host, directory: Option<&Path>) -> host::Result<()> {
+        for directory in directory.into_iter().flat_map(Path::ancestors).take_while(|above| *above != self.nodes) {
+            if host.stat(directory)?.is_some_and(|there| there.is_directory) {
                 self.emptied.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.into());
             }
         }

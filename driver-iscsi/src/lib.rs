@@ -349,6 +349,9 @@ impl Driver for IscsiDriver {
     }
 
     async fn tidy(&self) {
+        if let Err(error) = self.initiator.database.recall(self.initiator.host()) {
+            tracing::warn!(%error, "cannot look for what is left empty of open-iscsi's data base");
+        }
         self.initiator.database.tidy(self.initiator.host()).await;
     }
 

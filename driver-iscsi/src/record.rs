@@ -9,7 +9,7 @@
 //! and digests for all of the host.
 
 use crate::place::Place;
-use driver::{Chap, Error, Result};
+use driver::{Chap, Error, Portal, Result};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use std::path::{Path, PathBuf};
 
@@ -48,9 +48,13 @@ impl Credentials {
 }
 
 /// The file of our record for a portal.
-pub(crate) fn path(directory: &Path, place: &Place) -> PathBuf {
-    let portal = format!("{},{},{PORTAL_GROUP}", place.portal.address, place.portal.port);
-    directory.join(place.iqn.as_str()).join(portal).join(INTERFACE)
+pub(crate) fn path(nodes: &Path, place: &Place) -> PathBuf {
+    directory(nodes, place.iqn.as_str(), &place.portal).join(INTERFACE)
+}
+
+/// Where the records of a portal are, each interface's in a file of its own.
+pub(crate) fn directory(nodes: &Path, iqn: &str, portal: &Portal) -> PathBuf {
+    nodes.join(iqn).join(format!("{},{},{PORTAL_GROUP}", portal.address, portal.port))
 }
 
 /// The record's text.

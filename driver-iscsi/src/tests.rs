@@ -800,6 +800,22 @@ async fn a_record_left_alone_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_dead_agent_left_empty_goes_and_what_an_operator_has_there_stays() {
+    let machine = machine();
+    attach(&driver(&machine), &lun(0)).await.unwrap();
+    let attached = machine.snapshot();
+    let place = crate::Place::all(&lun(0).locator).unwrap().remove(0);
+    let record = record::path(Path::new("/etc/iscsi/nodes"), &place);
+    machine.put_directory(record.parent().unwrap());
+    driver(&machine).tidy().await;
+    assert_eq!(machine.snapshot(), attached);
+    let operators = record.with_file_name("default");
+    machine.put_file(&operators, "node.name = x\n");
+    driver(&machine).tidy().await;
+    assert!(machine.stat(&operators).unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_record_that_a_crash_left_half_written_is_removed() {
     let machine = machine();
     let before = machine.snapshot();
