@@ -17,7 +17,7 @@ use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proptest::{
     prelude::*,
-    test_runner::{Config, TestRunner},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use proto::v1::{self, AttachmentState};
 use std::{
@@ -624,6 +624,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What the dead agents of a machine hold goes with it.
 const SCHEDULES_OF_A_MACHINE: u64 = 20;
 
+/// What is random comes of this number, which the environment may give: a build fails for what was changed in it, and who looks
+/// for more gives others.
+const SEED: &str = "MORTAR_SEED";
+
+fn seed() -> u64 {
+    std::env::var(SEED).map_or(1, |text| text.parse().expect("MORTAR_SEED is a number"))
+}
+
 /// Plays so many schedules. A machine that was found as it had been is used for the next one.
 fn play(subject: Subject, cases: u32) {
     let (steps, crashes, played) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -635,7 +643,11 @@ fn play(subject: Subject, cases: u32) {
         failure_persistence: None,
         ..Config::default()
     };
-    let done = TestRunner::new(config).run(&schedules(subject), |schedule| {
+    let seed = seed();
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let done = TestRunner::new_with_rng(config, rng).run(&schedules(subject), |schedule| {
         steps.fetch_add(schedule.len() as u64, Ordering::Relaxed);
         let (runtime, mut play) = stages.take().unwrap_or_else(|| {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -658,7 +670,7 @@ fn play(subject: Subject, cases: u32) {
         }
         Ok(())
     });
-    done.unwrap_or_else(|failed| panic!("{failed}"));
+    done.unwrap_or_else(|failed| panic!("with {SEED}={seed}: {failed}"));
     let played = played.into_inner();
     assert_eq!(played, u64::from(cases), "schedules");
     note(&Row::Model {
