@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check deny test-unit test-guest soak fuzz forget-notes reliability breakages bench doc build static man install deb reproducible clean root
+.PHONY: help demo test check deny test-unit test-guest soak fuzz forget-notes reliability breakages bench api doc build static man install deb reproducible clean root
 
 # rustup puts cargo there, and not every shell knows.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -49,7 +49,7 @@ reliability: ## docs/reliability.md, from what the last run of the tests has not
 	$(call say,docs/reliability.md)
 	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*)
 
-check: ## formatting, lints with warnings as errors, scripts, manual pages
+check: ## formatting, lints with warnings as errors, the API's reference, scripts, manual pages
 	$(call say,installing what the checks need)
 	@tests/prepare check
 	$(call say,cargo fmt)
@@ -57,6 +57,8 @@ check: ## formatting, lints with warnings as errors, scripts, manual pages
 	$(call say,cargo clippy)
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy -p tests --test guest --test bench -- -D warnings
+	$(call say,docs/api.md)
+	@cargo run --quiet -p tests --bin api-reference -- --check docs/api.md
 	$(call say,shellcheck)
 	@grep -rlE '^(#!/bin/(ba)?sh|# shellcheck shell)' .ci demo packaging tests | xargs shellcheck --external-sources
 	$(call say,mandoc)
@@ -124,9 +126,13 @@ bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; 
 	$(call say,the benchmark in the guest)
 	@tests/bench/run $(WORK)
 
-doc: ## the API documentation, with warnings as errors
+api: ## docs/api.md, the reference of the gRPC API, from the proto
 	@tests/prepare build
-	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	@cargo run --quiet -p tests --bin api-reference -- docs/api.md
+
+doc: ## the documentation of the code, private items too, with warnings as errors
+	@tests/prepare build
+	@RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items
 
 build: ## mortard, mortar and mortar-rbd, optimised
 	@tests/prepare build
@@ -163,7 +169,7 @@ install: man ## put it all where a package would: make install DESTDIR=/tmp/root
 	$(PROGRAMS)/mortar completions zsh >$(DESTDIR)/usr/share/zsh/vendor-completions/_mortar
 	$(PROGRAMS)/mortar completions fish >$(DESTDIR)/usr/share/fish/vendor_completions.d/mortar.fish
 	mkdir -p $(DESTDIR)/usr/share/doc/mortar/examples
-	install -m 644 README.md CHANGELOG.md docs/operating.md $(DESTDIR)/usr/share/doc/mortar/
+	install -m 644 README.md CHANGELOG.md docs/api.md docs/operating.md $(DESTDIR)/usr/share/doc/mortar/
 	install -m 644 docs/examples/* docs/monitoring/* $(DESTDIR)/usr/share/doc/mortar/examples/
 	@[[ -n "$(DESTDIR)" ]] || echo "to begin: systemd-sysusers && systemd-tmpfiles --create && udevadm control --reload && systemctl daemon-reload && systemctl enable --now mortard.socket mortard"
 

@@ -3,6 +3,8 @@
 //! The doc comments here are what users read. Nothing is decided: what an id, a WWN or a locator may look like is the
 //! agent's to say, so that every client gets the same answer.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "what may be left out stands in brackets")]
+
 use crate::values::{self, Target};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;

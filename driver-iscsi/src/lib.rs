@@ -148,7 +148,7 @@ impl Initiator {
         Ok(None)
     }
 
-    /// As [`IscsiDriver::locate`], with its block device. One that has none yet is not there yet.
+    /// As [`Self::locate`], with its block device. One that has none yet is not there yet.
     fn locate_disk(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Unit, BlockDevice)>> {
         let Some((_, unit)) = self.locate(place, footprint)? else { return Ok(None) };
         let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;

@@ -3,7 +3,13 @@
 //!
 //! The contract is written, with every error of every call, in `mortar/agent/v1/agent.proto`.
 
-#![allow(missing_docs, clippy::all, unreachable_pub, reason = "generated from the proto, which carries the comments")]
+#![allow(
+    missing_docs,
+    clippy::all,
+    unreachable_pub,
+    rustdoc::broken_intra_doc_links,
+    reason = "generated from the proto, which carries the comments"
+)]
 
 /// The messages and services of `mortar.agent.v1`.
 pub mod v1 {
