@@ -16,11 +16,21 @@ use tests::{client::Client, stage::Stage};
 pub(crate) const SOCKET: &str = "/run/mortar/agent.sock";
 pub(crate) const PORTAL: &str = "127.0.0.1:3260";
 
+/// How long a script may run, in seconds: nothing that comes to its end takes as long.
+const PATIENCE_S: &str = "600";
+
 /// Runs a shell script with the guest's library at hand; its output, whatever its exit code.
 pub(crate) fn try_sh(script: &str) -> Output {
     let library = std::env::var("GUEST_LIB").expect("only tests/guest/suite runs this");
-    let script = format!(". {library}\nset -euo pipefail\n{script}");
-    Command::new("/bin/bash").args(["-c", &script]).output().unwrap()
+    let whole = format!(". {library}\nset -euo pipefail\n{script}");
+    let mut command = Command::new("timeout");
+    // One that hangs is to fail with its name.
+    let ran = command.args(["--kill-after", "10", PATIENCE_S, "/bin/bash", "-c", &whole]).output().unwrap();
+    if ran.status.code() == Some(124) {
+        let all = Command::new("ps").args(["axfo", "pid,stat,etime,wchan:24,args"]).output().unwrap();
+        panic!("it hangs:\n{script}\n{}", String::from_utf8_lossy(&all.stdout));
+    }
+    ran
 }
 
 /// Runs a shell script that has to succeed; what it printed, without the last newline.
