@@ -6,7 +6,10 @@ use crate::{
 };
 use driver::{Device, DevicePath, Error, Identity, Locator, Residual, ResidualKind, Result, Spec};
 use host::{Host, LoopDevice, LoopSetup, block_device, wait_for};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 use tokio::time::Instant;
 
 /// What the kernel keeps with a loop device of ours.
@@ -49,15 +52,22 @@ pub(crate) fn among(
 /// It must not be taken for absent; those with other names are not our concern.
 fn silent(host: &dyn Host, told: &[LoopDevice], locator: &Locator) -> host::Result<Option<PathBuf>> {
     let Locator::File(file) = locator else { return Ok(None) };
-    for name in host.list(Path::new(BLOCK))?.into_iter().filter(|name| name.starts_with("loop")) {
-        if let Some(bound) = host.read(&backing_file(&name))?
-            && Path::new(bound.strip_suffix(" (deleted)").unwrap_or(&bound)).file_name() == file.path().file_name()
-            && !told.iter().any(|device| device.name == name)
-        {
+    let told: HashSet<&str> = told.iter().map(|device| device.name.as_str()).collect();
+    let names = host.list(Path::new(BLOCK))?.into_iter();
+    for name in names.filter(|name| name.starts_with("loop") && !told.contains(name.as_str())) {
+        if has_name(host, &name, file.path())? {
             return Ok(Some(Path::new("/dev").join(name)));
         }
     }
     Ok(None)
+}
+
+/// Whether a loop device is bound to a file of this name, in whichever directory.
+fn has_name(host: &dyn Host, name: &str, file: &Path) -> host::Result<bool> {
+    let bound = host.read(&backing_file(name))?;
+    Ok(bound.is_some_and(|bound| {
+        Path::new(bound.strip_suffix(" (deleted)").unwrap_or(&bound)).file_name() == file.file_name()
+    }))
 }
 
 /// Those that we bound to one file.
@@ -149,14 +159,16 @@ pub(crate) async fn bind(host: &dyn Host, spec: &Spec, identity: &Identity, dead
 }
 
 async fn prove(host: &dyn Host, node: &Path, spec: &Spec, identity: &Identity, deadline: Instant) -> Result<Device> {
-    let all = all(host).await?;
-    if silent(host, &all, &spec.locator).map_err(machine("list the loop devices"))?.as_deref() == Some(node) {
-        return Err(Error::TimedOut { waiting_for: format!("{}, which does not tell its file", node.display()) });
-    }
-    let bound = all.into_iter().find(|device| self::node(device) == node);
-    let bound = bound.ok_or_else(|| Error::WrongState {
-        what: format!("{} was unbound by someone else while it was attached; attach again", node.display()),
-    })?;
+    let name = node.file_name().unwrap_or_default().to_string_lossy();
+    let Some(bound) = one(host, &name).await? else {
+        let file = volume::file(&spec.locator)?.path();
+        return Err(match has_name(host, &name, file).map_err(machine(format!("look what {name} is bound to")))? {
+            true => Error::TimedOut { waiting_for: format!("{}, which does not tell its file", node.display()) },
+            false => Error::WrongState {
+                what: format!("{} was unbound by someone else while it was attached; attach again", node.display()),
+            },
+        });
+    };
     volume::same(&spec.locator, identity, &proved(&bound))?;
     let device = wait_for_device(host, &bound, deadline).await?;
     spec.check(&device)?;
@@ -217,7 +229,7 @@ pub(crate) async fn unbind(
         Ok((shown.as_deref().map(Path::new) != Some(&bound.file)).then_some(()))
     };
     wait_for(host, deadline, changed).await.map_err(machine(format!("wait until {what} is gone")))?;
-    let now = all(host).await?.into_iter().find(|device| device.name == bound.name);
+    let now = one(host, &bound.name).await?;
     let shown = host.read(&backing_file(&bound.name)).map_err(machine(format!("look whether {what} is gone")))?;
     // One that is bound and does not answer is not known to be gone.
     let same = now.is_none_or(|now| proved(&now) == proved(bound) && now.label == LABEL);

@@ -111,7 +111,9 @@ impl Driver for FileDriver {
             spec.check(&device)?;
             return Ok(device);
         }
-        binding::bind(host, spec, identity, deadline).await
+        let device = binding::bind(host, spec, identity, deadline).await?;
+        self.seen.note(identity, &device);
+        Ok(device)
     }
 
     async fn find(&self, at: &Attached) -> Result<Option<Device>> {

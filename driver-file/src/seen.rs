@@ -2,7 +2,7 @@
 //! thousand attachments; so the one that had the file is asked first, and believed only in what it says now.
 
 use crate::binding::{self, LABEL, proved};
-use driver::{Identity, Locator, Result};
+use driver::{Device, Identity, Locator, Result};
 use host::{Host, LoopDevice};
 use std::{
     collections::HashMap,
@@ -32,6 +32,13 @@ impl Seen {
         let ours = all.iter().filter(|device| device.label == LABEL);
         *self.names() = ours.map(|device| (proved(device), device.name.clone())).collect();
         Ok(binding::among(host, all, locator, identity)?.into_iter().find(is_it))
+    }
+
+    /// A device that was just bound to a file.
+    pub(crate) fn note(&self, identity: &Identity, device: &Device) {
+        if let Some(name) = device.path.file_name() {
+            self.names().insert(identity.clone(), name.to_string_lossy().into_owned());
+        }
     }
 
     fn names(&self) -> MutexGuard<'_, HashMap<Identity, String>> {

@@ -8,7 +8,7 @@ use nix::{
     sys::stat::Mode,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::{self, File},
     io,
     os::{
@@ -16,11 +16,11 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
-    task::{JoinError, JoinHandle, spawn_blocking},
+    task::{AbortHandle, JoinSet},
     time::{Instant, timeout_at},
 };
 
@@ -28,8 +28,7 @@ const CONTROL: &str = "/dev/loop-control";
 /// How long sysfs is read for the list of all devices, and then they are asked: ten seconds together.
 const LIST_LIMIT: Duration = Duration::from_secs(8);
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-/// How many devices are asked at a time, unless they are slow to answer.
-const AT_A_TIME: usize = 16;
+/// A device that takes longer to answer keeps the others waiting no more.
 const SOON: Duration = Duration::from_millis(100);
 /// The smallest block that the kernel knows, and the one for buffered I/O.
 const SECTOR: u32 = 512;
@@ -111,7 +110,7 @@ fn file_of(name: &str) -> Result<Option<String>> {
 
 /// The questions that are not answered yet. A device that never answers holds one thread, not one more with every list.
 #[derive(Debug, Default)]
-pub(super) struct Unanswered(Mutex<BTreeMap<Named, JoinHandle<Result<Option<LoopDevice>>>>>);
+pub(super) struct Unanswered(Mutex<BTreeMap<Named, AbortHandle>>);
 
 pub(super) async fn list(unanswered: &Unanswered) -> Result<Vec<LoopDevice>> {
     let bound = blocking("list of the loop devices", LIST_LIMIT, bound).await?;
@@ -123,9 +122,27 @@ pub(super) async fn one(unanswered: &Unanswered, name: &str) -> Result<Option<Lo
     Ok(unanswered.ask_all(vec![(name.to_owned(), file)], ASK_LIMIT, ask).await.pop())
 }
 
+/// Of a list: who is still to be asked, who is asked just now and by which thread, and what was answered.
+#[derive(Debug, Default)]
+struct Round {
+    waiting: VecDeque<Named>,
+    asked: BTreeMap<usize, Named>,
+    answers: Vec<(Named, Result<Option<LoopDevice>>)>,
+}
+
+impl Round {
+    /// Takes a thread's answer, if it has one, and gives it the next device.
+    fn next(&mut self, thread: usize, answer: Option<Result<Option<LoopDevice>>>) -> Option<Named> {
+        self.answers.extend(self.asked.remove(&thread).zip(answer));
+        let device = self.waiting.pop_front()?;
+        self.asked.insert(thread, device.clone());
+        Some(device)
+    }
+}
+
 impl Unanswered {
-    /// Asks some at a time: there may be a thousand, and each question has a thread. The kernel may look at a device's file
-    /// for its answer, so a server that is gone can keep it (or have it fail); that hides no other device.
+    /// One thread asks them all, one after the other: there may be a thousand. The kernel may look at a device's file for its
+    /// answer, so a server that is gone can keep it (or have it fail); then another thread goes on with the rest.
     async fn ask_all(
         &self,
         bound: Vec<Named>,
@@ -136,38 +153,35 @@ impl Unanswered {
         let left_out = |(name, file): &Named, why: &dyn std::fmt::Display| {
             tracing::warn!("/dev/{name}, bound to {file}, is left out of the list of loop devices: {why}");
         };
-        let (mut found, mut late) = (Vec::new(), Vec::new());
-        let mut take = |device: &Named, answer: std::result::Result<Result<Option<LoopDevice>>, JoinError>| match answer
-        {
-            Ok(Ok(answer)) => found.extend(answer),
-            Ok(Err(error)) => left_out(device, &error),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        for some in bound.chunks(AT_A_TIME) {
-            let mut asked = Vec::new();
-            for device in some {
-                if self.is_waited_for(device) {
-                    left_out(device, &"it still has not answered");
-                    continue;
+        let (silent, waiting): (Vec<_>, _) = bound.into_iter().partition(|device| self.is_waited_for(device));
+        silent.iter().for_each(|device| left_out(device, &"it still has not answered"));
+        let round = Arc::new(Mutex::new(Round { waiting: VecDeque::from(waiting), ..Round::default() }));
+        let (mut threads, mut handles, mut answered) = (JoinSet::new(), Vec::new(), 0);
+        loop {
+            let (ask, shared, number) = (ask.clone(), Arc::clone(&round), handles.len());
+            handles.push(threads.spawn_blocking(move || {
+                let next = |answer| locked(&shared).next(number, answer);
+                let mut device = next(None);
+                while let Some(some) = &device {
+                    device = next(Some(ask(some)));
                 }
-                let (ask, about) = (ask.clone(), device.clone());
-                asked.push((device, spawn_blocking(move || ask(&about))));
-            }
-            let soon = (Instant::now() + SOON).min(deadline);
-            for (device, mut answer) in asked {
-                match timeout_at(soon, &mut answer).await {
-                    Ok(answer) => take(device, answer),
-                    Err(_) => late.push((device, answer)),
-                }
+            }));
+            if !stands_still(&round, &mut threads, &mut answered, deadline).await {
+                break;
             }
         }
-        for (device, mut answer) in late {
-            match timeout_at(deadline, &mut answer).await {
-                Ok(answer) => take(device, answer),
-                Err(_) => {
-                    left_out(device, &"it does not answer");
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(device.clone(), answer);
-                }
+        let Round { waiting, asked, answers } = std::mem::take(&mut *locked(&round));
+        threads.detach_all();
+        waiting.iter().for_each(|device| left_out(device, &"others kept us from asking it"));
+        for (thread, device) in asked {
+            left_out(&device, &"it does not answer");
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(device, handles[thread].clone());
+        }
+        let mut found = Vec::new();
+        for (device, answer) in answers {
+            match answer {
+                Ok(answer) => found.extend(answer),
+                Err(error) => left_out(&device, &error),
             }
         }
         found.sort_by(|one: &LoopDevice, other| one.name.cmp(&other.name));
@@ -176,8 +190,36 @@ impl Unanswered {
 
     fn is_waited_for(&self, device: &Named) -> bool {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, answer| !answer.is_finished());
+        waiting.retain(|_, thread| !thread.is_finished());
         waiting.contains_key(device)
+    }
+}
+
+fn locked(round: &Mutex<Round>) -> MutexGuard<'_, Round> {
+    round.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until all are answered, or the time is over; `true`, as soon as a device keeps a thread and others wait behind it.
+async fn stands_still(
+    round: &Mutex<Round>,
+    threads: &mut JoinSet<()>,
+    answered: &mut usize,
+    deadline: Instant,
+) -> bool {
+    loop {
+        match timeout_at(deadline.min(Instant::now() + SOON), threads.join_next()).await {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(panic))) => std::panic::resume_unwind(panic.into_panic()),
+            Ok(None) => return false,
+            Err(_) if Instant::now() >= deadline => return false,
+            Err(_) => {
+                let round = locked(round);
+                let before = std::mem::replace(answered, round.answers.len());
+                if before == *answered && !round.waiting.is_empty() {
+                    return true;
+                }
+            }
+        }
     }
 }
 
@@ -340,7 +382,7 @@ fn open_loop(device: &Path) -> Result<OwnedFd> {
 pub(super) mod tests {
     use super::*;
     use crate::{Host, Linux, block_device, wait_for};
-    use std::sync::{Arc, Condvar};
+    use std::sync::Condvar;
 
     /// The real machine, where it has loop devices that we may bind; a test ends without one.
     pub(in crate::linux) fn host() -> Option<Linux> {
@@ -465,7 +507,7 @@ pub(super) mod tests {
         };
         let list = async || {
             let bound = ["loop0", "loop1", "loop2"].map(|name| (name.to_owned(), format!("/srv/{name}"))).to_vec();
-            let found = unanswered.ask_all(bound, Duration::from_millis(100), ask.clone()).await;
+            let found = unanswered.ask_all(bound, Duration::from_millis(500), ask.clone()).await;
             found.into_iter().map(|device| device.name).collect::<Vec<_>>()
         };
         assert_eq!(list().await, ["loop2"]);
