@@ -77,9 +77,16 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) to: To,
 
-    /// How to print: a table for people, JSON for programs (errors too, on stderr)
+    /// How to print: a table for people, JSON or YAML for programs (errors too, on stderr), bare values for scripts
     #[arg(short, long, value_name = "FORMAT", default_value = "table", global = true, help_heading = GLOBAL)]
     pub(crate) output: Format,
+
+    /// Print only this column, of --output table or value: one of the table's, or a field of the JSON; case does not count
+    ///
+    /// May be given again, or several with commas between them. Of value, each row is a line: the value alone if there is
+    /// one column, else with tabs between them.
+    #[arg(short, long, value_name = "COLUMN", value_delimiter = ',', global = true, help_heading = GLOBAL)]
+    pub(crate) column: Vec<String>,
 
     /// How long to wait before giving up: 30s, 1500ms, 2m; a bare number is seconds
     ///
@@ -144,14 +151,25 @@ pub(crate) enum Format {
     Table,
     /// One JSON value; `watch` prints one JSON object a line
     Json,
+    /// The same as YAML; `watch` prints one document an event
+    Yaml,
+    /// The table's values alone, a line for each row, a tab between the columns
+    Value,
 }
 
 impl Format {
     /// What the user most likely asked for, for the errors of a command line that does not parse.
     pub(crate) fn guess(arguments: &[OsString]) -> Self {
-        let json = arguments.iter().any(|argument| argument == "--output=json" || argument == "-ojson")
-            || arguments.windows(2).any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == "json");
-        if json { Self::Json } else { Self::Table }
+        let given = |format: &str| {
+            let [long, short] = [format!("--output={format}"), format!("-o{format}")];
+            arguments.iter().any(|argument| *argument == *long || *argument == *short)
+                || arguments.windows(2).any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == format)
+        };
+        match () {
+            () if given("json") => Self::Json,
+            () if given("yaml") => Self::Yaml,
+            () => Self::Table,
+        }
     }
 }
 
@@ -677,6 +695,7 @@ mod tests {
         let guess = |line: &[&str]| Format::guess(&line.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(guess(&["mortar", "-o", "json", "nonsense"]), Format::Json);
         assert_eq!(guess(&["mortar", "nonsense", "--output=json"]), Format::Json);
+        assert_eq!(guess(&["mortar", "nonsense", "-oyaml"]), Format::Yaml);
         assert_eq!(guess(&["mortar", "nonsense"]), Format::Table);
     }
 }

@@ -21,6 +21,7 @@ mod view;
 use crate::{
     args::{Cli, Format},
     error::{Error, Failure},
+    output::Output,
 };
 use clap::{Parser, error::ErrorKind};
 use std::{env, ffi::OsString, process::ExitCode};
@@ -31,15 +32,18 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error, &arguments),
     };
-    let format = cli.output;
-    match commands::run(cli) {
+    let out = match Output::of(&cli) {
+        Ok(out) => out,
+        Err(failure) => return leave(&failure, &Output::plain(cli.output)),
+    };
+    match commands::run(cli, &out) {
         Ok(()) | Err(Error::Hangup) => ExitCode::SUCCESS,
-        Err(Error::Failed(failure)) => leave(&failure, format),
+        Err(Error::Failed(failure)) => leave(&failure, &out),
     }
 }
 
-fn leave(failure: &Failure, format: Format) -> ExitCode {
-    output::failure(failure, format);
+fn leave(failure: &Failure, out: &Output) -> ExitCode {
+    out.failure(failure);
     ExitCode::from(failure.exit_code())
 }
 
@@ -51,6 +55,6 @@ fn not_parsed(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
             let _ = error.print();
             u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
-        _ => leave(&Failure::usage(error), Format::guess(arguments)),
+        _ => leave(&Failure::usage(error), &Output::plain(Format::guess(arguments))),
     }
 }

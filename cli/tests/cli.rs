@@ -253,6 +253,122 @@ fn errors_are_json_when_asked() {
 }
 
 #[test]
+fn values_are_one_row_a_line() {
+    let agent = Agent::start();
+    let value = |line: &str| stdout(&agent.run(&line.split(' ').collect::<Vec<_>>()).success());
+    assert_eq!(value("list -o value -c id"), "a\nb\n");
+    assert_eq!(value("list -o value"), value("list -o value -c id,path,size,state,locator"));
+    assert_eq!(value("list -o value -c ID -c size -c scsi-wwn,Problem").lines().next().unwrap(), {
+        "a\t1073741824\t360000000000000000e00000000010001\t"
+    });
+    assert_eq!(value("attach lvm:vg/lv --id a --output value --column stable_path,changed"), "/dev/mortar/a\ttrue\n");
+    assert_eq!(value("show a -o value -c path"), "/dev/sdb\n");
+    assert_eq!(value("show web1 -o value -c source"), "/dev/mortar/rescue-7b1c\n/dev/vg/web1\n");
+    assert_eq!(value("host -o value -c name"), "hv1\n");
+    assert_eq!(
+        value("list -c path"),
+        "+----------+\n| path     |\n+----------+\n| /dev/sdb |\n| /dev/sdb |\n+----------+\n"
+    );
+    let findings = agent.run(&["doctor", "-ovalue", "-c", "severity"]).code(1);
+    assert_eq!(stdout(&findings), "warning\n");
+    let watched = stdout(&agent.run(&["watch", "-ovalue"]).code(5));
+    assert!(watched.starts_with("attachment a ready /dev/sdb"), "{watched}");
+}
+
+#[test]
+fn a_column_that_there_is_not_is_said_before_anything_is_done() {
+    let agent = Agent::start();
+    let columns = "there is no column colour here, but id, path, size, state, locator, created_at";
+    refused(agent.run(&["list", "-o", "value", "-c", "id,colour"]), 2, columns);
+    for line in [
+        "attach x",
+        "detach x",
+        "extend x",
+        "manage x",
+        "unmanage x",
+        "export x --initiator y",
+        "unexport x",
+        "rescue x --image y",
+        "unrescue x",
+        "instance stop x",
+        "cancel x",
+        "show x",
+        "doctor --repair",
+        "operations",
+    ] {
+        let line: Vec<_> = line.split(' ').chain(["-c", "colour"]).collect();
+        refused(agent.run(&line), 2, "no column colour");
+    }
+    refused(agent.run(&["export", "x", "--initiator", "y", "-c", "data"]), 2, "no column data");
+    refused(agent.run(&["watch", "-c", "id"]), 2, "prints no table");
+    let json = agent.run(&["list", "-ojson", "-c", "id"]).code(2);
+    assert!(stderr(&json).contains("JSON and YAML hold everything"), "{}", stderr(&json));
+    let asked = agent.asked();
+    let counts = [asked.attach.len(), asked.detach.len(), asked.rescue.len(), asked.manage.len(), asked.export.len()];
+    assert_eq!(counts, [0; 5]);
+    assert!(asked.diagnose.is_empty() && asked.stop.is_empty() && asked.unrescue.is_empty());
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    const GREEN: &str = "\u{1b}[38;5;2mready";
+    let agent = Agent::start();
+    let said = |line: &str, environment: &[(&str, &str)]| {
+        let mut command = agent.mortar(&line.split(' ').collect::<Vec<_>>());
+        let assert = command.envs(environment.iter().copied()).assert();
+        stdout(&assert) + &stderr(&assert)
+    };
+    let force = [("CLICOLOR_FORCE", "1")];
+    assert!(!said("list", &[]).contains('\u{1b}'), "a pipe is no terminal");
+    assert!(said("list", &force).contains(GREEN), "{}", said("list", &force));
+    assert!(said("show absent", &force).contains("\u{1b}[1m\u{1b}[31mmortar:\u{1b}[0m no attachment"));
+    assert!(!said("list", &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).contains('\u{1b}'));
+    for format in ["json", "yaml", "value"] {
+        assert!(!said(&format!("list -o {format}"), &force).contains('\u{1b}'), "{format}");
+    }
+
+    let on_terminal = |environment: &[(&str, &str)]| stdout(&agent.on_terminal("list", "", environment).success());
+    assert!(on_terminal(&[("TERM", "xterm")]).contains(GREEN), "{}", on_terminal(&[("TERM", "xterm")]));
+    for environment in [&[("TERM", "dumb")][..], &[("TERM", "xterm"), ("NO_COLOR", "1")]] {
+        let plain = on_terminal(environment);
+        assert!(plain.contains("| ready |") && !plain.contains('\u{1b}'), "{plain}");
+    }
+}
+
+#[test]
+fn yaml_is_for_programs_too() {
+    let agent = Agent::start();
+    let list = stdout(&agent.run(&["list", "-o", "yaml"]).success());
+    assert!(list.starts_with("- id: a\n  locator: lvm:vg/lv\n  path: /dev/sdb\n"), "{list}");
+    assert!(list.contains("\n  scsi_wwn: \"360000000000000000e00000000010001\"\n  multipath_id: null\n"), "{list}");
+    assert!(list.contains("  paths:\n  - device: /dev/sdb\n    portal: null\n    state: running\n"), "{list}");
+    let failed = agent.run(&["attach", "lvm:mounted/lv", "-oyaml"]).code(4);
+    assert_eq!(stdout(&failed), "");
+    assert_eq!(
+        stderr(&failed),
+        "\
+---
+error:
+  code: FAILED_PRECONDITION
+  reason: IN_USE
+  message: |-
+    /dev/sdb
+    is mounted
+  metadata:
+    by: somebody
+"
+    );
+    let stuck = agent.run(&["detach", "stuck", "--output=yaml"]).code(4);
+    assert!(stdout(&stuck).starts_with("id: stuck\nchanged: true\nresiduals:\n- kind: device\n"), "{}", stdout(&stuck));
+    assert_eq!(stderr(&stuck).matches("---\nerror:\n").count(), 2);
+    assert!(stderr(&agent.run(&["attach", "-oyaml"]).code(2)).starts_with("---\nerror:\n  code: INVALID_ARGUMENT\n"));
+    let watched = stdout(&agent.run(&["watch", "-oyaml"]).code(5));
+    assert_eq!(watched.matches("---\nevent: ").count(), 3, "{watched}");
+    let warned = stderr(&agent.run(&["volumes", "-oyaml"]).success());
+    assert_eq!(warned, "---\nwarning: \"rbd:gone cannot be looked at: no answer\"\n");
+}
+
+#[test]
 fn busy_is_tried_again_until_it_is_free() {
     let agent = Agent::start();
     agent.run(&["attach", "lvm:busy/thrice", "--timeout", "10s"]).success();
@@ -314,7 +430,9 @@ fn a_socket_of_others_says_which_group_to_join() {
         // Root may use every socket: be somebody else, with a copy of the binary that he may run.
         let dir = agent.socket().parent().unwrap().to_owned();
         mode(&dir, 0o755);
-        std::fs::copy(assert_cmd::cargo::cargo_bin!("mortar"), dir.join("mortar")).unwrap();
+        // By a process: a file that this one wrote is busy for as long as a child of another thread has not yet become its program.
+        let copy = [assert_cmd::cargo::cargo_bin!("mortar"), &dir.join("mortar")];
+        assert_cmd::Command::new("cp").args(copy).assert().success();
         let mut command = assert_cmd::Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(dir.join("mortar"));
         command.env("MORTAR_SOCKET", agent.socket()).arg("list");

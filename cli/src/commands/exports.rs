@@ -1,17 +1,17 @@
 //! export, exports, unexport.
 
 use crate::{
-    args::{Export, Format},
+    args::Export,
     connect::Agent,
     error::{Error, Failure},
-    output,
+    output::Output,
     values::Target,
     view::{self, Exported, Unexported},
 };
 use proto::v1;
 use tonic::Code;
 
-pub(super) async fn export(agent: &Agent, export: Export, format: Format) -> Result<(), Error> {
+pub(super) async fn export(agent: &Agent, export: Export, out: &Output) -> Result<(), Error> {
     let message = |timeout_ms| v1::ExportRequest {
         id: export.id.clone().unwrap_or_default(),
         locator: export.locator.clone(),
@@ -23,18 +23,18 @@ pub(super) async fn export(agent: &Agent, export: Export, format: Format) -> Res
     let mut client = agent.exports();
     let reply = agent.call(message, async |request| client.export(request).await).await?;
     let exported = Exported::new(reply).ok_or_else(|| Failure::internal("mortard answered without an export"))?;
-    Ok(output::answer(&exported, format)?)
+    out.answer(&exported)
 }
 
-pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+pub(super) async fn list(agent: &Agent, out: &Output) -> Result<(), Error> {
     let mut client = agent.exports();
     let reply = agent.call(|_| v1::ListExportsRequest {}, async |request| client.list(request).await).await?;
     let exports: Vec<view::Export> = reply.exports.into_iter().map(view::Export::from).collect();
-    Ok(output::answer(&exports, format)?)
+    out.answer(&exports)
 }
 
 /// What could not be removed makes it a refusal: one sentence each for people, the answer itself for programs.
-pub(super) async fn unexport(agent: &Agent, target: Target, format: Format) -> Result<(), Error> {
+pub(super) async fn unexport(agent: &Agent, target: Target, out: &Output) -> Result<(), Error> {
     let target = match target {
         Target::Locator(locator) => v1::unexport_request::Target::Locator(locator),
         // The agent says what is wrong with it.
@@ -45,12 +45,12 @@ pub(super) async fn unexport(agent: &Agent, target: Target, format: Format) -> R
     let unexported: Unexported = agent.call(message, async |request| client.unexport(request).await).await?.into();
     let mut failures: Vec<_> =
         unexported.residuals().map(|residual| Failure::new(Code::FailedPrecondition, "RESIDUAL", residual)).collect();
-    let Some(last) = failures.pop() else { return Ok(output::answer(&unexported, format)?) };
-    if format == Format::Json {
-        output::answer(&unexported, format)?;
+    let Some(last) = failures.pop() else { return out.answer(&unexported) };
+    if out.is_document() {
+        out.answer(&unexported)?;
     }
     for failure in &failures {
-        output::failure(failure, format);
+        out.failure(failure);
     }
     Err(last.into())
 }

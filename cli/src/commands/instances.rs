@@ -1,10 +1,11 @@
 //! instances, rescue, unrescue, instance; and show, of an instance.
 
 use crate::{
-    args::{Format, InstanceCommand, Power, Rescue, Unrescue},
+    args::{InstanceCommand, Power, Rescue, Unrescue},
     connect::Agent,
     error::{Error, Failure},
-    output, password,
+    output::Output,
+    password,
     view::{Instance, InstanceRow, Powered, Rescued, Unrescued},
 };
 use proto::v1;
@@ -39,21 +40,21 @@ impl Read {
     }
 }
 
-pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+pub(super) async fn list(agent: &Agent, out: &Output) -> Result<(), Error> {
     let mut client = agent.instances();
     let reply = agent.call(|_| v1::ListInstancesRequest {}, async |request| client.list(request).await).await?;
     let instances: Vec<InstanceRow> = reply.instances.into_iter().map(InstanceRow::from).collect();
-    Ok(output::answer(&instances, format)?)
+    out.answer(&instances)
 }
 
-pub(super) async fn show(agent: &Agent, instance: String, format: Format) -> Result<(), Error> {
+pub(super) async fn show(agent: &Agent, instance: String, out: &Output) -> Result<(), Error> {
     let mut client = agent.instances();
     let message = |_| v1::GetInstanceRequest { instance: instance.clone() };
     let reply = agent.call(message, async |request| client.get(request).await).await?;
-    Ok(output::answer(&Instance::from(reply), format)?)
+    out.answer(&Instance::from(reply))
 }
 
-pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, format: Format) -> Result<(), Error> {
+pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Output) -> Result<(), Error> {
     use v1::rescue_request::Disk;
     let secret = |secret: &Option<SecretString>| {
         secret.as_ref().map(|secret| secret.expose_secret().to_owned()).unwrap_or_default()
@@ -78,13 +79,13 @@ pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, format: Fo
     let grace = rescue.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = agent.call_with_grace(grace, message, async |request| client.rescue(request).await).await?;
     for warning in &reply.warnings {
-        output::warning(warning, format);
+        out.warning(warning);
     }
     let rescued = Rescued::new(reply).ok_or_else(nothing)?;
-    Ok(output::answer(&rescued, format)?)
+    out.answer(&rescued)
 }
 
-pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, format: Format) -> Result<(), Error> {
+pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, out: &Output) -> Result<(), Error> {
     let message = |timeout_ms| v1::UnrescueRequest {
         instance: unrescue.instance.clone(),
         discard_changes: unrescue.discard_changes,
@@ -95,12 +96,12 @@ pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, format: Format) 
     let grace = unrescue.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await).await?;
     for rebound in &reply.rebound {
-        output::warning(rebound, format);
+        out.warning(rebound);
     }
-    Ok(output::answer(&Unrescued::from(reply), format)?)
+    out.answer(&Unrescued::from(reply))
 }
 
-pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Format) -> Result<(), Error> {
+pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output) -> Result<(), Error> {
     let mut client = agent.instances();
     let grace = |power: &Power| power.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = match command {
@@ -125,7 +126,7 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Forma
             agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await).await?
         }
     };
-    Ok(output::answer(&Powered::from(reply), format)?)
+    out.answer(&Powered::from(reply))
 }
 
 fn millis(duration: Duration) -> u64 {

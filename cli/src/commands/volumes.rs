@@ -1,23 +1,23 @@
 //! manageable, manage, unmanage, volumes.
 
 use crate::{
-    args::{Format, Manage},
+    args::Manage,
     connect::Agent,
     error::{Error, Failure},
-    output,
+    output::Output,
     view::{Manageable, Managed, Unmanaged, Volume},
 };
 use proto::v1;
 
-pub(super) async fn manageable(agent: &Agent, scope: String, format: Format) -> Result<(), Error> {
+pub(super) async fn manageable(agent: &Agent, scope: String, out: &Output) -> Result<(), Error> {
     let mut client = agent.volumes();
     let message = |_| v1::ListManageableRequest { scope: scope.clone() };
     let reply = agent.call(message, async |request| client.list_manageable(request).await).await?;
     let entries: Vec<Manageable> = reply.entries.into_iter().map(Manageable::from).collect();
-    Ok(output::answer(&entries, format)?)
+    out.answer(&entries)
 }
 
-pub(super) async fn manage(agent: &Agent, manage: Manage, format: Format) -> Result<(), Error> {
+pub(super) async fn manage(agent: &Agent, manage: Manage, out: &Output) -> Result<(), Error> {
     let mut client = agent.volumes();
     let message = |_| v1::ManageRequest {
         locator: manage.locator.clone(),
@@ -27,23 +27,23 @@ pub(super) async fn manage(agent: &Agent, manage: Manage, format: Format) -> Res
     };
     let reply = agent.call(message, async |request| client.manage(request).await).await?;
     let volume = reply.volume.ok_or_else(|| Failure::internal("mortard answered without a volume"))?;
-    Ok(output::answer(&Managed::new(volume, reply.changed, reply.operation_id), format)?)
+    out.answer(&Managed::new(volume, reply.changed, reply.operation_id))
 }
 
-pub(super) async fn unmanage(agent: &Agent, id: String, keep_name: bool, format: Format) -> Result<(), Error> {
+pub(super) async fn unmanage(agent: &Agent, id: String, keep_name: bool, out: &Output) -> Result<(), Error> {
     let mut client = agent.volumes();
     let message = |_| v1::UnmanageRequest { id: id.clone(), keep_name };
     let reply = agent.call(message, async |request| client.unmanage(request).await).await?;
-    Ok(output::answer(&Unmanaged::from(reply), format)?)
+    out.answer(&Unmanaged::from(reply))
 }
 
-pub(super) async fn list(agent: &Agent, scope: Option<String>, format: Format) -> Result<(), Error> {
+pub(super) async fn list(agent: &Agent, scope: Option<String>, out: &Output) -> Result<(), Error> {
     let mut client = agent.volumes();
     let message = |_| v1::ListVolumesRequest { scope: scope.clone().unwrap_or_default() };
     let reply = agent.call(message, async |request| client.list(request).await).await?;
     for problem in &reply.problems {
-        output::warning(problem, format);
+        out.warning(problem);
     }
     let volumes: Vec<Volume> = reply.volumes.into_iter().map(Volume::from).collect();
-    Ok(output::answer(&volumes, format)?)
+    out.answer(&volumes)
 }

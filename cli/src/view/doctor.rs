@@ -1,11 +1,11 @@
 //! The doctor: what is wrong with the host, what on it is whose, and what a repair came to.
 
-use super::{Row, View, some, word};
-use crate::table;
+use super::{View, some, word};
+use crate::table::{self, Cell, Row, Table};
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Diagnosis {
     in_order: bool,
     findings: Vec<Finding>,
@@ -14,7 +14,7 @@ pub(crate) struct Diagnosis {
     summary: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Finding {
     severity: String,
     subject: String,
@@ -22,7 +22,7 @@ struct Finding {
     advice: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Object {
     state: String,
     kind: String,
@@ -120,39 +120,38 @@ impl From<v1::HostObject> for Object {
 impl Row for Finding {
     const COLUMNS: &'static [&'static str] = &["severity", "subject", "found", "advice"];
 
-    fn cells(&self) -> Vec<String> {
-        let advice = self.advice.clone().unwrap_or_default();
-        vec![self.severity.clone(), self.subject.clone(), self.found.clone(), advice]
+    fn cells(&self) -> Vec<Cell> {
+        vec![table::state(&self.severity), (&self.subject).into(), (&self.found).into(), (&self.advice).into()]
     }
 }
 
 impl Row for Object {
     const COLUMNS: &'static [&'static str] = &["state", "kind", "name", "description", "why"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         let why = match (&self.repair, &self.repair_detail) {
             (Some(repair), Some(detail)) if repair != detail => format!("{repair}: {detail}"),
             (Some(repair), _) => repair.clone(),
             (None, _) => self.why.clone(),
         };
-        vec![self.state.clone(), self.kind.clone(), self.name.clone(), self.description.clone(), why]
+        vec![
+            table::state(&self.state),
+            (&self.kind).into(),
+            (&self.name).into(),
+            (&self.description).into(),
+            why.into(),
+        ]
     }
 }
 
 impl View for Diagnosis {
-    fn table(&self) -> String {
-        let mut parts = Vec::new();
-        if !self.findings.is_empty() {
-            parts.push(table::columns(Finding::COLUMNS, self.findings.iter().map(Row::cells)));
-        }
-        if !self.objects.is_empty() {
-            parts.push(table::columns(Object::COLUMNS, self.objects.iter().map(Row::cells)));
-        }
-        // What is amiss is said on stderr.
-        if self.in_order {
-            parts.push(self.summary.clone());
-        }
-        parts.join("\n")
+    fn tables(&self) -> Vec<Table> {
+        vec![Table::list(&self.findings), Table::list(&self.objects)]
+    }
+
+    /// What is amiss is said on stderr.
+    fn closing(&self) -> Option<String> {
+        self.in_order.then(|| self.summary.clone())
     }
 }
 

@@ -92,6 +92,15 @@ impl Agent {
         self.mortar(arguments).assert()
     }
 
+    /// `mortar` with these words as somebody runs it at a terminal, on which he types this; stdout is what the terminal shows.
+    pub(crate) fn on_terminal(&self, words: &str, typed: &str, environment: &[(&str, &str)]) -> Assert {
+        let program = assert_cmd::cargo::cargo_bin!("mortar").display().to_string();
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &format!("{program} {words}"), "/dev/null"]);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("MORTAR_SOCKET", self.socket());
+        command.envs(environment.iter().copied()).write_stdin(typed).timeout(Duration::from_secs(20)).assert()
+    }
+
     /// Kills the agent, as `kill -9` would, when it is asked for `lvm:deadly/lv`.
     pub(crate) fn die_when_asked(self) {
         let Self { canned, dir, runtime } = self;
