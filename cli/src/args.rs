@@ -3,8 +3,14 @@
 //! The doc comments here are what users read. Nothing is decided: what an id, a WWN or a locator may look like is the
 //! agent's to say, so that every client gets the same answer.
 
-use crate::values::{self, Target};
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
+use crate::{
+    reasons,
+    values::{self, Target},
+};
+use clap::{
+    ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{NonEmptyStringValueParser, PossibleValuesParser},
+};
 use clap_complete::Shell;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -61,6 +67,12 @@ Examples:
   pass show rescue | mortar rescue web1 --volume iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7 --password-file -
   mortar show web1
   mortar unrescue web1";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  mortar explain
+  mortar explain IN_USE
+  mortar explain flush_failed --output value --column next";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -333,6 +345,17 @@ pub(crate) enum Command {
 
     /// Print the attachments, then every change to an attachment or operation as it happens
     Watch,
+
+    /// Say what the reason of an error means: what it has changed, what to do, and the exit code
+    ///
+    /// JSON errors and `mortar operations ID` name the reason.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain {
+        /// The reason, in capitals or not; without it, all of them are listed
+        #[arg(value_parser = PossibleValuesParser::new(reasons::all().map(|reason| reason.name)), ignore_case = true,
+              hide_possible_values = true)]
+        reason: Option<String>,
+    },
 
     /// Print the completion script of a shell
     Completions {

@@ -1,6 +1,7 @@
 //! One function for each command: ask the agent, print the answer.
 
 mod attachments;
+mod explain;
 mod exports;
 mod host;
 mod instances;
@@ -64,6 +65,8 @@ async fn ask(cli: Cli, out: &Output) -> Result<(), Error> {
         }
         Command::Cancel { id } => operations::cancel(&agent().await?, id, out).await,
         Command::Watch => attachments::watch(&agent().await?, out).await,
+        Command::Explain { reason: Some(reason) } => explain::one(&reason, out),
+        Command::Explain { reason: None } => explain::list(out),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(dir.as_deref()),
     }
@@ -95,6 +98,8 @@ fn expect_columns(command: &Command, out: &Output) -> Result<(), Failure> {
         Command::Operations { id: Some(_), .. } => out.expect::<view::Operation>(),
         Command::Operations { id: None, .. } => out.expect::<Vec<view::Operation>>(),
         Command::Cancel { .. } => out.expect::<view::Cancelled>(),
+        Command::Explain { reason: Some(_) } => out.expect::<view::Reason>(),
+        Command::Explain { reason: None } => out.expect::<Vec<view::Reason>>(),
         Command::Watch | Command::Completions { .. } | Command::Man { .. } => out.expect_none(),
     }
 }

@@ -13,6 +13,7 @@ mod connect;
 mod error;
 mod output;
 mod password;
+mod reasons;
 mod remote;
 mod table;
 mod values;

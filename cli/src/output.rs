@@ -8,8 +8,9 @@ use crate::{
 };
 use anstream::{AutoStream, ColorChoice, stream::RawStream};
 use anstyle::{AnsiColor, Style};
+use proto::reasons::Reason;
 use serde::Serialize;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 const NAME: Style = AnsiColor::Red.on_default().bold();
 
@@ -124,13 +125,17 @@ impl Output {
         self.report(&Report { warning: sentence }, sentence);
     }
 
-    /// Prints why a command failed, in one sentence or one JSON object a line.
+    /// Prints why a command failed, in one sentence or one JSON object a line; at a terminal also what to do about it.
     pub(crate) fn failure(&self, failure: &Failure) {
         #[derive(Serialize)]
         struct Report<'a> {
             error: &'a Failure,
         }
         self.report(&Report { error: failure }, failure.message());
+        let advice = failure.advice().filter(|_| io::stderr().is_terminal() && !self.is_document());
+        if let Some(Reason { name, next, .. }) = advice {
+            let _ = writeln!(io::stderr().lock(), "{next} `mortar explain {name}` says more.");
+        }
     }
 
     fn report(&self, report: &impl Serialize, sentence: &str) {

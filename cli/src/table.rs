@@ -1,11 +1,14 @@
 //! Tables as the OpenStack clients draw them, because the people who use this know them by heart; and the choice of their
 //! columns.
 
-use comfy_table::{Attribute, Color, LineStyle, TableStyle, presets::ASCII_FULL_CONDENSED};
+use comfy_table::{Attribute, Color, ContentArrangement, LineStyle, TableStyle, presets::ASCII_FULL_CONDENSED};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 const STYLE: TableStyle = ASCII_FULL_CONDENSED.header_separator(LineStyle::new('+', '-', '+', '+'));
+
+/// How wide prose may be.
+const PAGE: u16 = 100;
 
 /// What stands in one place of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,6 +140,8 @@ pub(crate) struct Table {
     /// The names of the JSON fields, whether or not there is a row.
     fields: Vec<String>,
     shape: Shape,
+    /// Long sentences are broken into lines.
+    wrapped: bool,
 }
 
 /// `None`: it has no such property, and no line is drawn for it.
@@ -156,6 +161,9 @@ enum Shape {
 /// One of many: a row of a table.
 pub(crate) trait Row: Serialize + Default {
     const COLUMNS: &'static [&'static str];
+
+    /// Some of it are sentences, which are broken into lines.
+    const PROSE: bool = false;
 
     fn cells(&self) -> Vec<Cell>;
 }
@@ -192,7 +200,7 @@ impl Table {
         let fields = fields(of);
         let (header, cells) = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).unzip();
         let names = fields.keys().cloned().collect();
-        Self { header, rows: vec![Line { cells, fields }], fields: names, shape: Shape::Properties }
+        Self { header, rows: vec![Line { cells, fields }], fields: names, shape: Shape::Properties, wrapped: false }
     }
 
     /// A table of many things, one row each.
@@ -200,7 +208,12 @@ impl Table {
         let line = |row: &T| Line { cells: row.cells().into_iter().map(Some).collect(), fields: fields(row) };
         let header = T::COLUMNS.iter().map(|&name| name.to_owned()).collect();
         let names = fields(&T::default()).keys().cloned().collect();
-        Self { header, rows: of.iter().map(line).collect(), fields: names, shape: Shape::List }
+        Self { header, rows: of.iter().map(line).collect(), fields: names, shape: Shape::List, wrapped: T::PROSE }
+    }
+
+    /// For prose: no wider than a page.
+    pub(crate) fn wrapped(self) -> Self {
+        Self { wrapped: true, ..self }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -227,6 +240,7 @@ impl Table {
             rows: self.rows.iter().map(|line| Line { cells: Vec::new(), fields: line.fields.clone() }).collect(),
             fields: Vec::new(),
             shape: self.shape,
+            wrapped: self.wrapped,
         };
         for name in wanted {
             let drawn: Vec<usize> = (0..self.header.len()).filter(|&at| same(&self.header[at], name)).collect();
@@ -268,6 +282,9 @@ impl Table {
                     table.add_row(drawn.map(|cell| cell.unwrap_or_else(|| comfy_table::Cell::new(""))));
                 }
             }
+        }
+        if self.wrapped {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(PAGE);
         }
         if colour {
             table.enforce_styling();

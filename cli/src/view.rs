@@ -7,6 +7,7 @@ mod export;
 mod host;
 mod instance;
 mod operation;
+mod reason;
 mod volume;
 
 pub(crate) use attachment::{Attached, Attachment, Detached, Event};
@@ -15,6 +16,7 @@ pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
 pub(crate) use instance::{Instance, InstanceRow, Powered, Rescued, Unrescued};
 pub(crate) use operation::{Cancelled, Operation};
+pub(crate) use reason::Reason;
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
 
 use crate::table::{Row, Table};

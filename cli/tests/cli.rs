@@ -369,6 +369,34 @@ error:
 }
 
 #[test]
+fn an_error_is_explained() {
+    let agent = Agent::start();
+    let explained = stdout(&agent.run(&["explain", "in_use"]).success());
+    for words in ["| reason    | IN_USE ", "| FAILED_PRECONDITION ", "| exit_code | 4 ", "| next      | Free it first"]
+    {
+        assert!(explained.contains(words), "{words} is missing in:\n{explained}");
+    }
+    assert!(explained.lines().all(|line| line.len() <= 100), "{explained}");
+    let json = parsed(&stdout(&agent.run(&["explain", "RESIDUAL", "-ojson"]).success()));
+    assert_eq!((&json["code"], &json["exit_code"]), (&json!("FAILED_PRECONDITION"), &json!(4)));
+    let all = stdout(&agent.run(&["explain", "-ovalue", "-creason"]).success());
+    assert!(all.starts_with("INVALID\nNOT_FOUND\n") && all.lines().count() == 23, "{all}");
+    refused(agent.run(&["explain", "MOOD"]), 2, "invalid value 'MOOD'");
+
+    // What to do is for somebody who sits there.
+    let told = agent.on_terminal("attach lvm:mounted/lv", "", &[]).code(4);
+    let advice = "mortar: /dev/sdb\\nis mounted\r\nFree it first: ";
+    assert!(
+        stdout(&told).starts_with(advice) && stdout(&told).contains("`mortar explain IN_USE` says more."),
+        "{told}"
+    );
+    for (line, lines) in [("attach lvm:mounted/lv -ojson", 1), ("attach", 1), ("attach lvm:invalid/lv", 1)] {
+        let told = stdout(&agent.on_terminal(line, "", &[]));
+        assert_eq!(told.lines().count(), lines, "{told}");
+    }
+}
+
+#[test]
 fn busy_is_tried_again_until_it_is_free() {
     let agent = Agent::start();
     agent.run(&["attach", "lvm:busy/thrice", "--timeout", "10s"]).success();
