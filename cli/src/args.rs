@@ -19,7 +19,7 @@ const GLOBAL: &str = "Global options";
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  something else went wrong; of doctor: something is amiss
+  1  something else went wrong; of doctor and status: something is amiss
   2  invalid input: mend the command
   3  not found
   4  refused: in use, exists already, wrong state, or another volume than expected
@@ -305,6 +305,13 @@ pub(crate) enum Command {
 
     /// Show what this host is and can do: versions, drivers with their tools, connector properties
     Host,
+
+    /// Show this host on one screen: what is attached, exported, rescued and running, and what of it is amiss
+    ///
+    /// Only the agent is asked, no device. An attachment that is not ready, an export that is not served, an operation that
+    /// is wedged or stuck, and what could not be asked make the exit code 1; what a driver lacks is shown. `mortar doctor`
+    /// looks at the host itself.
+    Status,
 
     /// Say what on this host is amiss, and take away what mortar left behind
     ///

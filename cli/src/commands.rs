@@ -7,6 +7,7 @@ mod host;
 mod instances;
 mod operations;
 mod shell;
+mod status;
 mod volumes;
 
 use crate::{
@@ -58,6 +59,7 @@ async fn ask(cli: Cli, out: &Output) -> Result<(), Error> {
         Command::Unrescue(unrescue) => instances::unrescue(&agent().await?, unrescue, out).await,
         Command::Instance { command } => instances::power(&agent().await?, command, out).await,
         Command::Host => host::show(&agent().await?, out).await,
+        Command::Status => status::show(&agent().await?, out).await,
         Command::Doctor(doctor) => host::doctor(&agent().await?, doctor, out).await,
         Command::Operations { id: Some(id), .. } => operations::show(&agent().await?, id, out).await,
         Command::Operations { id: None, running, limit } => {
@@ -94,6 +96,7 @@ fn expect_columns(command: &Command, out: &Output) -> Result<(), Failure> {
         Command::Unrescue(_) => out.expect::<view::Unrescued>(),
         Command::Instance { .. } => out.expect::<view::Powered>(),
         Command::Host => out.expect::<view::Host>(),
+        Command::Status => out.expect::<view::Status>(),
         Command::Doctor(_) => out.expect::<view::Diagnosis>(),
         Command::Operations { id: Some(_), .. } => out.expect::<view::Operation>(),
         Command::Operations { id: None, .. } => out.expect::<Vec<view::Operation>>(),

@@ -8,6 +8,7 @@ mod host;
 mod instance;
 mod operation;
 mod reason;
+mod status;
 mod volume;
 
 pub(crate) use attachment::{Attached, Attachment, Detached, Event};
@@ -17,6 +18,7 @@ pub(crate) use host::Host;
 pub(crate) use instance::{Instance, InstanceRow, Powered, Rescued, Unrescued};
 pub(crate) use operation::{Cancelled, Operation};
 pub(crate) use reason::Reason;
+pub(crate) use status::Status;
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
 
 use crate::table::{Row, Table};

@@ -575,6 +575,34 @@ fn what_is_amiss_is_shown_and_told_by_the_exit_code() {
 }
 
 #[test]
+fn the_host_is_shown_on_one_screen() {
+    let agent = Agent::start();
+    let well = stdout(&agent.run(&["status"]).success());
+    for line in [
+        "| host        | hv1 ",
+        "| attachments | 2: 2 ready ",
+        "| running     | attach a ",
+        "| instances   | 1: 1 running ",
+    ] {
+        assert!(well.contains(line), "{line} is missing in:\n{well}");
+    }
+    assert!(!well.contains("not asked"), "{well}");
+    let json = parsed(&stdout(&agent.run(&["status", "-ojson"]).success()));
+    assert_eq!((&json["in_order"], &json["attachments"]["states"]["ready"]), (&json!(true), &json!(2)));
+    assert_eq!((&json["operations"][0]["kind"], &json["exports"]["count"]), (&json!("attach"), &json!(1)));
+    assert!(agent.asked().operations[0].running_only);
+
+    agent.lose_the_journal();
+    let amiss = agent.run(&["status"]).code(1);
+    assert!(stdout(&amiss).contains("| not asked   | operations: the journal is lost "), "{}", stdout(&amiss));
+    assert!(stdout(&amiss).contains("| attachments | 2: 2 ready "), "what answers is shown");
+    assert_eq!(stderr(&amiss), "mortar: something is amiss; mortar doctor says what to do about it\n");
+    let json = agent.run(&["status", "-ojson"]).code(1);
+    assert_eq!(parsed(&stdout(&json))["operations"], json!(null));
+    assert_eq!(parsed(&stderr(&json))["error"]["reason"], "NOT_IN_ORDER");
+}
+
+#[test]
 fn operations_host_and_events_are_shown() {
     let agent = Agent::start();
     let list = parsed(&stdout(&agent.run(&["operations", "--running", "--limit", "5", "-ojson"]).success()));

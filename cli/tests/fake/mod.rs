@@ -8,7 +8,10 @@ use proto::v1::{
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tempfile::TempDir;
@@ -40,6 +43,7 @@ pub(crate) struct Asked {
 struct Canned {
     asked: Arc<Mutex<Asked>>,
     dying: Arc<Notify>,
+    without_a_journal: Arc<AtomicBool>,
 }
 
 impl Canned {
@@ -75,6 +79,11 @@ impl Agent {
 
     pub(crate) fn asked(&self) -> MutexGuard<'_, Asked> {
         self.canned.asked()
+    }
+
+    /// From now on it knows of no operation.
+    pub(crate) fn lose_the_journal(&self) {
+        self.canned.without_a_journal.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -347,6 +356,9 @@ impl v1::operations_server::Operations for Canned {
 
     async fn list(&self, request: Request<v1::ListOperationsRequest>) -> Reply<v1::ListOperationsResponse> {
         self.asked().operations.push(request.into_inner());
+        if self.without_a_journal.load(Ordering::Relaxed) {
+            return Err(refused(Code::FailedPrecondition, "WRONG_STATE", "the journal is lost"));
+        }
         Ok(Response::new(v1::ListOperationsResponse { operations: vec![operation()] }))
     }
 
