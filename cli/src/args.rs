@@ -388,6 +388,14 @@ pub(crate) struct Grace {
     pub(crate) grace: Option<Duration>,
 }
 
+/// Whether the user is asked before what cannot be taken back.
+#[derive(Debug, Args)]
+pub(crate) struct Sure {
+    /// Do it without a question. One is asked only where stdin and stderr are a terminal
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("disk").required(true))]
 pub(crate) struct Rescue {
@@ -433,6 +441,9 @@ pub(crate) struct Rescue {
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 /// Where the rescue disk stands.
@@ -492,6 +503,9 @@ pub(crate) struct Unrescue {
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Subcommand)]
@@ -518,6 +532,9 @@ pub(crate) struct Power {
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Args)]
@@ -531,6 +548,9 @@ pub(crate) struct Doctor {
     /// Also what is ours or foreign
     #[arg(long)]
     pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Args)]

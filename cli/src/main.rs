@@ -9,6 +9,7 @@
 mod args;
 mod call;
 mod commands;
+mod confirm;
 mod connect;
 mod error;
 mod output;

@@ -195,6 +195,46 @@ fn a_rescue_asks_for_what_was_typed_and_tells_the_password_once() {
 }
 
 #[test]
+fn what_cannot_be_taken_back_is_asked_for_at_a_terminal_only() {
+    let agent = Agent::start();
+    let rescue = "rescue web1 --image lvm:vg/i";
+    let questions = [
+        (rescue, "web1 runs: it is stopped, by force if its guest does not shut down, and boots from the rescue disk."),
+        ("unrescue saved", "The rescue disk lvm:vg/rescue-7b1c and all on it go."),
+        ("instance stop web1 --grace 0", "web1 is ended without asking its guest."),
+        ("doctor --repair", "What nobody has is taken away: the loop /dev/loop0."),
+    ];
+    let done = || {
+        let asked = agent.asked();
+        let repaired = asked.diagnose.iter().filter(|request| request.repair).count();
+        [asked.rescue.len(), asked.unrescue.len(), asked.stop.len(), repaired]
+    };
+    for (line, words) in questions {
+        for typed in ["n\n", "\n"] {
+            let refused = stdout(&agent.on_terminal(line, typed, &[]).code(1));
+            assert!(refused.contains(words) && refused.contains("Go on? [y/N]"), "{refused}");
+            assert!(refused.contains("mortar: nothing was done"), "{refused}");
+        }
+    }
+    assert_eq!(done(), [0; 4]);
+    for (line, _) in questions {
+        assert!(stdout(&agent.on_terminal(line, "y\n", &[]).success()).contains("Go on?"));
+    }
+    assert_eq!(done(), [1; 4]);
+    for (line, _) in questions {
+        let sure = stdout(&agent.on_terminal(&format!("{line} --yes"), "", &[]).success());
+        assert!(!sure.contains("Go on?"), "{sure}");
+        // A script says what it means.
+        agent.run(&line.split(' ').collect::<Vec<_>>()).success();
+    }
+    assert_eq!(done(), [3; 4]);
+    for line in ["instance stop web1", "unrescue web1", "rescue saved --image lvm:vg/i", "doctor"] {
+        let told = stdout(&agent.on_terminal(line, "", &[]));
+        assert!(!told.contains("Go on?"), "{told}");
+    }
+}
+
+#[test]
 fn instances_are_shown_powered_and_put_back() {
     let agent = Agent::start();
     assert!(stdout(&agent.run(&["instances"]).success()).contains("| web1 | 7b1c6c5e-"));

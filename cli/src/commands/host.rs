@@ -2,6 +2,7 @@
 
 use crate::{
     args::Doctor,
+    confirm,
     connect::Agent,
     error::{Error, Failure},
     output::Output,
@@ -15,11 +16,20 @@ pub(super) async fn show(agent: &Agent, out: &Output) -> Result<(), Error> {
     out.answer(&Host::from(reply))
 }
 
-pub(super) async fn doctor(agent: &Agent, doctor: Doctor, out: &Output) -> Result<(), Error> {
+async fn diagnose(agent: &Agent, repair: bool) -> Result<v1::DiagnoseResponse, Error> {
     let mut client = agent.host();
-    let message = |timeout_ms| v1::DiagnoseRequest { repair: doctor.repair, timeout_ms };
-    let reply = agent.call(message, async |request| client.diagnose(request).await).await?;
-    let diagnosis = Diagnosis::new(reply, doctor.all);
+    let message = |timeout_ms| v1::DiagnoseRequest { repair, timeout_ms };
+    agent.call(message, async |request| client.diagnose(request).await).await
+}
+
+pub(super) async fn doctor(agent: &Agent, doctor: Doctor, out: &Output) -> Result<(), Error> {
+    if doctor.repair && confirm::wanted(doctor.sure.yes) {
+        let orphans = Diagnosis::new(diagnose(agent, false).await?, false).orphans();
+        if !orphans.is_empty() {
+            confirm::ask(&format!("What nobody has is taken away: {}.", orphans.join(", ")))?;
+        }
+    }
+    let diagnosis = Diagnosis::new(diagnose(agent, doctor.repair).await?, doctor.all);
     out.answer(&diagnosis)?;
     match diagnosis.in_order() {
         true => Ok(()),

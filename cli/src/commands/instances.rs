@@ -2,6 +2,7 @@
 
 use crate::{
     args::{InstanceCommand, Power, Rescue, Unrescue},
+    confirm,
     connect::Agent,
     error::{Error, Failure},
     output::Output,
@@ -48,10 +49,21 @@ pub(super) async fn list(agent: &Agent, out: &Output) -> Result<(), Error> {
 }
 
 pub(super) async fn show(agent: &Agent, instance: String, out: &Output) -> Result<(), Error> {
+    out.answer(&Instance::from(get(agent, &instance).await?))
+}
+
+async fn get(agent: &Agent, instance: &str) -> Result<v1::Instance, Error> {
     let mut client = agent.instances();
-    let message = |_| v1::GetInstanceRequest { instance: instance.clone() };
-    let reply = agent.call(message, async |request| client.get(request).await).await?;
-    out.answer(&Instance::from(reply))
+    let message = |_| v1::GetInstanceRequest { instance: instance.to_owned() };
+    agent.call(message, async |request| client.get(request).await).await
+}
+
+/// How a guest comes to its end, for the question before.
+fn stopped(grace: Option<Duration>) -> &'static str {
+    match grace {
+        Some(Duration::ZERO) => " without asking its guest",
+        _ => ", by force if its guest does not shut down",
+    }
 }
 
 pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Output) -> Result<(), Error> {
@@ -75,6 +87,13 @@ pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Outp
         grace_ms: rescue.grace.grace.map(millis),
         timeout_ms,
     };
+    if confirm::wanted(rescue.sure.yes) {
+        let now = get(agent, &rescue.instance).await?;
+        if now.power() == v1::InstancePower::Running && now.rescue.is_none() {
+            let how = stopped(rescue.grace.grace);
+            confirm::ask(&format!("{} runs: it is stopped{how}, and boots from the rescue disk.", now.name))?;
+        }
+    }
     let mut client = agent.instances();
     let grace = rescue.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = agent.call_with_grace(grace, message, async |request| client.rescue(request).await).await?;
@@ -92,6 +111,19 @@ pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, out: &Output) ->
         grace_ms: unrescue.grace.grace.map(millis),
         timeout_ms,
     };
+    if confirm::wanted(unrescue.sure.yes) {
+        let now = get(agent, &unrescue.instance).await?;
+        if let Some(rescue) = now.rescue {
+            let how = stopped(unrescue.grace.grace);
+            let goes = if rescue.image {
+                format!(" The rescue disk {} and all on it go.", rescue.disk)
+            } else {
+                String::new()
+            };
+            let lost = if unrescue.discard_changes { " What somebody changed in its definition is lost." } else { "" };
+            confirm::ask(&format!("{} is stopped{how}, and put back as it was.{goes}{lost}", now.name))?;
+        }
+    }
     let mut client = agent.instances();
     let grace = unrescue.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await).await?;
@@ -102,6 +134,12 @@ pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, out: &Output) ->
 }
 
 pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output) -> Result<(), Error> {
+    if let InstanceCommand::Stop(power) | InstanceCommand::Reboot(power) = &command
+        && power.grace.grace == Some(Duration::ZERO)
+        && confirm::wanted(power.sure.yes)
+    {
+        confirm::ask(&format!("{} is ended without asking its guest.", power.instance))?;
+    }
     let mut client = agent.instances();
     let grace = |power: &Power| power.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = match command {

@@ -75,6 +75,12 @@ impl Diagnosis {
         self.in_order
     }
 
+    /// What a repair would take away.
+    pub(crate) fn orphans(&self) -> Vec<String> {
+        let orphans = self.objects.iter().filter(|object| object.state == "orphan");
+        orphans.map(|object| format!("the {} {}", object.kind.replace('_', " "), object.name)).collect()
+    }
+
     pub(crate) fn summary(&self) -> &str {
         &self.summary
     }

@@ -399,6 +399,11 @@ impl v1::instances_server::Instances for Canned {
     async fn get(&self, request: Request<v1::GetInstanceRequest>) -> Reply<v1::Instance> {
         match request.into_inner().instance.as_str() {
             "web1" | "a name" => Ok(Response::new(instance())),
+            "saved" => {
+                let disk = "lvm:vg/rescue-7b1c".to_owned();
+                let rescue = Some(v1::InstanceRescue { disk, image: true, ..Default::default() });
+                Ok(Response::new(v1::Instance { rescue, ..instance() }))
+            }
             _ => Err(refused(Code::NotFound, "NOT_FOUND", "no such instance")),
         }
     }
