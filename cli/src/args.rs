@@ -697,6 +697,47 @@ mod tests {
         }
     }
 
+    /// The commands to mortar in one line of a shell.
+    fn commands(line: &str) -> Vec<Vec<String>> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for character in line.chars() {
+            match character {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                '|' | ';' | '&' if !quoted => words.extend(["|".to_owned(), String::new()]),
+                character => words.last_mut().unwrap().push(character),
+            }
+        }
+        words.retain(|word| !word.is_empty() && !word.starts_with('>'));
+        let parts = words.split(|word| word == "|").map(<[String]>::to_vec);
+        parts.filter(|part| part.first().is_some_and(|program| program == "mortar")).collect()
+    }
+
+    #[test]
+    fn every_example_is_a_command() {
+        let mut clap = Cli::command();
+        clap.build();
+        let mut lines = Vec::new();
+        let help = clap.get_subcommands().filter_map(|sub| Some(sub.get_after_help()?.to_string()));
+        for help in help {
+            let before = lines.len();
+            lines.extend(help.lines().filter_map(|line| line.strip_prefix("  ")).map(str::to_owned));
+            assert!(lines.len() > before, "no example in {help}");
+        }
+        for text in [include_str!("../../README.md"), include_str!("../../docs/operating.md")] {
+            let mut blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
+            lines.extend(blocks.by_ref().flat_map(|(block, _)| block.lines().map(str::to_owned)));
+        }
+        let mut seen = 0;
+        for words in lines.iter().flat_map(|line| commands(line)) {
+            let parsed = Cli::try_parse_from(&words);
+            let help = parsed.as_ref().is_err_and(|error| error.exit_code() == 0);
+            assert!(parsed.is_ok() || help, "{words:?}: {}", parsed.unwrap_err());
+            seen += 1;
+        }
+        assert!(seen > 40, "only {seen} were found");
+    }
+
     #[test]
     fn global_flags_stand_on_either_side_of_the_command() {
         for line in [["mortar", "--timeout", "5", "-ojson", "list"], ["mortar", "list", "--timeout", "5", "-ojson"]] {
