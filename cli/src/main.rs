@@ -14,6 +14,7 @@ mod connect;
 mod error;
 mod output;
 mod password;
+mod progress;
 mod reasons;
 mod remote;
 mod table;

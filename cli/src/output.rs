@@ -41,6 +41,11 @@ impl Output {
         matches!(self.format, Format::Json | Format::Yaml)
     }
 
+    /// Somebody looks on, and reads text.
+    pub(crate) fn is_watched(&self) -> bool {
+        io::stderr().is_terminal() && !self.is_document()
+    }
+
     /// That the columns asked for are there, before anything is asked of the agent.
     pub(crate) fn expect<V: View + Default>(&self) -> Result<(), Failure> {
         self.selected(&V::default()).map(|_| ())
@@ -132,7 +137,7 @@ impl Output {
             error: &'a Failure,
         }
         self.report(&Report { error: failure }, failure.message());
-        let advice = failure.advice().filter(|_| io::stderr().is_terminal() && !self.is_document());
+        let advice = failure.advice().filter(|_| self.is_watched());
         if let Some(Reason { name, next, .. }) = advice {
             let _ = writeln!(io::stderr().lock(), "{next} `mortar explain {name}` says more.");
         }

@@ -235,6 +235,23 @@ fn what_cannot_be_taken_back_is_asked_for_at_a_terminal_only() {
 }
 
 #[test]
+fn what_takes_long_says_at_a_terminal_what_it_waits_for() {
+    let agent = Agent::start();
+    let told = stdout(&agent.on_terminal("attach lvm:late/lv --id a", "", &[]).success());
+    assert!(told.contains("\rattaching, 1 s: waits for `run lvm lvchange`"), "{told}");
+    let (_, after) = told.rsplit_once(" \r").expect("the line is wiped");
+    assert!(after.starts_with("+--"), "{told}");
+    assert!(agent.asked().operations.iter().all(|request| request.running_only));
+    let asked = agent.asked().operations.len();
+
+    let documented = stdout(&agent.on_terminal("attach lvm:late/lv --id a -oyaml", "", &[]).success());
+    assert!(documented.starts_with("id: a"), "{documented}");
+    assert_eq!(stderr(&agent.run(&["attach", "lvm:late/lv", "--id", "a"]).success()), "");
+    assert!(!stdout(&agent.on_terminal("attach lvm:vg/lv --id a", "", &[]).success()).contains("attaching"));
+    assert_eq!(agent.asked().operations.len(), asked, "nobody is asked in vain");
+}
+
+#[test]
 fn instances_are_shown_powered_and_put_back() {
     let agent = Agent::start();
     assert!(stdout(&agent.run(&["instances"]).success()).contains("| web1 | 7b1c6c5e-"));
@@ -621,7 +638,7 @@ fn the_host_is_shown_on_one_screen() {
     for line in [
         "| host        | hv1 ",
         "| attachments | 2: 2 ready ",
-        "| running     | attach a ",
+        "| running     | attach a, waits for: run lvm lvchange |",
         "| instances   | 1: 1 running ",
     ] {
         assert!(well.contains(line), "{line} is missing in:\n{well}");

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Failure},
     output::Output,
     password,
+    progress::{self, About},
     values::Target,
     view::{Attached, Attachment, Detached, Event},
 };
@@ -64,7 +65,10 @@ pub(super) async fn attach(agent: &Agent, attach: Attach, read: Read, out: &Outp
         credentials: read.credentials(&attach),
     };
     let mut client = agent.attachments();
-    let reply = agent.call(message, async |request| client.attach(request).await).await?;
+    let named = [attach.id.as_deref(), attach.locator.as_deref()];
+    let about = About { doing: "attaching", kind: v1::OperationKind::Attach, named };
+    let call = agent.call(message, async |request| client.attach(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let attachment = reply.attachment.ok_or_else(nothing)?;
     out.answer(&Attached::new(attachment, reply.changed, reply.operation_id))
 }
@@ -91,7 +95,15 @@ pub(super) async fn detach(
 ) -> Result<(), Error> {
     let message = |timeout_ms| v1::DetachRequest { target: target.clone(), timeout_ms };
     let mut client = agent.attachments();
-    let detached: Detached = agent.call(message, async |request| client.detach(request).await).await?.into();
+    let named = match &target {
+        Some(v1::detach_request::Target::Id(name) | v1::detach_request::Target::Locator(name)) => {
+            [Some(name.as_str()), None]
+        }
+        _ => [None, None],
+    };
+    let about = About { doing: "detaching", kind: v1::OperationKind::Detach, named };
+    let call = agent.call(message, async |request| client.detach(request).await);
+    let detached: Detached = progress::shown(agent, out, about, call).await?.into();
     let mut failures: Vec<_> =
         detached.residuals().map(|residual| Failure::new(Code::FailedPrecondition, "RESIDUAL", residual)).collect();
     let Some(last) = failures.pop() else { return out.answer(&detached) };
@@ -130,7 +142,9 @@ pub(super) async fn show(agent: &Agent, id: String, out: &Output) -> Result<(), 
 pub(super) async fn extend(agent: &Agent, id: String, out: &Output) -> Result<(), Error> {
     let mut client = agent.attachments();
     let message = |timeout_ms| v1::ExtendRequest { id: id.clone(), timeout_ms };
-    let reply = agent.call(message, async |request| client.extend(request).await).await?;
+    let about = About { doing: "extending", kind: v1::OperationKind::Extend, named: [Some(&id), None] };
+    let call = agent.call(message, async |request| client.extend(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let attachment = reply.attachment.ok_or_else(nothing)?;
     out.answer(&Attached::new(attachment, reply.changed, reply.operation_id))
 }

@@ -5,6 +5,7 @@ use crate::{
     connect::Agent,
     error::{Error, Failure},
     output::Output,
+    progress::{self, About},
     values::Target,
     view::{self, Exported, Unexported},
 };
@@ -21,7 +22,10 @@ pub(super) async fn export(agent: &Agent, export: Export, out: &Output) -> Resul
         timeout_ms,
     };
     let mut client = agent.exports();
-    let reply = agent.call(message, async |request| client.export(request).await).await?;
+    let named = [export.id.as_deref(), Some(&*export.locator)];
+    let about = About { doing: "exporting", kind: v1::OperationKind::Export, named };
+    let call = agent.call(message, async |request| client.export(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let exported = Exported::new(reply).ok_or_else(|| Failure::internal("mortard answered without an export"))?;
     out.answer(&exported)
 }
@@ -42,7 +46,10 @@ pub(super) async fn unexport(agent: &Agent, target: Target, out: &Output) -> Res
     };
     let message = |timeout_ms| v1::UnexportRequest { target: Some(target.clone()), timeout_ms };
     let mut client = agent.exports();
-    let unexported: Unexported = agent.call(message, async |request| client.unexport(request).await).await?.into();
+    let (v1::unexport_request::Target::Id(name) | v1::unexport_request::Target::Locator(name)) = &target;
+    let about = About { doing: "unexporting", kind: v1::OperationKind::Unexport, named: [Some(name), None] };
+    let call = agent.call(message, async |request| client.unexport(request).await);
+    let unexported: Unexported = progress::shown(agent, out, about, call).await?.into();
     let mut failures: Vec<_> =
         unexported.residuals().map(|residual| Failure::new(Code::FailedPrecondition, "RESIDUAL", residual)).collect();
     let Some(last) = failures.pop() else { return out.answer(&unexported) };

@@ -7,6 +7,7 @@ use crate::{
     error::{Error, Failure},
     output::Output,
     password,
+    progress::{self, About},
     view::{Instance, InstanceRow, Powered, Rescued, Unrescued},
 };
 use proto::v1;
@@ -96,7 +97,10 @@ pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Outp
     }
     let mut client = agent.instances();
     let grace = rescue.grace.grace.unwrap_or(LONGEST_GRACE);
-    let reply = agent.call_with_grace(grace, message, async |request| client.rescue(request).await).await?;
+    let named = [Some(&*rescue.instance), None];
+    let about = About { doing: "rescuing", kind: v1::OperationKind::Rescue, named };
+    let call = agent.call_with_grace(grace, message, async |request| client.rescue(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     for warning in &reply.warnings {
         out.warning(warning);
     }
@@ -126,7 +130,10 @@ pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, out: &Output) ->
     }
     let mut client = agent.instances();
     let grace = unrescue.grace.grace.unwrap_or(LONGEST_GRACE);
-    let reply = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await).await?;
+    let named = [Some(&*unrescue.instance), None];
+    let about = About { doing: "unrescuing", kind: v1::OperationKind::Unrescue, named };
+    let call = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     for rebound in &reply.rebound {
         out.warning(rebound);
     }
@@ -145,7 +152,9 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output)
     let reply = match command {
         InstanceCommand::Start { instance } => {
             let message = |timeout_ms| v1::StartInstanceRequest { instance: instance.clone(), timeout_ms };
-            agent.call(message, async |request| client.start(request).await).await?
+            let about = About { doing: "starting", kind: v1::OperationKind::Start, named: [Some(&instance), None] };
+            let call = agent.call(message, async |request| client.start(request).await);
+            progress::shown(agent, out, about, call).await?
         }
         InstanceCommand::Stop(power) => {
             let message = |timeout_ms| v1::StopInstanceRequest {
@@ -153,7 +162,10 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output)
                 grace_ms: power.grace.grace.map(millis),
                 timeout_ms,
             };
-            agent.call_with_grace(grace(&power), message, async |request| client.stop(request).await).await?
+            let named = [Some(&*power.instance), None];
+            let about = About { doing: "stopping", kind: v1::OperationKind::Stop, named };
+            let call = agent.call_with_grace(grace(&power), message, async |request| client.stop(request).await);
+            progress::shown(agent, out, about, call).await?
         }
         InstanceCommand::Reboot(power) => {
             let message = |timeout_ms| v1::RebootInstanceRequest {
@@ -161,7 +173,10 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output)
                 grace_ms: power.grace.grace.map(millis),
                 timeout_ms,
             };
-            agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await).await?
+            let named = [Some(&*power.instance), None];
+            let about = About { doing: "rebooting", kind: v1::OperationKind::Reboot, named };
+            let call = agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await);
+            progress::shown(agent, out, about, call).await?
         }
     };
     out.answer(&Powered::from(reply))

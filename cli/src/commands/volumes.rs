@@ -5,6 +5,7 @@ use crate::{
     connect::Agent,
     error::{Error, Failure},
     output::Output,
+    progress::{self, About},
     view::{Manageable, Managed, Unmanaged, Volume},
 };
 use proto::v1;
@@ -25,7 +26,10 @@ pub(super) async fn manage(agent: &Agent, manage: Manage, out: &Output) -> Resul
         name: manage.name.clone().unwrap_or_default(),
         allow_in_use: manage.allow_in_use,
     };
-    let reply = agent.call(message, async |request| client.manage(request).await).await?;
+    let named = [manage.id.as_deref(), Some(&*manage.locator)];
+    let about = About { doing: "managing", kind: v1::OperationKind::Manage, named };
+    let call = agent.call(message, async |request| client.manage(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let volume = reply.volume.ok_or_else(|| Failure::internal("mortard answered without a volume"))?;
     out.answer(&Managed::new(volume, reply.changed, reply.operation_id))
 }
@@ -33,7 +37,9 @@ pub(super) async fn manage(agent: &Agent, manage: Manage, out: &Output) -> Resul
 pub(super) async fn unmanage(agent: &Agent, id: String, keep_name: bool, out: &Output) -> Result<(), Error> {
     let mut client = agent.volumes();
     let message = |_| v1::UnmanageRequest { id: id.clone(), keep_name };
-    let reply = agent.call(message, async |request| client.unmanage(request).await).await?;
+    let about = About { doing: "unmanaging", kind: v1::OperationKind::Unmanage, named: [Some(&id), None] };
+    let call = agent.call(message, async |request| client.unmanage(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     out.answer(&Unmanaged::from(reply))
 }
 

@@ -128,6 +128,11 @@ pub(crate) fn mortar(socket: &Path) -> Command {
     command
 }
 
+#[expect(clippy::disallowed_methods, reason = "an agent that takes its time")]
+async fn late() {
+    tokio::time::sleep(Duration::from_millis(1800)).await;
+}
+
 fn refused(code: Code, reason: &str, message: &str) -> Status {
     let metadata = HashMap::from([("by".to_owned(), "somebody".to_owned())]);
     Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, proto::ERROR_DOMAIN, metadata))
@@ -165,6 +170,7 @@ fn operation() -> v1::Operation {
         kind: v1::OperationKind::Attach.into(),
         state: v1::OperationState::Running.into(),
         subject: "a".to_owned(),
+        waiting: Some(v1::Waiting { r#for: "run lvm lvchange".to_owned(), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -195,6 +201,7 @@ impl v1::attachments_server::Attachments for Canned {
                 std::future::pending().await
             }
             "lvm:silent/lv" => std::future::pending().await,
+            "lvm:late/lv" => late().await,
             "lvm:absent/lv" => return Err(refused(Code::NotFound, "NOT_FOUND", "no VG absent")),
             "lvm:mounted/lv" => return Err(refused(Code::FailedPrecondition, "IN_USE", "/dev/sdb\nis mounted")),
             "lvm:taken/lv" => return Err(refused(Code::AlreadyExists, "ALREADY_EXISTS", "the id is taken")),
