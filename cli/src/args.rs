@@ -48,6 +48,7 @@ const MANAGE_EXAMPLES: &str = "\
 Examples:
   mortar manageable lvm:vg0
   mortar manage lvm:vg0/data --name web1-data
+  mortar manage rbd:volumes/data@monday --dry-run
   mortar manage rbd:volumes/data@monday
   mortar manage file:/srv/volumes/a.raw --id 0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10";
 
@@ -62,6 +63,7 @@ On the other host:
 
 const RESCUE_EXAMPLES: &str = "\
 Examples:
+  mortar rescue web1 --image lvm:vg0/rescue-system --dry-run
   mortar rescue web1 --image lvm:vg0/rescue-system
   mortar rescue web1 --image file:/srv/images/rescue.qcow2 --layout stable --ssh-key ~/.ssh/id_ed25519.pub
   pass show rescue | mortar rescue web1 --volume iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7 --password-file -
@@ -78,6 +80,7 @@ const DOCTOR_EXAMPLES: &str = "\
 Examples:
   mortar doctor
   mortar doctor --all
+  mortar doctor --repair --dry-run
   mortar doctor --repair --timeout 5m";
 
 /// Attaches storage to this host, takes existing volumes into management, and rescues virtual machines.
@@ -442,6 +445,10 @@ pub(crate) struct Rescue {
     #[command(flatten)]
     pub(crate) grace: Grace,
 
+    /// Only say what would be done: all is refused that can be known before, nothing is changed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
     #[command(flatten)]
     pub(crate) sure: Sure,
 }
@@ -544,6 +551,10 @@ pub(crate) struct Doctor {
     /// What somebody uses stays, and so does everything that is not an orphan.
     #[arg(long)]
     pub(crate) repair: bool,
+
+    /// With --repair: only say which orphans would go, and of the others why not
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
 
     /// Also what is ours or foreign
     #[arg(long)]
@@ -673,6 +684,12 @@ pub(crate) struct Manage {
     /// Manage it although it is open, mounted or held; a rename does not disturb those who have it open
     #[arg(long)]
     pub(crate) allow_in_use: bool,
+
+    /// Only say what would be done: all is refused that would be, nothing is changed
+    ///
+    /// An id that is made up is another one the next time; give one with --id.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[cfg(test)]

@@ -235,6 +235,30 @@ fn what_cannot_be_taken_back_is_asked_for_at_a_terminal_only() {
 }
 
 #[test]
+fn a_dry_run_is_one_and_asks_nothing() {
+    let agent = Agent::start();
+    let managed = stdout(&agent.run(&["manage", "lvm:vg/lv", "--dry-run"]).success());
+    assert!(managed.contains("| would    | rename it "), "{managed}");
+    let json = parsed(&stdout(&agent.run(&["manage", "lvm:vg/lv", "--dry-run", "-ojson"]).success()));
+    assert_eq!((&json["would"], &json["operation_id"]), (&json!(["rename it"]), &json!(null)));
+    let json = parsed(&stdout(&agent.run(&["manage", "lvm:vg/lv", "-ojson"]).success()));
+    assert_eq!(json.get("would"), None);
+
+    let rescued = stdout(&agent.on_terminal("rescue web1 --image lvm:vg/i --dry-run", "", &[]).success());
+    assert!(rescued.contains("| would    | stop web1 ") && rescued.contains("| would    | start web1 "), "{rescued}");
+    let repaired = stdout(&agent.on_terminal("doctor --repair --dry-run", "", &[]).code(1));
+    assert!(repaired.contains("| would be removed |"), "{repaired}");
+    assert!(repaired.contains("mortar: 1 orphan, 1 warning; mortar doctor --repair takes orphans away"), "{repaired}");
+    assert!(!rescued.contains("Go on?") && !repaired.contains("Go on?"));
+    let asked = agent.asked();
+    assert_eq!(asked.manage.iter().map(|it| it.dry_run).collect::<Vec<_>>(), [true, true, false]);
+    assert!(asked.rescue.len() == 1 && asked.rescue[0].dry_run);
+    assert_eq!(asked.diagnose, [v1::DiagnoseRequest { repair: true, dry_run: true, timeout_ms: 30_000 }]);
+    drop(asked);
+    refused(agent.run(&["doctor", "--dry-run"]), 2, "--repair");
+}
+
+#[test]
 fn what_takes_long_says_at_a_terminal_what_it_waits_for() {
     let agent = Agent::start();
     let told = stdout(&agent.on_terminal("attach lvm:late/lv --id a", "", &[]).success());
@@ -601,8 +625,13 @@ fn volumes_are_managed_and_let_go() {
     assert_eq!(stderr(&agent.run(&["volumes", "file:/srv"]).success()), "");
 
     let asked = agent.asked();
-    let manage =
-        v1::ManageRequest { locator: "lvm:vg/lv".into(), id: "u".into(), name: "web".into(), allow_in_use: true };
+    let manage = v1::ManageRequest {
+        locator: "lvm:vg/lv".into(),
+        id: "u".into(),
+        name: "web".into(),
+        allow_in_use: true,
+        dry_run: false,
+    };
     assert_eq!(asked.manage, [manage]);
     assert_eq!(asked.unmanage, [v1::UnmanageRequest { id: "u".into(), keep_name: true }]);
     assert_eq!(asked.scopes, ["lvm:vg", "", "", "file:/srv"]);
@@ -628,7 +657,10 @@ fn what_is_amiss_is_shown_and_told_by_the_exit_code() {
     assert!(stdout(&repaired).contains("| removed |"), "{}", stdout(&repaired));
     assert!(stdout(&repaired).ends_with("1 orphan removed; 1 warning\n"), "{}", stdout(&repaired));
     assert_eq!(stderr(&repaired), "");
-    assert_eq!(agent.asked().diagnose.last().unwrap(), &v1::DiagnoseRequest { repair: true, timeout_ms: 300_000 });
+    assert_eq!(
+        agent.asked().diagnose.last().unwrap(),
+        &v1::DiagnoseRequest { repair: true, timeout_ms: 300_000, dry_run: false }
+    );
 }
 
 #[test]

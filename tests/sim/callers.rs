@@ -97,8 +97,11 @@ async fn a_repair_needs_an_admin() {
         let stage = SimStage::with(config(vec![rule(role, &[])])).await;
         let diagnose = |repair| v1::DiagnoseRequest { repair, ..v1::DiagnoseRequest::default() };
         stage.client().host.diagnose(diagnose(false)).await.unwrap();
-        let repaired = stage.client().host.diagnose(diagnose(true)).await.map_err(Refused::from);
-        assert_eq!(repaired.is_ok(), may, "{role:?}: {repaired:?}");
+        for dry_run in [true, false] {
+            let repair = v1::DiagnoseRequest { dry_run, ..diagnose(true) };
+            let repaired = stage.client().host.diagnose(repair).await.map_err(Refused::from);
+            assert_eq!(repaired.is_ok(), may, "{role:?}: {repaired:?}");
+        }
     }
 }
 
@@ -413,8 +416,11 @@ async fn instances_in_reach() {
         is_out_of_reach(client.instances.get(get).await.map_err(Refused::from));
     }
     let rescue = v1::RescueRequest { instance: "web1".into(), ..v1::RescueRequest::default() };
-    let refused = Refused::from(client.instances.rescue(rescue).await.unwrap_err());
-    assert!(refused.reason == "FORBIDDEN" && refused.message.contains("the role admin"), "{}", refused.message);
+    for dry_run in [true, false] {
+        let rescue = v1::RescueRequest { dry_run, ..rescue.clone() };
+        let refused = Refused::from(client.instances.rescue(rescue).await.unwrap_err());
+        assert!(refused.reason == "FORBIDDEN" && refused.message.contains("the role admin"), "{}", refused.message);
+    }
     // The operation of one is as much out of sight as the other.
     stage.config.callers.rules = vec![rule(Role::Viewer, &["instance:db*"])];
     stage.reload();

@@ -87,8 +87,9 @@ pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Outp
         no_seed: rescue.no_seed,
         grace_ms: rescue.grace.grace.map(millis),
         timeout_ms,
+        dry_run: rescue.dry_run,
     };
-    if confirm::wanted(rescue.sure.yes) {
+    if !rescue.dry_run && confirm::wanted(rescue.sure.yes) {
         let now = get(agent, &rescue.instance).await?;
         if now.power() == v1::InstancePower::Running && now.rescue.is_none() {
             let how = stopped(rescue.grace.grace);

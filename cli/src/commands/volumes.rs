@@ -25,13 +25,14 @@ pub(super) async fn manage(agent: &Agent, manage: Manage, out: &Output) -> Resul
         id: manage.id.clone().unwrap_or_default(),
         name: manage.name.clone().unwrap_or_default(),
         allow_in_use: manage.allow_in_use,
+        dry_run: manage.dry_run,
     };
     let named = [manage.id.as_deref(), Some(&*manage.locator)];
     let about = About { doing: "managing", kind: v1::OperationKind::Manage, named };
     let call = agent.call(message, async |request| client.manage(request).await);
     let reply = progress::shown(agent, out, about, call).await?;
     let volume = reply.volume.ok_or_else(|| Failure::internal("mortard answered without a volume"))?;
-    out.answer(&Managed::new(volume, reply.changed, reply.operation_id))
+    out.answer(&Managed::new(volume, reply.changed, reply.operation_id, reply.would))
 }
 
 pub(super) async fn unmanage(agent: &Agent, id: String, keep_name: bool, out: &Output) -> Result<(), Error> {

@@ -29,7 +29,7 @@ struct Object {
     name: String,
     description: String,
     why: String,
-    /// `removed`, `left`; null: it was not tried.
+    /// `removed`, `left`, `would_be_removed`; null: it was not tried.
     repair: Option<String>,
     repair_detail: Option<String>,
 }
@@ -44,7 +44,9 @@ impl Diagnosis {
         let removed = of(v1::HostObjectState::Orphan).filter(is_gone).count();
         let orphans = of(v1::HostObjectState::Orphan).count() - removed;
         let stale = of(v1::HostObjectState::Stale).count();
-        let tried = of(v1::HostObjectState::Orphan).any(|object| object.repair() != v1::RepairOutcome::Unspecified);
+        let was_tried =
+            |object: &v1::HostObject| matches!(object.repair(), v1::RepairOutcome::Removed | v1::RepairOutcome::Left);
+        let tried = of(v1::HostObjectState::Orphan).any(was_tried);
         let counts: Vec<String> = [
             counted(errors, "error", "errors"),
             counted(orphans, "orphan", "orphans"),
@@ -137,7 +139,7 @@ impl Row for Object {
     fn cells(&self) -> Vec<Cell> {
         let why = match (&self.repair, &self.repair_detail) {
             (Some(repair), Some(detail)) if repair != detail => format!("{repair}: {detail}"),
-            (Some(repair), _) => repair.clone(),
+            (Some(repair), _) => repair.replace('_', " "),
             (None, _) => self.why.clone(),
         };
         vec![

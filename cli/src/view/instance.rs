@@ -1,7 +1,7 @@
 //! Instances: what instances, show, rescue, unrescue and instance print.
 
 use super::{View, seconds, some, timestamp, word};
-use crate::table::{self, Cell, Property, Row, Table, perhaps, property};
+use crate::table::{self, Cell, Property, Row, Table, each, perhaps, property};
 use jiff::Timestamp;
 use proto::v1;
 use serde::Serialize;
@@ -65,6 +65,9 @@ pub(crate) struct Rescued {
     password: Option<String>,
     warnings: Vec<String>,
     operation_id: Option<String>,
+    /// Only after a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would: Vec<String>,
 }
 
 /// What unrescue answers.
@@ -165,6 +168,7 @@ impl Rescued {
             password: some(response.password),
             warnings: response.warnings,
             operation_id: some(response.operation_id),
+            would: response.would,
         })
     }
 }
@@ -278,7 +282,8 @@ impl Row for InstanceRow {
 
 impl View for Rescued {
     fn tables(&self) -> Vec<Table> {
-        let came = vec![perhaps("password", self.password.as_ref()), property("changed", self.changed)];
+        let mut came = vec![perhaps("password", self.password.as_ref()), property("changed", self.changed)];
+        came.extend(each("would", &self.would));
         asked(self, Some(&self.instance), came, true)
     }
 }

@@ -1,7 +1,7 @@
 //! Volumes: what manageable, manage, unmanage and volumes print.
 
 use super::{View, some};
-use crate::table::{self, Cell, Row, Table, perhaps, property};
+use crate::table::{self, Cell, Row, Table, each, perhaps, property};
 use proto::v1;
 use serde::Serialize;
 
@@ -54,18 +54,21 @@ pub(crate) struct Managed {
     volume: Volume,
     changed: bool,
     operation_id: Option<String>,
+    /// Only after a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would: Vec<String>,
 }
 
 impl Managed {
-    pub(crate) fn new(volume: v1::Volume, changed: bool, operation_id: String) -> Self {
-        Self { volume: volume.into(), changed, operation_id: some(operation_id) }
+    pub(crate) fn new(volume: v1::Volume, changed: bool, operation_id: String, would: Vec<String>) -> Self {
+        Self { volume: volume.into(), changed, operation_id: some(operation_id), would }
     }
 }
 
 impl View for Managed {
     fn tables(&self) -> Vec<Table> {
         let volume = &self.volume;
-        let rows = vec![
+        let mut rows = vec![
             property("id", &volume.id),
             property("name", &volume.name),
             property("kind", kind(volume.snapshot)),
@@ -73,6 +76,7 @@ impl View for Managed {
             property("origin", &volume.origin),
             property("size", table::size(volume.size_bytes)),
         ];
+        rows.extend(each("would", &self.would));
         vec![Table::properties(self, rows)]
     }
 }
@@ -160,7 +164,7 @@ mod tests {
             size_bytes: 1 << 30,
             snapshot: false,
         };
-        let managed = Managed::new(volume, true, String::new());
+        let managed = Managed::new(volume, true, String::new(), Vec::new());
         assert_eq!(
             to_value(&managed).unwrap(),
             json!({

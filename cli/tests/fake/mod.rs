@@ -281,8 +281,13 @@ impl v1::volumes_server::Volumes for Canned {
     }
 
     async fn manage(&self, request: Request<v1::ManageRequest>) -> Reply<v1::ManageResponse> {
-        self.asked().manage.push(request.into_inner());
-        Ok(Response::new(v1::ManageResponse { volume: Some(volume()), changed: true, operation_id: "op".into() }))
+        let request = request.into_inner();
+        let (operation_id, would) = match request.dry_run {
+            true => (String::new(), vec!["rename it".to_owned()]),
+            false => ("op".to_owned(), Vec::new()),
+        };
+        self.asked().manage.push(request);
+        Ok(Response::new(v1::ManageResponse { volume: Some(volume()), changed: true, operation_id, would }))
     }
 
     async fn unmanage(&self, request: Request<v1::UnmanageRequest>) -> Reply<v1::UnmanageResponse> {
@@ -416,13 +421,25 @@ impl v1::instances_server::Instances for Canned {
     }
 
     async fn rescue(&self, request: Request<v1::RescueRequest>) -> Reply<v1::RescueResponse> {
-        self.asked().rescue.push(request.into_inner());
+        let request = request.into_inner();
+        let dry_run = request.dry_run;
+        self.asked().rescue.push(request);
+        if dry_run {
+            let would = vec!["stop web1".to_owned(), "start web1".to_owned()];
+            return Ok(Response::new(v1::RescueResponse {
+                instance: Some(instance()),
+                changed: true,
+                would,
+                ..Default::default()
+            }));
+        }
         Ok(Response::new(v1::RescueResponse {
             instance: Some(instance()),
             changed: true,
             password: "hT9wQm4xRkc7Ven3".into(),
             warnings: vec!["they have the same UUID".into()],
             operation_id: "op".into(),
+            ..Default::default()
         }))
     }
 
@@ -461,7 +478,11 @@ impl v1::host_server::Host for Canned {
     async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Reply<v1::DiagnoseResponse> {
         let request = request.into_inner();
         self.asked().diagnose.push(request);
-        let repair = if request.repair { v1::RepairOutcome::Removed } else { v1::RepairOutcome::Unspecified };
+        let repair = match (request.repair, request.dry_run) {
+            (false, _) => v1::RepairOutcome::Unspecified,
+            (true, true) => v1::RepairOutcome::WouldBeRemoved,
+            (true, false) => v1::RepairOutcome::Removed,
+        };
         let object = |name: &str, state: v1::HostObjectState, why: &str| v1::HostObject {
             kind: v1::HostObjectKind::Loop.into(),
             name: name.into(),
@@ -471,7 +492,7 @@ impl v1::host_server::Host for Canned {
             ..Default::default()
         };
         let orphan = object("/dev/loop0", v1::HostObjectState::Orphan, "nobody has it");
-        let detail = if request.repair { "removed".to_owned() } else { String::new() };
+        let detail = if request.repair && !request.dry_run { "removed".to_owned() } else { String::new() };
         let orphan = v1::HostObject { repair: repair.into(), repair_detail: detail, ..orphan };
         let foreign = object("/dev/loop1", v1::HostObjectState::Foreign, "it has no label of ours");
         let finding = v1::Finding {
