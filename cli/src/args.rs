@@ -4,14 +4,14 @@
 //! agent's to say, so that every client gets the same answer.
 
 use crate::{
-    reasons,
+    candidates, reasons,
     values::{self, Target},
 };
 use clap::{
     ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{NonEmptyStringValueParser, PossibleValuesParser},
 };
-use clap_complete::Shell;
+use clap_complete::{Shell, engine::ArgValueCompleter};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const GLOBAL: &str = "Global options";
@@ -210,7 +210,7 @@ pub(crate) enum Command {
     /// Show one attachment, its device proved again; or one instance, with its disks
     Show {
         /// The attachment's id; or else the name or UUID of an instance
-        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::shown))]
         id: String,
 
         /// The instance of this name, although there may be such an attachment
@@ -221,14 +221,14 @@ pub(crate) enum Command {
     /// Take over the new size of a volume that grew on its backend
     Extend {
         /// The attachment's id
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::attachments))]
         id: String,
     },
 
     /// List what could be managed in one place, and why not
     Manageable {
         /// lvm:VG, rbd:POOL or file:/DIRECTORY
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::places))]
         scope: String,
     },
 
@@ -244,7 +244,7 @@ pub(crate) enum Command {
     /// No data is touched. What is not managed is let go already: success.
     Unmanage {
         /// The volume's id, a UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::volumes))]
         id: String,
 
         /// Leave the volume under its managed name
@@ -257,7 +257,7 @@ pub(crate) enum Command {
     /// A place that cannot be looked at now hides no other: it is named on stderr, and its volumes are missing.
     Volumes {
         /// lvm:VG, rbd:POOL or file:/DIRECTORY; without it, everywhere
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::places))]
         scope: Option<String>,
     },
 
@@ -278,7 +278,7 @@ pub(crate) enum Command {
     /// success.
     Unexport {
         /// An export id, or a locator (lvm:VG/LV)
-        #[arg(value_name = "TARGET", value_parser = values::target)]
+        #[arg(value_name = "TARGET", value_parser = values::target, add = ArgValueCompleter::new(candidates::exports))]
         target: Target,
     },
 
@@ -349,7 +349,7 @@ pub(crate) enum Command {
     /// refused, and goes on. What has ended is as it is: success.
     Cancel {
         /// The operation's id, a UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::running))]
         id: String,
     },
 
@@ -403,7 +403,7 @@ pub(crate) struct Sure {
 #[command(group = ArgGroup::new("disk").required(true))]
 pub(crate) struct Rescue {
     /// The instance's name or UUID, as `mortar instances` lists them
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     /// Boot from a copy (on write) of this image, which goes with the rescue: lvm:VG/LV, rbd:POOL/IMAGE[@SNAPSHOT] or file:/PATH
@@ -501,7 +501,7 @@ impl From<Bus> for proto::v1::DiskBus {
 #[derive(Debug, Args)]
 pub(crate) struct Unrescue {
     /// The instance's name or UUID
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     /// Go on although somebody changed the definition since the rescue: his changes are lost
@@ -520,7 +520,7 @@ pub(crate) enum InstanceCommand {
     /// Let an instance run
     Start {
         /// Its name or UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
         instance: String,
     },
 
@@ -534,7 +534,7 @@ pub(crate) enum InstanceCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Power {
     /// Its name or UUID
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     #[command(flatten)]
@@ -630,7 +630,8 @@ pub(crate) struct Attach {
 #[command(group = ArgGroup::new("attachment").required(true))]
 pub(crate) struct Detach {
     /// An attachment id, a locator (iscsi://…, lvm:…, file:…, rbd:…) or a device path (/dev/…)
-    #[arg(value_name = "TARGET", value_parser = values::target, group = "attachment")]
+    #[arg(value_name = "TARGET", value_parser = values::target, group = "attachment",
+          add = ArgValueCompleter::new(candidates::attachments))]
     pub(crate) target: Option<Target>,
 
     /// Instead of a target: the file that holds what the volume was attached with, - for stdin

@@ -8,6 +8,7 @@
 
 mod args;
 mod call;
+mod candidates;
 mod commands;
 mod confirm;
 mod connect;
@@ -26,10 +27,15 @@ use crate::{
     error::{Error, Failure},
     output::Output,
 };
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap_complete::CompleteEnv;
 use std::{env, ffi::OsString, process::ExitCode};
 
+/// Set by the completion scripts, which ask this program itself what may come next.
+pub(crate) const COMPLETE: &str = "MORTAR_COMPLETE";
+
 fn main() -> ExitCode {
+    CompleteEnv::with_factory(Cli::command).var(COMPLETE).complete();
     let arguments: Vec<OsString> = env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,

@@ -758,6 +758,52 @@ fn an_endpoint_needs_a_certificate() {
 }
 
 #[test]
+fn a_shell_completes_what_the_agent_knows() {
+    let agent = Agent::start();
+    // As fish asks: the words, the last of which is being typed.
+    let ask = |mut command: assert_cmd::Command, line: &str| {
+        let words = line.split(' ').collect::<Vec<_>>();
+        let asked = command.env("MORTAR_COMPLETE", "fish").arg("--").args(words).assert().success();
+        assert_eq!(stderr(&asked), "", "{line}");
+        let told = stdout(&asked);
+        let offers = told.lines().map(|line| line.split('\t').next().unwrap_or_default());
+        // A flag may come next, too.
+        offers.filter(|offer| !offer.starts_with("--")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let offered = |line: &str| ask(agent.mortar(&[]), line);
+    assert_eq!(offered("mortar att"), ["attach"]);
+    assert_eq!(offered("mortar detach a"), ["a"]);
+    assert_eq!(offered("mortar extend "), ["a", "b"]);
+    assert_eq!(offered("mortar show w"), ["web1"]);
+    assert_eq!(offered("mortar unmanage 9394"), ["9394b827-4ad0-488e-8df8-26476b3a8662"]);
+    assert_eq!(offered("mortar volumes lvm"), ["lvm:vg"]);
+    assert_eq!(offered("mortar unexport "), ["a"]);
+    assert_eq!(offered("mortar instance stop w"), ["web1"]);
+    assert_eq!(offered("mortar cancel 0"), ["0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10"]);
+    assert_eq!(offered("mortar rescue web1 --layout s"), ["stable"]);
+    assert_eq!(offered("mortar explain FL"), ["FLUSH_FAILED"]);
+
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("agent.sock");
+    assert_eq!(ask(mortar(&socket), "mortar extend "), [""; 0], "nobody is there");
+    let _frozen = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let start = Instant::now();
+    assert_eq!(ask(mortar(&socket), "mortar extend "), [""; 0], "nobody answers");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn bash_completes_by_the_script() {
+    let agent = Agent::start();
+    let bin = assert_cmd::cargo::cargo_bin!("mortar").parent().unwrap().display().to_string();
+    let script = "eval \"$(mortar completions bash)\"; COMP_WORDS=(mortar extend ''); COMP_CWORD=2; COMP_TYPE=9; \
+                  _clap_complete_mortar mortar '' extend; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = assert_cmd::Command::new("bash");
+    bash.args(["-c", script]).env("PATH", format!("{bin}:/usr/bin:/bin")).env("MORTAR_SOCKET", agent.socket());
+    assert!(stdout(&bash.assert().success()).starts_with("a\nb\n--"));
+}
+
+#[test]
 fn completions_and_manual_pages_need_no_agent() {
     let dir = TempDir::new().unwrap();
     let nowhere = Path::new("/nowhere");
