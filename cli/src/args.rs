@@ -93,6 +93,8 @@ pub(crate) struct Cli {
     pub(crate) to: To,
 
     /// How to print: a table for people, JSON or YAML for programs (errors too, on stderr), bare values for scripts
+    ///
+    /// Tables have colours on a terminal; NO_COLOR=1 turns them off there, CLICOLOR_FORCE=1 on elsewhere.
     #[arg(short, long, value_name = "FORMAT", default_value = "table", global = true, help_heading = GLOBAL)]
     pub(crate) output: Format,
 
