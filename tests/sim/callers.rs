@@ -332,6 +332,24 @@ async fn roles_have_their_own_reach() {
     client.detach("lv").await.unwrap();
 }
 
+/// Who only looks what he would change has changed nothing, and the log does not say that he had.
+#[tokio::test]
+async fn a_dry_run_is_told_as_one() {
+    listen();
+    let mut stage = SimStage::with(config(vec![rule(Role::Admin, &[])])).await;
+    let locator = stage.volume(Backend::File, "v", SIZE).await;
+    let mut client = stage.client();
+    lines();
+    client.manage(v1::ManageRequest { dry_run: true, ..manage(&locator) }).await.unwrap();
+    let repair = v1::DiagnoseRequest { repair: true, dry_run: true, ..v1::DiagnoseRequest::default() };
+    client.host.diagnose(repair).await.unwrap();
+    let told = lines();
+    assert_eq!(
+        told,
+        [format!("Manage {locator} (dry run) admin OK"), "Diagnose this host (dry run) admin OK".to_owned()]
+    );
+}
+
 /// One line for each call that changes something or is refused, and none for those who look.
 #[tokio::test]
 async fn what_is_in_the_audit_log() {
