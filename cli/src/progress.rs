@@ -4,6 +4,7 @@
 //! not asked in time, is no failure: the line then says only what goes on, and for how long.
 
 use crate::{connect::Agent, output::Output, table};
+use jiff::Timestamp;
 use proto::v1;
 use std::{
     io::{self, Write},
@@ -33,14 +34,14 @@ pub(crate) async fn shown<T>(agent: &Agent, out: &Output, about: About<'_>, call
         return call.await;
     }
     let mut call = pin!(call);
-    let began = Instant::now();
+    let (began, since) = (Instant::now(), Timestamp::now().as_second());
     let mut line = Line::default();
     let mut ticks = interval_at(began + PATIENCE, EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let told = async {
             ticks.tick().await;
-            about.waits_for(agent).await
+            about.waits_for(agent, since).await
         };
         let waits_for = tokio::select! {
             biased;
@@ -53,23 +54,24 @@ pub(crate) async fn shown<T>(agent: &Agent, out: &Output, about: About<'_>, call
 
 impl About<'_> {
     /// `None`: it waits for nothing now, or nobody can tell.
-    async fn waits_for(&self, agent: &Agent) -> Option<String> {
+    async fn waits_for(&self, agent: &Agent, since: i64) -> Option<String> {
         let message = |_| v1::ListOperationsRequest { running_only: true, limit: 0 };
         let mut client = agent.operations();
         let reply = agent.call(message, async |request| client.list(request).await).await.ok()?;
-        let waiting = self.choose(&reply.operations)?.waiting.as_ref()?;
+        let waiting = self.choose(&reply.operations, since)?.waiting.as_ref()?;
         Some(waiting.r#for.clone())
     }
 
-    /// The one that has the name; or the only one of its kind, if the agent has another name for it.
-    fn choose<'o>(&self, running: &'o [v1::Operation]) -> Option<&'o v1::Operation> {
+    /// The one that has the name; or, if the agent has another name for it, the only one of its kind that began since the call.
+    fn choose<'o>(&self, running: &'o [v1::Operation], since: i64) -> Option<&'o v1::Operation> {
         let of_kind = || running.iter().filter(|operation| operation.kind() == self.kind);
         let named = |operation: &&v1::Operation| {
             let names = [operation.subject.as_str(), operation.locator.as_str()];
             self.named.iter().flatten().any(|name| names.contains(name))
         };
-        let mut all = of_kind();
-        of_kind().find(named).or_else(|| all.next().filter(|_| all.next().is_none()))
+        let is_new = |operation: &&v1::Operation| operation.started_at.is_some_and(|began| began.seconds >= since);
+        let mut new = of_kind().filter(is_new);
+        of_kind().find(named).or_else(|| new.next().filter(|_| new.next().is_none()))
     }
 
     fn line(&self, since: Duration, waits_for: Option<&str>) -> String {
@@ -112,22 +114,30 @@ impl Drop for Line {
 mod tests {
     use super::*;
 
-    fn operation(kind: v1::OperationKind, subject: &str) -> v1::Operation {
-        v1::Operation { kind: kind.into(), subject: subject.into(), locator: "lvm:vg/lv".into(), ..Default::default() }
+    fn operation(kind: v1::OperationKind, subject: &str, seconds: i64) -> v1::Operation {
+        let started_at = Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let locator = "lvm:vg/lv".into();
+        v1::Operation { kind: kind.into(), subject: subject.into(), locator, started_at, ..Default::default() }
     }
 
     #[test]
     fn the_operation_is_told_by_its_name_or_because_it_is_alone() {
-        use v1::OperationKind::{Attach, Detach, Rescue};
-        let running =
-            [operation(Attach, "a"), operation(Attach, "b"), operation(Detach, "a"), operation(Rescue, "u-u")];
+        use v1::OperationKind::{Attach, Detach, Export, Rescue};
+        let running = [
+            operation(Attach, "a", 10),
+            operation(Attach, "b", 10),
+            operation(Detach, "a", 1),
+            operation(Rescue, "u-u", 10),
+            operation(Export, "e", 9),
+        ];
         let chosen = |kind, named| {
             let about = About { doing: "", kind, named };
-            about.choose(&running).map(|operation| (operation.kind(), operation.subject.clone()))
+            about.choose(&running, 10).map(|operation| (operation.kind(), operation.subject.clone()))
         };
         assert_eq!(chosen(Attach, [Some("b"), None]), Some((Attach, "b".into())));
         assert_eq!(chosen(Detach, [None, Some("lvm:vg/lv")]), Some((Detach, "a".into())));
         assert_eq!(chosen(Rescue, [Some("web1"), None]), Some((Rescue, "u-u".into())));
         assert_eq!(chosen(Attach, [Some("c"), None]), None, "which of the two is not known");
+        assert_eq!(chosen(Export, [Some("c"), None]), None, "it is older than the call, and so somebody else's");
     }
 }
