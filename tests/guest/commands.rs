@@ -27,6 +27,8 @@ async fn the_examples_of_the_help() {
     stage.volume(Backend::File, "a", 16 * MIB).await;
     let (vg, directory) = (stage.vg(), stage.directory());
     let here = |line: &str| line.replace("vg0", &vg).replace("/srv/volumes/a.raw", &format!("{directory}/a.raw"));
+    // An export is for others, and needs an address that they could reach.
+    sh("ip address add 10.0.0.5/32 dev lo");
     let mut ran = 0;
     for (command, names) in [
         ("attach", &["lvm:vg0/data", "file:"][..]),
@@ -51,6 +53,7 @@ async fn the_examples_of_the_help() {
     assert!(ran >= 14, "{ran}");
     let info: Value = serde_json::from_str(&read("/run/data.json")).unwrap();
     assert_eq!(info["driver_volume_type"], "iscsi", "the file that the example of export writes");
+    sh("ip address del 10.0.0.5/32 dev lo");
     for attachment in mortar(&["list"]).ok().as_array().unwrap() {
         detach(text(attachment, "id"));
     }
