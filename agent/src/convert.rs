@@ -205,6 +205,7 @@ pub(crate) fn manage_request(wire: &v1::ManageRequest) -> Result<ManageRequest> 
         id: given(&wire.id)?,
         name: given(&wire.name)?,
         allow_in_use: wire.allow_in_use,
+        dry_run: wire.dry_run,
     })
 }
 

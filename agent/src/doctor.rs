@@ -78,6 +78,17 @@ pub(crate) struct Judged {
 pub(crate) enum Repair {
     Removed(String),
     Left(String),
+    /// It was a dry run.
+    WouldBeRemoved,
+}
+
+/// What becomes of orphans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orphans {
+    Stay,
+    /// It is only said what would become of them.
+    WouldGo,
+    Go,
 }
 
 /// How an orphan is taken away.
@@ -128,12 +139,14 @@ impl Judged {
 }
 
 impl Agent {
-    /// Looks at everything; with `repair`, takes orphans away, as far as that goes until the deadline.
-    pub(crate) async fn diagnose(self: Arc<Self>, repair: bool, deadline: Instant) -> Result<Diagnosis> {
+    /// Looks at everything; takes orphans away, if they shall go, as far as that goes until the deadline.
+    pub(crate) async fn diagnose(self: Arc<Self>, orphans: Orphans, deadline: Instant) -> Result<Diagnosis> {
         let mut diagnosis = self.examine().await?;
         diagnosis.findings.extend(self.checkup().await);
-        if repair {
-            self.repair(&mut diagnosis.objects, deadline).await;
+        match orphans {
+            Orphans::Stay => {}
+            Orphans::WouldGo => self.rehearse(&mut diagnosis.objects, deadline).await,
+            Orphans::Go => self.repair(&mut diagnosis.objects, deadline).await,
         }
         diagnosis.findings.sort_by_key(|finding| finding.severity);
         diagnosis.objects.sort_by_key(|judged| match judged.whose {

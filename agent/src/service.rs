@@ -6,6 +6,7 @@ use crate::{
     agent::Agent,
     callers::Call,
     convert::{self, Patience},
+    doctor::Orphans,
     hostinfo,
     journal::{ExportRecord, Record},
     operation::{ExportTarget, Operation, Target},
@@ -278,12 +279,16 @@ impl v1::volumes_server::Volumes for Service {
         let work = async {
             let call = Call::of(&request)?;
             let request = convert::manage_request(request.get_ref())?;
+            if request.dry_run {
+                call.only_looks();
+            }
             call.concerns(&request.locator, &request.locator)?;
             let reply = self.run(&call, answer_by, "the manage", Arc::clone(&self.agent).manage(request)).await?;
             Ok(v1::ManageResponse {
                 volume: Some(convert::volume(reply.volume)),
                 changed: reply.changed,
                 operation_id: reply.operation.map(|id| id.to_string()).unwrap_or_default(),
+                would: reply.would,
             })
         };
         answer(work.await)
@@ -476,13 +481,21 @@ impl v1::host_server::Host for Service {
         let patience = self.patience(&request);
         let work = async {
             let call = Call::of(&request)?;
-            let v1::DiagnoseRequest { repair, timeout_ms } = request.into_inner();
+            let v1::DiagnoseRequest { repair, timeout_ms, dry_run } = request.into_inner();
             if repair {
+                if dry_run {
+                    call.only_looks();
+                }
                 call.repairs()?;
             }
+            let orphans = match (repair, dry_run) {
+                (false, _) => Orphans::Stay,
+                (true, true) => Orphans::WouldGo,
+                (true, false) => Orphans::Go,
+            };
             let deadline = patience.deadline(timeout_ms)?;
             let answer_by = patience.answer_by(Some(deadline));
-            let diagnosis = Arc::clone(&self.agent).diagnose(repair, deadline);
+            let diagnosis = Arc::clone(&self.agent).diagnose(orphans, deadline);
             Ok(convert::diagnosis(self.run(&call, answer_by, "the diagnosis", diagnosis).await?))
         };
         answer(work.await)

@@ -98,6 +98,50 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    /// One of each, in the order of the taxonomy.
+    fn all() -> Vec<Error> {
+        let text = || "it".to_owned();
+        let source = || Box::new(std::io::Error::other("it"));
+        vec![
+            Error::invalid("id", "it"),
+            Error::NotFound { what: text() },
+            Error::AlreadyExists { what: text() },
+            Error::InUse { what: text(), by: vec![text()] },
+            Error::WrongState { what: text() },
+            Error::Mismatch { what: text(), expected: text(), found: text() },
+            Error::Unsupported { what: text() },
+            Error::Busy { what: text(), holder: text(), age: Duration::ZERO },
+            Error::Unreachable { what: text(), why: text() },
+            Error::TimedOut { waiting_for: text() },
+            Error::Denied { who: text(), why: text() },
+            Error::Forbidden { who: text(), what: text(), needs: text(), way: text() },
+            Error::Full { what: text(), why: text() },
+            Error::Limit { what: text(), key: "it" },
+            Error::Exhausted { doing: text(), lack: "it", source: source() },
+            Error::Flush { what: text(), source: source() },
+            Error::Cancelled { what: text() },
+            Error::ShuttingDown,
+            Error::Tool { doing: text(), tool: "it", code: text(), said: text() },
+            Error::Host { doing: text(), source: source() },
+        ]
+    }
+
+    /// A reason that is new in the taxonomy has no explanation yet, and fails here.
+    #[test]
+    fn every_reason_is_explained() {
+        const TAXONOMY: &str = include_str!("../../driver/src/error.rs");
+        let (_, mapping) = TAXONOMY.split_once("pub fn reason").unwrap();
+        let (mapping, _) = mapping.split_once("/// The error and all its causes").unwrap();
+        let named = mapping.lines().filter_map(|line| line.split_once("=> \"")?.1.split_once('"').map(|it| it.0));
+        let reasons: Vec<_> = all().iter().map(Error::reason).collect();
+        assert_eq!(named.collect::<Vec<_>>(), reasons, "the list above is not the taxonomy");
+        for error in all() {
+            let explained = proto::reasons::REASONS.iter().find(|it| it.name == error.reason());
+            assert_eq!(explained.map(|it| it.code), Some(code(&error)), "{}", error.reason());
+        }
+        assert_eq!(reasons.len(), proto::reasons::REASONS.len(), "one is explained that there is not");
+    }
+
     #[test]
     fn carries_reason_and_names() {
         let error =

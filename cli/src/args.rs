@@ -5,9 +5,15 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "what may be left out stands in brackets")]
 
-use crate::values::{self, Target};
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
-use clap_complete::Shell;
+use crate::{
+    candidates, reasons,
+    values::{self, Target},
+};
+use clap::{
+    ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{NonEmptyStringValueParser, PossibleValuesParser},
+};
+use clap_complete::{Shell, engine::ArgValueCompleter};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const GLOBAL: &str = "Global options";
@@ -15,7 +21,7 @@ const GLOBAL: &str = "Global options";
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  something else went wrong; of doctor: something is amiss
+  1  something else went wrong; of doctor and status: something is amiss
   2  invalid input: mend the command
   3  not found
   4  refused: in use, exists already, wrong state, or another volume than expected
@@ -44,6 +50,7 @@ const MANAGE_EXAMPLES: &str = "\
 Examples:
   mortar manageable lvm:vg0
   mortar manage lvm:vg0/data --name web1-data
+  mortar manage rbd:volumes/data@monday --dry-run
   mortar manage rbd:volumes/data@monday
   mortar manage file:/srv/volumes/a.raw --id 0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10";
 
@@ -58,16 +65,24 @@ On the other host:
 
 const RESCUE_EXAMPLES: &str = "\
 Examples:
+  mortar rescue web1 --image lvm:vg0/rescue-system --dry-run
   mortar rescue web1 --image lvm:vg0/rescue-system
   mortar rescue web1 --image file:/srv/images/rescue.qcow2 --layout stable --ssh-key ~/.ssh/id_ed25519.pub
   pass show rescue | mortar rescue web1 --volume iscsi://10.0.0.5/iqn.2026-11.org.example:t1/7 --password-file -
   mortar show web1
   mortar unrescue web1";
 
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  mortar explain
+  mortar explain IN_USE
+  mortar explain flush_failed --output value --column next";
+
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   mortar doctor
   mortar doctor --all
+  mortar doctor --repair --dry-run
   mortar doctor --repair --timeout 5m";
 
 /// Attaches storage to this host, takes existing volumes into management, and rescues virtual machines.
@@ -79,9 +94,18 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) to: To,
 
-    /// How to print: a table for people, JSON for programs (errors too, on stderr)
+    /// How to print: a table for people, JSON or YAML for programs (errors too, on stderr), bare values for scripts
+    ///
+    /// Tables have colours on a terminal; NO_COLOR=1 turns them off there, CLICOLOR_FORCE=1 on elsewhere.
     #[arg(short, long, value_name = "FORMAT", default_value = "table", global = true, help_heading = GLOBAL)]
     pub(crate) output: Format,
+
+    /// Print only this column, of --output table or value: one of the table's, or a field of the JSON; case does not count
+    ///
+    /// May be given again, or several with commas between them. Of value, each row is a line: the value alone if there is
+    /// one column, else with tabs between them.
+    #[arg(short, long, value_name = "COLUMN", value_delimiter = ',', global = true, help_heading = GLOBAL)]
+    pub(crate) column: Vec<String>,
 
     /// How long to wait before giving up: 30s, 1500ms, 2m; a bare number is seconds
     ///
@@ -146,14 +170,25 @@ pub(crate) enum Format {
     Table,
     /// One JSON value; `watch` prints one JSON object a line
     Json,
+    /// The same as YAML; `watch` prints one document an event
+    Yaml,
+    /// The table's values alone, a line for each row, a tab between the columns
+    Value,
 }
 
 impl Format {
     /// What the user most likely asked for, for the errors of a command line that does not parse.
     pub(crate) fn guess(arguments: &[OsString]) -> Self {
-        let json = arguments.iter().any(|argument| argument == "--output=json" || argument == "-ojson")
-            || arguments.windows(2).any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == "json");
-        if json { Self::Json } else { Self::Table }
+        let given = |format: &str| {
+            let [long, short] = [format!("--output={format}"), format!("-o{format}")];
+            arguments.iter().any(|argument| *argument == *long || *argument == *short)
+                || arguments.windows(2).any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == format)
+        };
+        match () {
+            () if given("json") => Self::Json,
+            () if given("yaml") => Self::Yaml,
+            () => Self::Table,
+        }
     }
 }
 
@@ -179,7 +214,7 @@ pub(crate) enum Command {
     /// Show one attachment, its device proved again; or one instance, with its disks
     Show {
         /// The attachment's id; or else the name or UUID of an instance
-        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::shown))]
         id: String,
 
         /// The instance of this name, although there may be such an attachment
@@ -190,14 +225,14 @@ pub(crate) enum Command {
     /// Take over the new size of a volume that grew on its backend
     Extend {
         /// The attachment's id
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::attachments))]
         id: String,
     },
 
     /// List what could be managed in one place, and why not
     Manageable {
         /// lvm:VG, rbd:POOL or file:/DIRECTORY
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::places))]
         scope: String,
     },
 
@@ -213,7 +248,7 @@ pub(crate) enum Command {
     /// No data is touched. What is not managed is let go already: success.
     Unmanage {
         /// The volume's id, a UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::volumes))]
         id: String,
 
         /// Leave the volume under its managed name
@@ -226,7 +261,7 @@ pub(crate) enum Command {
     /// A place that cannot be looked at now hides no other: it is named on stderr, and its volumes are missing.
     Volumes {
         /// lvm:VG, rbd:POOL or file:/DIRECTORY; without it, everywhere
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::places))]
         scope: Option<String>,
     },
 
@@ -247,7 +282,7 @@ pub(crate) enum Command {
     /// success.
     Unexport {
         /// An export id, or a locator (lvm:VG/LV)
-        #[arg(value_name = "TARGET", value_parser = values::target)]
+        #[arg(value_name = "TARGET", value_parser = values::target, add = ArgValueCompleter::new(candidates::exports))]
         target: Target,
     },
 
@@ -277,6 +312,13 @@ pub(crate) enum Command {
 
     /// Show what this host is and can do: versions, drivers with their tools, connector properties
     Host,
+
+    /// Show this host on one screen: what is attached, exported, rescued and running, and what of it is amiss
+    ///
+    /// Only the agent is asked, no device. An attachment that is not ready, an export that is not served, an operation that
+    /// is wedged or stuck, and what could not be asked make the exit code 1; what a driver lacks is shown. `mortar doctor`
+    /// looks at the host itself.
+    Status,
 
     /// Say what on this host is amiss, and take away what mortar left behind
     ///
@@ -311,12 +353,23 @@ pub(crate) enum Command {
     /// refused, and goes on. What has ended is as it is: success.
     Cancel {
         /// The operation's id, a UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::running))]
         id: String,
     },
 
     /// Print the attachments, then every change to an attachment or operation as it happens
     Watch,
+
+    /// Say what the reason of an error means: what it has changed, what to do, and the exit code
+    ///
+    /// JSON errors and `mortar operations ID` name the reason.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain {
+        /// The reason, in capitals or not; without it, all of them are listed
+        #[arg(value_parser = PossibleValuesParser::new(reasons::all().map(|reason| reason.name)), ignore_case = true,
+              hide_possible_values = true)]
+        reason: Option<String>,
+    },
 
     /// Print the completion script of a shell
     Completions {
@@ -342,11 +395,19 @@ pub(crate) struct Grace {
     pub(crate) grace: Option<Duration>,
 }
 
+/// Whether the user is asked before what cannot be taken back.
+#[derive(Debug, Args)]
+pub(crate) struct Sure {
+    /// Do it without a question. One is asked only where stdin and stderr are a terminal
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("disk").required(true))]
 pub(crate) struct Rescue {
     /// The instance's name or UUID, as `mortar instances` lists them
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     /// Boot from a copy (on write) of this image, which goes with the rescue: lvm:VG/LV, rbd:POOL/IMAGE[@SNAPSHOT] or file:/PATH
@@ -387,6 +448,13 @@ pub(crate) struct Rescue {
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    /// Only say what would be done: all is refused that can be known before, nothing is changed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 /// Where the rescue disk stands.
@@ -437,7 +505,7 @@ impl From<Bus> for proto::v1::DiskBus {
 #[derive(Debug, Args)]
 pub(crate) struct Unrescue {
     /// The instance's name or UUID
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     /// Go on although somebody changed the definition since the rescue: his changes are lost
@@ -446,6 +514,9 @@ pub(crate) struct Unrescue {
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Subcommand)]
@@ -453,7 +524,7 @@ pub(crate) enum InstanceCommand {
     /// Let an instance run
     Start {
         /// Its name or UUID
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
         instance: String,
     },
 
@@ -467,11 +538,14 @@ pub(crate) enum InstanceCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Power {
     /// Its name or UUID
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    #[arg(value_parser = NonEmptyStringValueParser::new(), add = ArgValueCompleter::new(candidates::instances))]
     pub(crate) instance: String,
 
     #[command(flatten)]
     pub(crate) grace: Grace,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Args)]
@@ -482,9 +556,16 @@ pub(crate) struct Doctor {
     #[arg(long)]
     pub(crate) repair: bool,
 
+    /// With --repair: only say which orphans would go, and of the others why not
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+
     /// Also what is ours or foreign
     #[arg(long)]
     pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) sure: Sure,
 }
 
 #[derive(Debug, Args)]
@@ -553,7 +634,8 @@ pub(crate) struct Attach {
 #[command(group = ArgGroup::new("attachment").required(true))]
 pub(crate) struct Detach {
     /// An attachment id, a locator (iscsi://…, lvm:…, file:…, rbd:…) or a device path (/dev/…)
-    #[arg(value_name = "TARGET", value_parser = values::target, group = "attachment")]
+    #[arg(value_name = "TARGET", value_parser = values::target, group = "attachment",
+          add = ArgValueCompleter::new(candidates::attachments))]
     pub(crate) target: Option<Target>,
 
     /// Instead of a target: the file that holds what the volume was attached with, - for stdin
@@ -607,6 +689,12 @@ pub(crate) struct Manage {
     /// Manage it although it is open, mounted or held; a rename does not disturb those who have it open
     #[arg(long)]
     pub(crate) allow_in_use: bool,
+
+    /// Only say what would be done: all is refused that would be, nothing is changed
+    ///
+    /// An id that is made up is another one the next time; give one with --id.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[cfg(test)]
@@ -629,6 +717,47 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{} {} says nothing", sub.get_name(), argument.get_id());
             }
         }
+    }
+
+    /// The commands to mortar in one line of a shell.
+    fn commands(line: &str) -> Vec<Vec<String>> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for character in line.chars() {
+            match character {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                '|' | ';' | '&' if !quoted => words.extend(["|".to_owned(), String::new()]),
+                character => words.last_mut().unwrap().push(character),
+            }
+        }
+        words.retain(|word| !word.is_empty() && !word.starts_with('>'));
+        let parts = words.split(|word| word == "|").map(<[String]>::to_vec);
+        parts.filter(|part| part.first().is_some_and(|program| program == "mortar")).collect()
+    }
+
+    #[test]
+    fn every_example_is_a_command() {
+        let mut clap = Cli::command();
+        clap.build();
+        let mut lines = Vec::new();
+        let help = clap.get_subcommands().filter_map(|sub| Some(sub.get_after_help()?.to_string()));
+        for help in help {
+            let before = lines.len();
+            lines.extend(help.lines().filter_map(|line| line.strip_prefix("  ")).map(str::to_owned));
+            assert!(lines.len() > before, "no example in {help}");
+        }
+        for text in [include_str!("../../README.md"), include_str!("../../docs/operating.md")] {
+            let mut blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split_once("\n```"));
+            lines.extend(blocks.by_ref().flat_map(|(block, _)| block.lines().map(str::to_owned)));
+        }
+        let mut seen = 0;
+        for words in lines.iter().flat_map(|line| commands(line)) {
+            let parsed = Cli::try_parse_from(&words);
+            let help = parsed.as_ref().is_err_and(|error| error.exit_code() == 0);
+            assert!(parsed.is_ok() || help, "{words:?}: {}", parsed.unwrap_err());
+            seen += 1;
+        }
+        assert!(seen > 40, "only {seen} were found");
     }
 
     #[test]
@@ -679,6 +808,7 @@ mod tests {
         let guess = |line: &[&str]| Format::guess(&line.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(guess(&["mortar", "-o", "json", "nonsense"]), Format::Json);
         assert_eq!(guess(&["mortar", "nonsense", "--output=json"]), Format::Json);
+        assert_eq!(guess(&["mortar", "nonsense", "-oyaml"]), Format::Yaml);
         assert_eq!(guess(&["mortar", "nonsense"]), Format::Table);
     }
 }

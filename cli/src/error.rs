@@ -2,6 +2,8 @@
 //!
 //! Everything that fails, here or in the agent, has a gRPC code; the exit code follows from it and from nothing else.
 
+use crate::reasons;
+use proto::reasons::Reason;
 use serde::{Serialize, Serializer};
 use std::{collections::BTreeMap, error::Error as _, io, path::Path};
 use tonic::{Code, Status, TimeoutExpired};
@@ -24,11 +26,14 @@ pub(crate) struct Failure {
     message: String,
     /// The names involved, as the agent gives them: `by`, `expected`, `found`, `holder`, …
     metadata: BTreeMap<String, String>,
+    /// These are the agent's own words.
+    #[serde(skip)]
+    by_agent: bool,
 }
 
 impl Failure {
     pub(crate) fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.to_owned(), message: message.into(), metadata: BTreeMap::new() }
+        Self { code, reason: reason.to_owned(), message: message.into(), metadata: BTreeMap::new(), by_agent: false }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -97,6 +102,12 @@ impl Failure {
         &self.message
     }
 
+    /// What to do, as `mortar explain` says it; not where the message itself says that, as mortar's own do.
+    pub(crate) fn advice(&self) -> Option<&'static Reason> {
+        let says_it = ["INVALID", "NOT_IN_ORDER", "RESIDUAL", "WRONG_STATE", "UNSUPPORTED"];
+        reasons::find(&self.reason).filter(|reason| self.by_agent && !says_it.contains(&reason.name))
+    }
+
     pub(crate) fn is(&self, code: Code) -> bool {
         self.code == code
     }
@@ -142,6 +153,7 @@ impl From<Status> for Failure {
                 reason: info.reason,
                 message: status.message().to_owned(),
                 metadata: info.metadata.into_iter().collect(),
+                by_agent: true,
             },
             None => Self::unexplained(&status),
         }
@@ -171,7 +183,7 @@ impl From<io::Error> for Error {
 }
 
 /// The one table from what happened to how the process ends.
-fn exit_code(code: Code) -> u8 {
+pub(crate) fn exit_code(code: Code) -> u8 {
     match code {
         Code::Ok => 0,
         Code::InvalidArgument => 2,
@@ -183,7 +195,7 @@ fn exit_code(code: Code) -> u8 {
     }
 }
 
-fn code_text(code: Code) -> &'static str {
+pub(crate) fn code_text(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

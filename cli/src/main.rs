@@ -3,16 +3,21 @@
 //!
 //! It speaks the wire contract (`proto`) only, decides nothing that the agent decides, and keeps nothing. Every module
 //! here is one step of a call: [`args`] and [`values`] read what was typed, [`connect`], [`remote`] and [`call`] reach the agent,
-//! [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it, [`error`] explains what
-//! went wrong.
+//! [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it, [`error`] and [`reasons`] explain
+//! what went wrong. Somebody at a terminal is asked by [`confirm`] and told by [`progress`]; a shell that completes is told by
+//! [`candidates`].
 
 mod args;
 mod call;
+mod candidates;
 mod commands;
+mod confirm;
 mod connect;
 mod error;
 mod output;
 mod password;
+mod progress;
+mod reasons;
 mod remote;
 mod table;
 mod values;
@@ -21,25 +26,34 @@ mod view;
 use crate::{
     args::{Cli, Format},
     error::{Error, Failure},
+    output::Output,
 };
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap_complete::CompleteEnv;
 use std::{env, ffi::OsString, process::ExitCode};
 
+/// Set by the completion scripts, which ask this program itself what may come next.
+pub(crate) const COMPLETE: &str = "MORTAR_COMPLETE";
+
 fn main() -> ExitCode {
+    CompleteEnv::with_factory(Cli::command).var(COMPLETE).complete();
     let arguments: Vec<OsString> = env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error, &arguments),
     };
-    let format = cli.output;
-    match commands::run(cli) {
+    let out = match Output::of(&cli) {
+        Ok(out) => out,
+        Err(failure) => return leave(&failure, &Output::plain(cli.output)),
+    };
+    match commands::run(cli, &out) {
         Ok(()) | Err(Error::Hangup) => ExitCode::SUCCESS,
-        Err(Error::Failed(failure)) => leave(&failure, format),
+        Err(Error::Failed(failure)) => leave(&failure, &out),
     }
 }
 
-fn leave(failure: &Failure, format: Format) -> ExitCode {
-    output::failure(failure, format);
+fn leave(failure: &Failure, out: &Output) -> ExitCode {
+    out.failure(failure);
     ExitCode::from(failure.exit_code())
 }
 
@@ -51,6 +65,6 @@ fn not_parsed(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
             let _ = error.print();
             u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
-        _ => leave(&Failure::usage(error), Format::guess(arguments)),
+        _ => leave(&Failure::usage(error), &Output::plain(Format::guess(arguments))),
     }
 }

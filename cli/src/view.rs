@@ -7,6 +7,8 @@ mod export;
 mod host;
 mod instance;
 mod operation;
+mod reason;
+mod status;
 mod volume;
 
 pub(crate) use attachment::{Attached, Attachment, Detached, Event};
@@ -15,28 +17,36 @@ pub(crate) use export::{Export, Exported, Unexported};
 pub(crate) use host::Host;
 pub(crate) use instance::{Instance, InstanceRow, Powered, Rescued, Unrescued};
 pub(crate) use operation::{Cancelled, Operation};
+pub(crate) use reason::Reason;
+pub(crate) use status::Status;
 pub(crate) use volume::{Manageable, Managed, Unmanaged, Volume};
 
-use crate::table;
+use crate::table::{Row, Table};
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// An answer: a table for people, JSON for programs.
+/// An answer: tables for people, JSON or YAML for programs.
 pub(crate) trait View: Serialize {
-    fn table(&self) -> String;
-}
+    /// From top to bottom.
+    fn tables(&self) -> Vec<Table>;
 
-/// One of many: a row of a table.
-pub(crate) trait Row: Serialize {
-    const COLUMNS: &'static [&'static str];
-
-    fn cells(&self) -> Vec<String>;
+    /// What people read below them.
+    fn closing(&self) -> Option<String> {
+        None
+    }
 }
 
 impl<T: Row> View for Vec<T> {
-    fn table(&self) -> String {
-        table::columns(T::COLUMNS, self.iter().map(Row::cells))
+    fn tables(&self) -> Vec<Table> {
+        vec![Table::list(self)]
     }
+}
+
+/// As people see it, without colour.
+#[cfg(test)]
+fn drawn(view: &impl View) -> String {
+    let tables = view.tables().iter().map(|table| table.draw(false)).collect::<Vec<_>>();
+    tables.join("\n")
 }
 
 /// The contract's empty string is JSON's null.

@@ -195,6 +195,87 @@ fn a_rescue_asks_for_what_was_typed_and_tells_the_password_once() {
 }
 
 #[test]
+fn what_cannot_be_taken_back_is_asked_for_at_a_terminal_only() {
+    let agent = Agent::start();
+    let rescue = "rescue web1 --image lvm:vg/i";
+    let questions = [
+        (rescue, "web1 runs: it is stopped, by force if its guest does not shut down, and boots from the rescue disk."),
+        ("unrescue saved", "The rescue disk lvm:vg/rescue-7b1c and all on it go."),
+        ("instance stop web1 --grace 0", "web1 is ended without asking its guest."),
+        ("doctor --repair", "What nobody has is taken away: the loop /dev/loop0."),
+    ];
+    let done = || {
+        let asked = agent.asked();
+        let repaired = asked.diagnose.iter().filter(|request| request.repair).count();
+        [asked.rescue.len(), asked.unrescue.len(), asked.stop.len(), repaired]
+    };
+    for (line, words) in questions {
+        for typed in ["n\n", "\n"] {
+            let refused = stdout(&agent.on_terminal(line, typed, &[]).code(1));
+            assert!(refused.contains(words) && refused.contains("Go on? [y/N]"), "{refused}");
+            assert!(refused.contains("mortar: nothing was done"), "{refused}");
+        }
+    }
+    assert_eq!(done(), [0; 4]);
+    for (line, _) in questions {
+        assert!(stdout(&agent.on_terminal(line, "y\n", &[]).success()).contains("Go on?"));
+    }
+    assert_eq!(done(), [1; 4]);
+    for (line, _) in questions {
+        let sure = stdout(&agent.on_terminal(&format!("{line} --yes"), "", &[]).success());
+        assert!(!sure.contains("Go on?"), "{sure}");
+        // A script says what it means.
+        agent.run(&line.split(' ').collect::<Vec<_>>()).success();
+    }
+    assert_eq!(done(), [3; 4]);
+    for line in ["instance stop web1", "unrescue web1", "rescue saved --image lvm:vg/i", "doctor"] {
+        let told = stdout(&agent.on_terminal(line, "", &[]));
+        assert!(!told.contains("Go on?"), "{told}");
+    }
+}
+
+#[test]
+fn a_dry_run_is_one_and_asks_nothing() {
+    let agent = Agent::start();
+    let managed = stdout(&agent.run(&["manage", "lvm:vg/lv", "--dry-run"]).success());
+    assert!(managed.contains("| would    | rename it "), "{managed}");
+    let json = parsed(&stdout(&agent.run(&["manage", "lvm:vg/lv", "--dry-run", "-ojson"]).success()));
+    assert_eq!((&json["would"], &json["operation_id"]), (&json!(["rename it"]), &json!(null)));
+    let json = parsed(&stdout(&agent.run(&["manage", "lvm:vg/lv", "-ojson"]).success()));
+    assert_eq!(json.get("would"), None);
+
+    let rescued = stdout(&agent.on_terminal("rescue web1 --image lvm:vg/i --dry-run", "", &[]).success());
+    assert!(rescued.contains("| would    | stop web1 ") && rescued.contains("| would    | start web1 "), "{rescued}");
+    let repaired = stdout(&agent.on_terminal("doctor --repair --dry-run", "", &[]).code(1));
+    assert!(repaired.contains("| would be removed |"), "{repaired}");
+    assert!(repaired.contains("mortar: 1 orphan, 1 warning; mortar doctor --repair takes orphans away"), "{repaired}");
+    assert!(!rescued.contains("Go on?") && !repaired.contains("Go on?"));
+    let asked = agent.asked();
+    assert_eq!(asked.manage.iter().map(|it| it.dry_run).collect::<Vec<_>>(), [true, true, false]);
+    assert!(asked.rescue.len() == 1 && asked.rescue[0].dry_run);
+    assert_eq!(asked.diagnose, [v1::DiagnoseRequest { repair: true, dry_run: true, timeout_ms: 30_000 }]);
+    drop(asked);
+    refused(agent.run(&["doctor", "--dry-run"]), 2, "--repair");
+}
+
+#[test]
+fn what_takes_long_says_at_a_terminal_what_it_waits_for() {
+    let agent = Agent::start();
+    let told = stdout(&agent.on_terminal("attach lvm:late/lv --id a", "", &[]).success());
+    assert!(told.contains("\rattaching, 1 s: waits for `run lvm lvchange`"), "{told}");
+    let (_, after) = told.rsplit_once(" \r").expect("the line is wiped");
+    assert!(after.starts_with("+--"), "{told}");
+    assert!(agent.asked().operations.iter().all(|request| request.running_only));
+    let asked = agent.asked().operations.len();
+
+    let documented = stdout(&agent.on_terminal("attach lvm:late/lv --id a -oyaml", "", &[]).success());
+    assert!(documented.starts_with("id: a"), "{documented}");
+    assert_eq!(stderr(&agent.run(&["attach", "lvm:late/lv", "--id", "a"]).success()), "");
+    assert!(!stdout(&agent.on_terminal("attach lvm:vg/lv --id a", "", &[]).success()).contains("attaching"));
+    assert_eq!(agent.asked().operations.len(), asked, "nobody is asked in vain");
+}
+
+#[test]
 fn instances_are_shown_powered_and_put_back() {
     let agent = Agent::start();
     assert!(stdout(&agent.run(&["instances"]).success()).contains("| web1 | 7b1c6c5e-"));
@@ -250,6 +331,150 @@ fn errors_are_json_when_asked() {
     );
     let usage = agent.run(&["attach", "-ojson"]).code(2);
     assert_eq!(parsed(&stderr(&usage))["error"]["reason"], "INVALID");
+}
+
+#[test]
+fn values_are_one_row_a_line() {
+    let agent = Agent::start();
+    let value = |line: &str| stdout(&agent.run(&line.split(' ').collect::<Vec<_>>()).success());
+    assert_eq!(value("list -o value -c id"), "a\nb\n");
+    assert_eq!(value("list -o value"), value("list -o value -c id,path,size,state,locator"));
+    assert_eq!(value("list -o value -c ID -c size -c scsi-wwn,Problem").lines().next().unwrap(), {
+        "a\t1073741824\t360000000000000000e00000000010001\t"
+    });
+    assert_eq!(value("attach lvm:vg/lv --id a --output value --column stable_path,changed"), "/dev/mortar/a\ttrue\n");
+    assert_eq!(value("show a -o value -c path"), "/dev/sdb\n");
+    assert_eq!(value("show web1 -o value -c source"), "/dev/mortar/rescue-7b1c\n/dev/vg/web1\n");
+    assert_eq!(value("host -o value -c name"), "hv1\n");
+    assert_eq!(
+        value("list -c path"),
+        "+----------+\n| path     |\n+----------+\n| /dev/sdb |\n| /dev/sdb |\n+----------+\n"
+    );
+    let findings = agent.run(&["doctor", "-ovalue", "-c", "severity"]).code(1);
+    assert_eq!(stdout(&findings), "warning\n");
+    let watched = stdout(&agent.run(&["watch", "-ovalue"]).code(5));
+    assert!(watched.starts_with("attachment a ready /dev/sdb"), "{watched}");
+}
+
+#[test]
+fn a_column_that_there_is_not_is_said_before_anything_is_done() {
+    let agent = Agent::start();
+    let columns = "there is no column colour here, but id, path, size, state, locator, created_at";
+    refused(agent.run(&["list", "-o", "value", "-c", "id,colour"]), 2, columns);
+    for line in [
+        "attach x",
+        "detach x",
+        "extend x",
+        "manage x",
+        "unmanage x",
+        "export x --initiator y",
+        "unexport x",
+        "rescue x --image y",
+        "unrescue x",
+        "instance stop x",
+        "cancel x",
+        "show x",
+        "doctor --repair",
+        "operations",
+    ] {
+        let line: Vec<_> = line.split(' ').chain(["-c", "colour"]).collect();
+        refused(agent.run(&line), 2, "no column colour");
+    }
+    refused(agent.run(&["export", "x", "--initiator", "y", "-c", "data"]), 2, "no column data");
+    refused(agent.run(&["watch", "-c", "id"]), 2, "prints no table");
+    let json = agent.run(&["list", "-ojson", "-c", "id"]).code(2);
+    assert!(stderr(&json).contains("JSON and YAML hold everything"), "{}", stderr(&json));
+    let asked = agent.asked();
+    let counts = [asked.attach.len(), asked.detach.len(), asked.rescue.len(), asked.manage.len(), asked.export.len()];
+    assert_eq!(counts, [0; 5]);
+    assert!(asked.diagnose.is_empty() && asked.stop.is_empty() && asked.unrescue.is_empty());
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    const GREEN: &str = "\u{1b}[38;5;2mready";
+    let agent = Agent::start();
+    let said = |line: &str, environment: &[(&str, &str)]| {
+        let mut command = agent.mortar(&line.split(' ').collect::<Vec<_>>());
+        let assert = command.envs(environment.iter().copied()).assert();
+        stdout(&assert) + &stderr(&assert)
+    };
+    let force = [("CLICOLOR_FORCE", "1")];
+    assert!(!said("list", &[]).contains('\u{1b}'), "a pipe is no terminal");
+    assert!(said("list", &force).contains(GREEN), "{}", said("list", &force));
+    assert!(said("show absent", &force).contains("\u{1b}[1m\u{1b}[31mmortar:\u{1b}[0m no attachment"));
+    assert!(!said("list", &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).contains('\u{1b}'));
+    for format in ["json", "yaml", "value"] {
+        assert!(!said(&format!("list -o {format}"), &force).contains('\u{1b}'), "{format}");
+    }
+
+    let on_terminal = |environment: &[(&str, &str)]| stdout(&agent.on_terminal("list", "", environment).success());
+    assert!(on_terminal(&[("TERM", "xterm")]).contains(GREEN), "{}", on_terminal(&[("TERM", "xterm")]));
+    for environment in [&[("TERM", "dumb")][..], &[("TERM", "xterm"), ("NO_COLOR", "1")]] {
+        let plain = on_terminal(environment);
+        assert!(plain.contains("| ready |") && !plain.contains('\u{1b}'), "{plain}");
+    }
+}
+
+#[test]
+fn yaml_is_for_programs_too() {
+    let agent = Agent::start();
+    let list = stdout(&agent.run(&["list", "-o", "yaml"]).success());
+    assert!(list.starts_with("- id: a\n  locator: lvm:vg/lv\n  path: /dev/sdb\n"), "{list}");
+    assert!(list.contains("\n  scsi_wwn: \"360000000000000000e00000000010001\"\n  multipath_id: null\n"), "{list}");
+    assert!(list.contains("  paths:\n  - device: /dev/sdb\n    portal: null\n    state: running\n"), "{list}");
+    let failed = agent.run(&["attach", "lvm:mounted/lv", "-oyaml"]).code(4);
+    assert_eq!(stdout(&failed), "");
+    assert_eq!(
+        stderr(&failed),
+        "\
+---
+error:
+  code: FAILED_PRECONDITION
+  reason: IN_USE
+  message: |-
+    /dev/sdb
+    is mounted
+  metadata:
+    by: somebody
+"
+    );
+    let stuck = agent.run(&["detach", "stuck", "--output=yaml"]).code(4);
+    assert!(stdout(&stuck).starts_with("id: stuck\nchanged: true\nresiduals:\n- kind: device\n"), "{}", stdout(&stuck));
+    assert_eq!(stderr(&stuck).matches("---\nerror:\n").count(), 2);
+    assert!(stderr(&agent.run(&["attach", "-oyaml"]).code(2)).starts_with("---\nerror:\n  code: INVALID_ARGUMENT\n"));
+    let watched = stdout(&agent.run(&["watch", "-oyaml"]).code(5));
+    assert_eq!(watched.matches("---\nevent: ").count(), 3, "{watched}");
+    let warned = stderr(&agent.run(&["volumes", "-oyaml"]).success());
+    assert_eq!(warned, "---\nwarning: \"rbd:gone cannot be looked at: no answer\"\n");
+}
+
+#[test]
+fn an_error_is_explained() {
+    let agent = Agent::start();
+    let explained = stdout(&agent.run(&["explain", "in_use"]).success());
+    for words in ["| reason    | IN_USE ", "| FAILED_PRECONDITION ", "| exit_code | 4 ", "| next      | Free it first"]
+    {
+        assert!(explained.contains(words), "{words} is missing in:\n{explained}");
+    }
+    assert!(explained.lines().all(|line| line.len() <= 100), "{explained}");
+    let json = parsed(&stdout(&agent.run(&["explain", "RESIDUAL", "-ojson"]).success()));
+    assert_eq!((&json["code"], &json["exit_code"]), (&json!("FAILED_PRECONDITION"), &json!(4)));
+    let all = stdout(&agent.run(&["explain", "-ovalue", "-creason"]).success());
+    assert!(all.starts_with("INVALID\nNOT_FOUND\n") && all.lines().count() == 23, "{all}");
+    refused(agent.run(&["explain", "MOOD"]), 2, "invalid value 'MOOD'");
+
+    // What to do is for somebody who sits there.
+    let told = agent.on_terminal("attach lvm:mounted/lv", "", &[]).code(4);
+    let advice = "mortar: /dev/sdb\\nis mounted\r\nFree it first: ";
+    assert!(
+        stdout(&told).starts_with(advice) && stdout(&told).contains("`mortar explain IN_USE` says more."),
+        "{told}"
+    );
+    for (line, lines) in [("attach lvm:mounted/lv -ojson", 1), ("attach", 1), ("attach lvm:invalid/lv", 1)] {
+        let told = stdout(&agent.on_terminal(line, "", &[]));
+        assert_eq!(told.lines().count(), lines, "{told}");
+    }
 }
 
 #[test]
@@ -314,7 +539,9 @@ fn a_socket_of_others_says_which_group_to_join() {
         // Root may use every socket: be somebody else, with a copy of the binary that he may run.
         let dir = agent.socket().parent().unwrap().to_owned();
         mode(&dir, 0o755);
-        std::fs::copy(assert_cmd::cargo::cargo_bin!("mortar"), dir.join("mortar")).unwrap();
+        // By a process: a file that this one wrote is busy for as long as a child of another thread has not yet become its program.
+        let copy = [assert_cmd::cargo::cargo_bin!("mortar"), &dir.join("mortar")];
+        assert_cmd::Command::new("cp").args(copy).assert().success();
         let mut command = assert_cmd::Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(dir.join("mortar"));
         command.env("MORTAR_SOCKET", agent.socket()).arg("list");
@@ -398,8 +625,13 @@ fn volumes_are_managed_and_let_go() {
     assert_eq!(stderr(&agent.run(&["volumes", "file:/srv"]).success()), "");
 
     let asked = agent.asked();
-    let manage =
-        v1::ManageRequest { locator: "lvm:vg/lv".into(), id: "u".into(), name: "web".into(), allow_in_use: true };
+    let manage = v1::ManageRequest {
+        locator: "lvm:vg/lv".into(),
+        id: "u".into(),
+        name: "web".into(),
+        allow_in_use: true,
+        dry_run: false,
+    };
     assert_eq!(asked.manage, [manage]);
     assert_eq!(asked.unmanage, [v1::UnmanageRequest { id: "u".into(), keep_name: true }]);
     assert_eq!(asked.scopes, ["lvm:vg", "", "", "file:/srv"]);
@@ -425,7 +657,38 @@ fn what_is_amiss_is_shown_and_told_by_the_exit_code() {
     assert!(stdout(&repaired).contains("| removed |"), "{}", stdout(&repaired));
     assert!(stdout(&repaired).ends_with("1 orphan removed; 1 warning\n"), "{}", stdout(&repaired));
     assert_eq!(stderr(&repaired), "");
-    assert_eq!(agent.asked().diagnose.last().unwrap(), &v1::DiagnoseRequest { repair: true, timeout_ms: 300_000 });
+    assert_eq!(
+        agent.asked().diagnose.last().unwrap(),
+        &v1::DiagnoseRequest { repair: true, timeout_ms: 300_000, dry_run: false }
+    );
+}
+
+#[test]
+fn the_host_is_shown_on_one_screen() {
+    let agent = Agent::start();
+    let well = stdout(&agent.run(&["status"]).success());
+    for line in [
+        "| host        | hv1 ",
+        "| attachments | 2: 2 ready ",
+        "| running     | attach a, waits for: run lvm lvchange |",
+        "| instances   | 1: 1 running ",
+    ] {
+        assert!(well.contains(line), "{line} is missing in:\n{well}");
+    }
+    assert!(!well.contains("not asked"), "{well}");
+    let json = parsed(&stdout(&agent.run(&["status", "-ojson"]).success()));
+    assert_eq!((&json["in_order"], &json["attachments"]["states"]["ready"]), (&json!(true), &json!(2)));
+    assert_eq!((&json["operations"][0]["kind"], &json["exports"]["count"]), (&json!("attach"), &json!(1)));
+    assert!(agent.asked().operations[0].running_only);
+
+    agent.lose_the_journal();
+    let amiss = agent.run(&["status"]).code(1);
+    assert!(stdout(&amiss).contains("| not asked   | operations: the journal is lost "), "{}", stdout(&amiss));
+    assert!(stdout(&amiss).contains("| attachments | 2: 2 ready "), "what answers is shown");
+    assert_eq!(stderr(&amiss), "mortar: something is amiss; mortar doctor says what to do about it\n");
+    let json = agent.run(&["status", "-ojson"]).code(1);
+    assert_eq!(parsed(&stdout(&json))["operations"], json!(null));
+    assert_eq!(parsed(&stderr(&json))["error"]["reason"], "NOT_IN_ORDER");
 }
 
 #[test]
@@ -492,6 +755,52 @@ fn an_endpoint_needs_a_certificate() {
         command.args(["--cert", "/nowhere", "--key", "/nowhere", "--ca", "/nowhere"]).assert()
     };
     refused(nowhere(&mut mortar()), 2, "/nowhere cannot be used");
+}
+
+#[test]
+fn a_shell_completes_what_the_agent_knows() {
+    let agent = Agent::start();
+    // As fish asks: the words, the last of which is being typed.
+    let ask = |mut command: assert_cmd::Command, line: &str| {
+        let words = line.split(' ').collect::<Vec<_>>();
+        let asked = command.env("MORTAR_COMPLETE", "fish").arg("--").args(words).assert().success();
+        assert_eq!(stderr(&asked), "", "{line}");
+        let told = stdout(&asked);
+        let offers = told.lines().map(|line| line.split('\t').next().unwrap_or_default());
+        // A flag may come next, too.
+        offers.filter(|offer| !offer.starts_with("--")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let offered = |line: &str| ask(agent.mortar(&[]), line);
+    assert_eq!(offered("mortar att"), ["attach"]);
+    assert_eq!(offered("mortar detach a"), ["a"]);
+    assert_eq!(offered("mortar extend "), ["a", "b"]);
+    assert_eq!(offered("mortar show w"), ["web1"]);
+    assert_eq!(offered("mortar unmanage 9394"), ["9394b827-4ad0-488e-8df8-26476b3a8662"]);
+    assert_eq!(offered("mortar volumes lvm"), ["lvm:vg"]);
+    assert_eq!(offered("mortar unexport "), ["a"]);
+    assert_eq!(offered("mortar instance stop w"), ["web1"]);
+    assert_eq!(offered("mortar cancel 0"), ["0193a1c2-7a5e-7cc0-9d1b-3f2c5a7e9b10"]);
+    assert_eq!(offered("mortar rescue web1 --layout s"), ["stable"]);
+    assert_eq!(offered("mortar explain FL"), ["FLUSH_FAILED"]);
+
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("agent.sock");
+    assert_eq!(ask(mortar(&socket), "mortar extend "), [""; 0], "nobody is there");
+    let _frozen = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let start = Instant::now();
+    assert_eq!(ask(mortar(&socket), "mortar extend "), [""; 0], "nobody answers");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn bash_completes_by_the_script() {
+    let agent = Agent::start();
+    let bin = assert_cmd::cargo::cargo_bin!("mortar").parent().unwrap().display().to_string();
+    let script = "eval \"$(mortar completions bash)\"; COMP_WORDS=(mortar extend ''); COMP_CWORD=2; COMP_TYPE=9; \
+                  _clap_complete_mortar mortar '' extend; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = assert_cmd::Command::new("bash");
+    bash.args(["-c", script]).env("PATH", format!("{bin}:/usr/bin:/bin")).env("MORTAR_SOCKET", agent.socket());
+    assert!(stdout(&bash.assert().success()).starts_with("a\nb\n--"));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The wire contract `mortar.agent.v1` and nothing else: generated messages, clients and servers, and the file
-//! descriptor set that reflection serves.
+//! The wire contract `mortar.agent.v1` and nothing else: generated messages, clients and servers, the file descriptor set
+//! that reflection serves, and what the reasons of its errors mean.
 //!
 //! The contract is written, with every error of every call, in `mortar/agent/v1/agent.proto`.
 
@@ -90,6 +90,8 @@ pub mod v1 {
         }
     }
 }
+
+pub mod reasons;
 
 /// The compiled proto, as reflection and other languages need it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mortar.agent.v1.bin"));

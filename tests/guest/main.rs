@@ -11,6 +11,7 @@ mod api;
 mod brick;
 mod callers;
 mod cli;
+mod commands;
 mod connection;
 mod crash;
 mod derive;

@@ -132,6 +132,13 @@ impl Bench {
             self.start();
         }
         let (before, definition, sum) = (self.picture().await, dumpxml(self.uuid), self.checksum());
+        let told = self.rescue(&["--layout", layout, "--dry-run"]).ok();
+        assert_eq!(
+            (self.picture().await, dumpxml(self.uuid), self.runs()),
+            (before.clone(), definition.clone(), was_running)
+        );
+        let would = told["would"].as_array().unwrap();
+        assert_eq!(would.iter().any(|step| step.as_str().unwrap().starts_with("end ")), was_running, "{at}: {told}");
         let reply = self.rescue(&["--layout", layout]).ok();
         assert_eq!(reply["password"].as_str().unwrap().len(), 16, "{at}: {reply}");
         assert_eq!(booted(WEB1), RESCUE, "{at}");

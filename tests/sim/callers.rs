@@ -97,8 +97,11 @@ async fn a_repair_needs_an_admin() {
         let stage = SimStage::with(config(vec![rule(role, &[])])).await;
         let diagnose = |repair| v1::DiagnoseRequest { repair, ..v1::DiagnoseRequest::default() };
         stage.client().host.diagnose(diagnose(false)).await.unwrap();
-        let repaired = stage.client().host.diagnose(diagnose(true)).await.map_err(Refused::from);
-        assert_eq!(repaired.is_ok(), may, "{role:?}: {repaired:?}");
+        for dry_run in [true, false] {
+            let repair = v1::DiagnoseRequest { dry_run, ..diagnose(true) };
+            let repaired = stage.client().host.diagnose(repair).await.map_err(Refused::from);
+            assert_eq!(repaired.is_ok(), may, "{role:?}: {repaired:?}");
+        }
     }
 }
 
@@ -329,6 +332,24 @@ async fn roles_have_their_own_reach() {
     client.detach("lv").await.unwrap();
 }
 
+/// Who only looks what he would change has changed nothing, and the log does not say that he had.
+#[tokio::test]
+async fn a_dry_run_is_told_as_one() {
+    listen();
+    let mut stage = SimStage::with(config(vec![rule(Role::Admin, &[])])).await;
+    let locator = stage.volume(Backend::File, "v", SIZE).await;
+    let mut client = stage.client();
+    lines();
+    client.manage(v1::ManageRequest { dry_run: true, ..manage(&locator) }).await.unwrap();
+    let repair = v1::DiagnoseRequest { repair: true, dry_run: true, ..v1::DiagnoseRequest::default() };
+    client.host.diagnose(repair).await.unwrap();
+    let told = lines();
+    assert_eq!(
+        told,
+        [format!("Manage {locator} (dry run) admin OK"), "Diagnose this host (dry run) admin OK".to_owned()]
+    );
+}
+
 /// One line for each call that changes something or is refused, and none for those who look.
 #[tokio::test]
 async fn what_is_in_the_audit_log() {
@@ -413,8 +434,11 @@ async fn instances_in_reach() {
         is_out_of_reach(client.instances.get(get).await.map_err(Refused::from));
     }
     let rescue = v1::RescueRequest { instance: "web1".into(), ..v1::RescueRequest::default() };
-    let refused = Refused::from(client.instances.rescue(rescue).await.unwrap_err());
-    assert!(refused.reason == "FORBIDDEN" && refused.message.contains("the role admin"), "{}", refused.message);
+    for dry_run in [true, false] {
+        let rescue = v1::RescueRequest { dry_run, ..rescue.clone() };
+        let refused = Refused::from(client.instances.rescue(rescue).await.unwrap_err());
+        assert!(refused.reason == "FORBIDDEN" && refused.message.contains("the role admin"), "{}", refused.message);
+    }
     // The operation of one is as much out of sight as the other.
     stage.config.callers.rules = vec![rule(Role::Viewer, &["instance:db*"])];
     stage.reload();

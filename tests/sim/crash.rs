@@ -532,5 +532,5 @@ async fn the_repair_of_an_orphan() {
 }
 
 fn repair() -> v1::DiagnoseRequest {
-    v1::DiagnoseRequest { repair: true, timeout_ms: 0 }
+    v1::DiagnoseRequest { repair: true, ..Default::default() }
 }

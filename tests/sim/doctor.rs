@@ -24,7 +24,13 @@ const ELSEWHERE_IN_FABRIC: [&str; 3] = [
 ];
 
 async fn doctor(stage: &SimStage, repair: bool) -> v1::DiagnoseResponse {
-    let request = v1::DiagnoseRequest { repair, timeout_ms: 0 };
+    let request = v1::DiagnoseRequest { repair, ..Default::default() };
+    stage.client().host.diagnose(request).await.unwrap().into_inner()
+}
+
+/// What a repair would do.
+async fn rehearsed(stage: &SimStage) -> v1::DiagnoseResponse {
+    let request = v1::DiagnoseRequest { repair: true, dry_run: true, ..Default::default() };
     stage.client().host.diagnose(request).await.unwrap().into_inner()
 }
 
@@ -228,6 +234,14 @@ async fn what_nobody_has_is_an_orphan_and_goes_and_nothing_else_does() {
     assert!(found.objects.iter().all(|object| object.repair() == v1::RepairOutcome::Unspecified));
     assert_eq!(in_state(&doctor(&stage, false).await, State::Orphan), orphans);
 
+    let untouched = stage.snapshot().await;
+    let told = rehearsed(&stage).await;
+    assert_eq!(stage.snapshot().await, untouched, "a dry run touched something");
+    assert_eq!(in_state(&told, State::Orphan), orphans);
+    for object in told.objects.iter().filter(|object| object.state() == State::Orphan) {
+        assert_eq!(object.repair(), v1::RepairOutcome::WouldBeRemoved, "{object:#?}");
+    }
+
     let repaired = doctor(&stage, true).await;
     for object in repaired.objects.iter().filter(|object| object.state() == State::Orphan) {
         assert_eq!(object.repair(), v1::RepairOutcome::Removed, "{object:#?}");
@@ -258,11 +272,12 @@ async fn an_orphan_that_is_used_is_left_and_its_users_are_named() {
         stage.occupy(device).await;
     }
     let before = stage.snapshot().await;
-    let repaired = doctor(&stage, true).await;
-    for device in &devices {
-        let object = named(&repaired, device);
-        assert_eq!((object.state(), object.repair()), (State::Orphan, v1::RepairOutcome::Left), "{object:#?}");
-        assert!(object.repair_detail.contains("/mnt/data"), "{object:#?}");
+    for told in [rehearsed(&stage).await, doctor(&stage, true).await] {
+        for device in &devices {
+            let object = named(&told, device);
+            assert_eq!((object.state(), object.repair()), (State::Orphan, v1::RepairOutcome::Left), "{object:#?}");
+            assert!(object.repair_detail.contains("/mnt/data"), "{object:#?}");
+        }
     }
     assert_eq!(stage.snapshot().await, before, "something was touched");
     for device in &devices {

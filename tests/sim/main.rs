@@ -8,6 +8,7 @@ mod cancel;
 mod crash;
 mod deadline;
 mod doctor;
+mod dry_run;
 mod export;
 mod extend;
 mod identity;

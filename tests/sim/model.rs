@@ -306,7 +306,7 @@ impl Play {
             Step::Restart => self.restart(&[]).await,
             Step::Reboot => self.reboot().await,
             Step::Repair => {
-                let request = v1::DiagnoseRequest { repair: true, timeout_ms: 0 };
+                let request = v1::DiagnoseRequest { repair: true, ..Default::default() };
                 let found = self.client.clone().host.diagnose(request).await.unwrap().into_inner();
                 let orphan = |object: &&v1::HostObject| object.state() == v1::HostObjectState::Orphan;
                 assert_eq!(found.objects.iter().find(orphan), None, "{}", self.story());

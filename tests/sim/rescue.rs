@@ -5,7 +5,7 @@ mod crash;
 mod doctor;
 mod refusal;
 
-use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage};
+use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage, VG};
 use driver::Backend;
 use proto::v1::{self, rescue_request::Disk};
 use tests::{client::attach, stage::Stage};
@@ -324,4 +324,42 @@ async fn a_rescued_instance_is_rescued_after_a_reboot() {
     client.unrescue("web1").await.unwrap();
     assert_eq!(stage.domains.defined(uuid()).unwrap(), definition);
     assert_eq!(client.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_a_rescue_does_and_changes_nothing() {
+    for (backend, first) in [
+        (Backend::Lvm, format!("derive lvm:{VG}/rescue-{UUID} from lvm:{VG}/image")),
+        (Backend::File, format!("derive file:{DIRECTORY}/rescue-{UUID}.img from file:{DIRECTORY}/image.raw")),
+    ] {
+        let case =
+            Case { root: Root::File, disk: backend, layout: v1::RescueLayout::Stable, runs: backend == Backend::Lvm };
+        let (stage, request) = case.make().await;
+        let before = stage.snapshot().await;
+        let dry = v1::RescueRequest { dry_run: true, grace_ms: Some(60_000), ..request.clone() };
+        let told = stage.client().rescue(dry.clone()).await.unwrap();
+        assert_eq!(stage.snapshot().await, before, "{backend}");
+        let operations = stage.client().operations.list(v1::ListOperationsRequest::default()).await.unwrap();
+        let kinds: Vec<_> = operations.into_inner().operations.iter().map(v1::Operation::kind).collect();
+        assert!(!kinds.contains(&v1::OperationKind::Rescue), "{kinds:?}");
+        assert!(told.changed && told.password.is_empty() && told.operation_id.is_empty(), "{told:?}");
+        assert!(told.instance.unwrap().rescue.is_none());
+        let mut would = vec![first];
+        if backend == Backend::Lvm {
+            would.push(format!("attach lvm:{VG}/rescue-{UUID} as rescue-{UUID}"));
+        }
+        would.push(format!("write the seed /var/lib/mortar-rescue/seed-{UUID}.img"));
+        if case.runs {
+            would.push("stop web1, whose guest has 60 s to shut down".into());
+        }
+        would.push("define web1 to boot from it: it comes last, every other in its place".into());
+        would.push("start web1".into());
+        assert_eq!(told.would, would);
+
+        stage.client().rescue(request).await.unwrap();
+        let again = stage.client().rescue(dry).await.unwrap();
+        assert!(!again.changed && again.would.is_empty(), "{again:?}");
+        let other = v1::RescueRequest { layout: v1::RescueLayout::Classic.into(), dry_run: true, ..image() };
+        assert_eq!(stage.client().rescue(other).await.unwrap_err().reason, "WRONG_STATE");
+    }
 }

@@ -36,7 +36,8 @@ impl Drop for Entry {
             return;
         }
         let outcome = self.outcome.map_or("HUNG_UP", status::name);
-        let (who, rpc, subject) = (&self.call.peer, self.call.rpc.name, seen.subject);
+        let subject = if seen.dry_run { format!("{} (dry run)", seen.subject) } else { seen.subject };
+        let (who, rpc) = (&self.call.peer, self.call.rpc.name);
         let role = self.call.role().map_or("none", Role::as_str);
         let operation = seen.operation.map(|id| id.to_string()).unwrap_or_default();
         tracing::info!(target: "audit", %who, role, rpc, subject, outcome, operation, "{who} ({role}): {rpc} {subject}: {outcome}");

@@ -45,6 +45,8 @@ pub(super) struct Seen {
     pub(super) refused: bool,
     /// It changes something, though its RPC need not.
     pub(super) changes: bool,
+    /// It only looks what it would change.
+    pub(super) dry_run: bool,
 }
 
 impl Call {
@@ -201,17 +203,26 @@ impl Call {
         self.is_about(format!("operation {operation}"), role, |reach| reach.covers_all_that(plan))
     }
 
-    fn begins(&self, operation: OperationId, plan: &Plan) -> Result<()> {
+    fn may_begin(&self, plan: &Plan) -> Result<()> {
         let role = table::role_for(plan);
         self.needs(role, plan.verb())?;
         let subject = match self.seen().subject.clone() {
             subject if subject.is_empty() => format!("{} {}", plan.verb(), plan.subject()),
             subject => subject,
         };
-        self.is_about(subject, role, |reach| reach.covers_all_that(plan))?;
+        self.is_about(subject, role, |reach| reach.covers_all_that(plan))
+    }
+
+    fn begins(&self, operation: OperationId, plan: &Plan) -> Result<()> {
+        self.may_begin(plan)?;
         // One that it begins on its way belongs to the first.
         self.seen().operation.get_or_insert(operation);
         Ok(())
+    }
+
+    /// The call only looks what it would change.
+    pub(crate) fn only_looks(&self) {
+        self.seen().dry_run = true;
     }
 
     fn refused(&self, what: &str, needs: String, role: Role) -> Error {
@@ -225,4 +236,9 @@ impl Call {
 /// request came may be something else now.
 pub(crate) fn begins(operation: OperationId, plan: &Plan) -> Result<()> {
     CURRENT.try_with(|call| call.begins(operation, plan)).unwrap_or(Ok(()))
+}
+
+/// As [`begins`], of an operation that will not begin: a dry run.
+pub(crate) fn may_begin(plan: &Plan) -> Result<()> {
+    CURRENT.try_with(|call| call.may_begin(plan)).unwrap_or(Ok(()))
 }

@@ -48,6 +48,7 @@ fn object(from: Judged) -> v1::HostObject {
         None => (v1::RepairOutcome::Unspecified, String::new()),
         Some(Repair::Removed(detail)) => (v1::RepairOutcome::Removed, detail),
         Some(Repair::Left(detail)) => (v1::RepairOutcome::Left, detail),
+        Some(Repair::WouldBeRemoved) => (v1::RepairOutcome::WouldBeRemoved, String::new()),
     };
     v1::HostObject {
         kind: kind.into(),

@@ -77,6 +77,7 @@ pub(crate) fn rescue_request(
         seed: (!wire.no_seed).then_some(seed),
         grace,
         deadline,
+        dry_run: wire.dry_run,
     })
 }
 
@@ -118,6 +119,7 @@ pub(crate) fn rescue_response(from: RescueReply) -> v1::RescueResponse {
         password: from.password.map(|password| password.expose_secret().to_owned()).unwrap_or_default(),
         warnings: from.warnings,
         operation_id: from.operation.map(|id| id.to_string()).unwrap_or_default(),
+        would: from.would,
     }
 }
 

@@ -8,10 +8,13 @@ use crate::{
 use driver::{Attached, Error, Result};
 use export::Export;
 use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// How long one orphan may take to go.
 const ONE: Duration = Duration::from_secs(30);
+
+const UNTOLD: &str = "it cannot be told how it came; take it away by hand";
+const NONE_ANY_MORE: &str = "it is none any more: it went by itself, or somebody has it by now";
 
 impl Agent {
     /// Takes every orphan away, one after the other, and notes with each what came of it.
@@ -19,7 +22,7 @@ impl Agent {
         let mut done: Vec<(Remains, Repair)> = Vec::new();
         for judged in objects.iter_mut().filter(|judged| judged.whose == Whose::Orphan) {
             let Some(remains) = judged.remains.clone() else {
-                judged.repair = Some(Repair::Left("it cannot be told how it came; take it away by hand".into()));
+                judged.repair = Some(Repair::Left(UNTOLD.into()));
                 continue;
             };
             // A session goes with its last unit, and a map with its legs.
@@ -36,6 +39,7 @@ impl Agent {
                         Repair::Removed(_) => {
                             tracing::info!("the {} {} was an orphan, and is gone", judged.kind, judged.name)
                         }
+                        Repair::WouldBeRemoved => {}
                         Repair::Left(why) => tracing::warn!("the {} {} is left: {why}", judged.kind, judged.name),
                     }
                     done.push((remains, repair.clone()));
@@ -46,6 +50,42 @@ impl Agent {
         }
     }
 
+    /// A dry run: says of every orphan whether it would go.
+    pub(super) async fn rehearse(self: &Arc<Self>, objects: &mut [Judged], deadline: Instant) {
+        for judged in objects.iter_mut().filter(|judged| judged.whose == Whose::Orphan) {
+            let would = match &judged.remains {
+                None => Ok(Repair::Left(UNTOLD.into())),
+                Some(remains) => {
+                    let until = deadline.min(Instant::now() + ONE);
+                    let late = |_| Error::TimedOut { waiting_for: "its users to be told".into() };
+                    timeout_at(until, self.would_take_away(remains)).await.map_err(late).flatten()
+                }
+            };
+            judged.repair = Some(would.unwrap_or_else(|error| Repair::Left(error.chain())));
+        }
+    }
+
+    /// Everything that [`Self::take_away_orphan`] looks at before its first effect.
+    async fn would_take_away(&self, remains: &Remains) -> Result<Repair> {
+        let _held = self.locks.take("the dry run of a repair", keys(remains))?;
+        if !self.is_orphan(remains).await? {
+            return Ok(Repair::Left(NONE_ANY_MORE.into()));
+        }
+        let (what, by) = match remains {
+            Remains::Attached(attached) => {
+                let driver = self.drivers.get(attached.spec.locator.backend())?;
+                (attached.spec.locator.to_string(), driver.users(attached).await?)
+            }
+            Remains::Export(export) => {
+                let sessions = self.exporter.sessions(export)?;
+                let by = sessions.iter().map(|session| format!("{session} is logged in")).collect();
+                (export.id.to_string(), by)
+            }
+            Remains::RescueDisk(_) | Remains::Link { .. } | Remains::Seed { .. } => return Ok(Repair::WouldBeRemoved),
+        };
+        if by.is_empty() { Ok(Repair::WouldBeRemoved) } else { Err(Error::InUse { what, by }) }
+    }
+
     /// Under the locks that an attach of the same would take, if it is still an orphan then.
     async fn take_away_orphan(&self, remains: &Remains, deadline: Instant) -> Result<Repair> {
         if Instant::now() >= deadline {
@@ -53,7 +93,7 @@ impl Agent {
         }
         let _held = self.locks.take("a repair", keys(remains))?;
         if !self.is_orphan(remains).await? {
-            return Ok(Repair::Left("it is none any more: it went by itself, or somebody has it by now".into()));
+            return Ok(Repair::Left(NONE_ANY_MORE.into()));
         }
         let mut did = String::from("removed");
         match remains {

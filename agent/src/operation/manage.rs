@@ -4,6 +4,7 @@
 use super::{OperationId, Plan, Rest, export::exported_as};
 use crate::{
     agent::Agent,
+    callers::may_begin,
     journal::{Change, ExportRecord, Managed, Record},
 };
 use driver::{
@@ -22,6 +23,8 @@ pub(crate) struct ManageRequest {
     /// `None`: the name it has.
     pub(crate) name: Option<VolumeName>,
     pub(crate) allow_in_use: bool,
+    /// Only say what would be done.
+    pub(crate) dry_run: bool,
 }
 
 /// What a caller of manage gets.
@@ -30,6 +33,8 @@ pub(crate) struct ManageReply {
     pub(crate) volume: Volume,
     pub(crate) changed: bool,
     pub(crate) operation: Option<OperationId>,
+    /// After a dry run: what would be done.
+    pub(crate) would: Vec<String>,
 }
 
 /// What a caller of unmanage gets.
@@ -51,7 +56,7 @@ impl Agent {
         if let Some(id) = request.id {
             held.extend(volume_key(id))?;
         }
-        let unchanged = |volume| Ok(ManageReply { volume, changed: false, operation: None });
+        let unchanged = |volume| Ok(ManageReply { volume, changed: false, operation: None, would: Vec::new() });
         let candidate = match driver.inspect(from).await {
             Ok(candidate) => candidate,
             Err(Error::NotFound { what }) => {
@@ -98,16 +103,21 @@ impl Agent {
             name,
             from: from.clone(),
             to: from.beside(&templates.name(candidate.kind, id))?,
-            identity: candidate.identity,
+            identity: candidate.identity.clone(),
         };
         held.extend(volume_key(id))?;
         held.extend(adoption.to.key())?;
+        let plan = Plan::Manage { adoption: adoption.clone() };
+        if request.dry_run {
+            may_begin(&plan)?;
+            return would_manage(driver.as_ref(), adoption, &candidate, &users).await;
+        }
         let change = managed(&adoption, users)?;
-        let work = self.begin(Plan::Manage { adoption: adoption.clone() }, held, self.usual_deadline()).await?;
+        let work = self.begin(plan, held, self.usual_deadline()).await?;
         match self.effects(&work, driver.manage(&adoption)).await {
             Ok(volume) => {
                 let operation = self.succeeded(work, change).await?;
-                Ok(ManageReply { volume, changed: true, operation: Some(operation) })
+                Ok(ManageReply { volume, changed: true, operation: Some(operation), would: Vec::new() })
             }
             Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => match driver.unmanage(&undo_of(&adoption)).await {
@@ -213,6 +223,30 @@ impl Agent {
         }
         Ok(candidates)
     }
+}
+
+/// What a manage comes to that is not begun. That the managed name is free the driver finds out by the rename; here it is
+/// looked at.
+async fn would_manage(
+    driver: &dyn Driver,
+    adoption: Adoption,
+    candidate: &Candidate,
+    users: &Standing,
+) -> Result<ManageReply> {
+    let Adoption { id, name, from, to, identity } = adoption;
+    match driver.inspect(&to).await {
+        Err(Error::NotFound { .. }) => {}
+        Ok(_) => return Err(Error::AlreadyExists { what: format!("{to} is there already") }),
+        Err(error) => return Err(error),
+    }
+    let mut would = vec![
+        format!("write onto the storage that it was {from}, its id {id} and its name {name}"),
+        format!("rename it to {to}"),
+    ];
+    would.extend(users.names().iter().map(|user| format!("note the new name: it is {user}")));
+    let (size_bytes, kind) = (candidate.size_bytes, candidate.kind);
+    let volume = Volume { id, name, locator: to, origin: from, size_bytes, identity, kind };
+    Ok(ManageReply { volume, changed: true, operation: None, would })
 }
 
 fn volume_key(id: VolumeId) -> String {

@@ -35,6 +35,7 @@ pub(crate) use record::{Place, RescueDisk, RescueRecord, RescueState};
 use super::{AttachRequest, InstanceNow, OperationId, Plan, Rest};
 use crate::{
     agent::Agent,
+    callers::may_begin,
     journal::Change,
     seed::{Seed, make_up_password},
 };
@@ -67,6 +68,8 @@ pub(crate) struct RescueRequest {
     /// How long the guest may take to shut down.
     pub(crate) grace: Duration,
     pub(crate) deadline: Instant,
+    /// Only say what would be done.
+    pub(crate) dry_run: bool,
 }
 
 /// What he gets.
@@ -78,6 +81,15 @@ pub(crate) struct RescueReply {
     pub(crate) password: Option<SecretString>,
     pub(crate) warnings: Vec<String>,
     pub(crate) operation: Option<OperationId>,
+    /// After a dry run: what would be done.
+    pub(crate) would: Vec<String>,
+}
+
+impl RescueReply {
+    /// Of an instance to which nothing was done.
+    fn unchanged(instance: InstanceNow) -> Self {
+        Self { instance, changed: false, password: None, warnings: Vec::new(), operation: None, would: Vec::new() }
+    }
 }
 
 /// What is to be put back.
@@ -132,12 +144,19 @@ impl Agent {
         if let Some(record) = self.journal.rescue(uuid).await? {
             is_what_is_asked(&record, &request)?;
             let instance = self.instance_now(&uuid_name(uuid)?).await?;
-            return Ok(RescueReply { instance, changed: false, password: None, warnings: Vec::new(), operation: None });
+            return Ok(RescueReply::unchanged(instance));
         }
         // Looked at once more, under the lock.
         let instance = self.hypervisor.instance(&uuid_name(uuid)?).await?;
         // Boxed, here and below: a rescue is made of others, and would be too large for a stack.
         let (mut record, mut warnings) = Box::pin(self.plan_rescue(&instance, &request)).await?;
+        let plan = Plan::Rescue { instance: uuid, name: record.name.clone(), locator: record.disk.locator().clone() };
+        if request.dry_run {
+            may_begin(&plan)?;
+            let instance = self.instance_now(&uuid_name(uuid)?).await?;
+            let would = record.would(request.grace);
+            return Ok(RescueReply { changed: true, warnings, would, ..RescueReply::unchanged(instance) });
+        }
         let mut seed = request.seed;
         let password = match &mut seed {
             Some(seed) if seed.password.is_none() && seed.ssh_keys.is_empty() && seed.user_data.is_none() => {
@@ -147,7 +166,6 @@ impl Agent {
             }
             _ => None,
         };
-        let plan = Plan::Rescue { instance: uuid, name: record.name.clone(), locator: record.disk.locator().clone() };
         let begun = match record.at().scope() {
             // So that the doctor looks there.
             Ok(scope) => {
@@ -163,7 +181,8 @@ impl Agent {
                 record.state = RescueState::Rescued;
                 let operation = self.succeeded(work, Change::PutRescue(Box::new(record))).await?;
                 let instance = self.instance_now(&uuid_name(uuid)?).await?;
-                Ok(RescueReply { instance, changed: true, password, warnings, operation: Some(operation) })
+                let operation = Some(operation);
+                Ok(RescueReply { instance, changed: true, password, warnings, operation, would: Vec::new() })
             }
             Err(error) if work.goes_on(&error) => self.left_waiting(work, error),
             Err(error) => match Box::pin(self.undo_rescue(uuid)).await {

@@ -64,6 +64,9 @@ impl v1::instances_server::Instances for Service {
         let work = async {
             let call = Call::of(&request)?;
             let request = convert::rescue_request(request.into_inner(), patience, &self.agent.config.rescue)?;
+            if request.dry_run {
+                call.only_looks();
+            }
             self.about(&call, &request.instance).await?;
             call.concerns_also(request.disk.locator())?;
             let answer_by = patience.answer_by(Some(request.deadline));

@@ -1,10 +1,12 @@
 //! attach, detach, list, show, extend, watch.
 
 use crate::{
-    args::{Attach, Detach, Format},
+    args::{Attach, Detach},
     connect::Agent,
     error::{Error, Failure},
-    output, password,
+    output::Output,
+    password,
+    progress::{self, About},
     values::Target,
     view::{Attached, Attachment, Detached, Event},
 };
@@ -45,7 +47,7 @@ impl Read {
     }
 }
 
-pub(super) async fn attach(agent: &Agent, attach: Attach, read: Read, format: Format) -> Result<(), Error> {
+pub(super) async fn attach(agent: &Agent, attach: Attach, read: Read, out: &Output) -> Result<(), Error> {
     use v1::attach_request::Volume;
     let message = |timeout_ms| v1::AttachRequest {
         id: attach.id.clone().unwrap_or_default(),
@@ -63,9 +65,12 @@ pub(super) async fn attach(agent: &Agent, attach: Attach, read: Read, format: Fo
         credentials: read.credentials(&attach),
     };
     let mut client = agent.attachments();
-    let reply = agent.call(message, async |request| client.attach(request).await).await?;
+    let named = [attach.id.as_deref(), attach.locator.as_deref()];
+    let about = About { doing: "attaching", kind: v1::OperationKind::Attach, named };
+    let call = agent.call(message, async |request| client.attach(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let attachment = reply.attachment.ok_or_else(nothing)?;
-    Ok(output::answer(&Attached::new(attachment, reply.changed, reply.operation_id), format)?)
+    out.answer(&Attached::new(attachment, reply.changed, reply.operation_id))
 }
 
 /// What the command line names, in the contract's terms.
@@ -86,65 +91,71 @@ pub(super) fn target(detach: Detach) -> Result<Option<v1::detach_request::Target
 pub(super) async fn detach(
     agent: &Agent,
     target: Option<v1::detach_request::Target>,
-    format: Format,
+    out: &Output,
 ) -> Result<(), Error> {
     let message = |timeout_ms| v1::DetachRequest { target: target.clone(), timeout_ms };
     let mut client = agent.attachments();
-    let detached: Detached = agent.call(message, async |request| client.detach(request).await).await?.into();
+    let named = match &target {
+        Some(v1::detach_request::Target::Id(name) | v1::detach_request::Target::Locator(name)) => {
+            [Some(name.as_str()), None]
+        }
+        _ => [None, None],
+    };
+    let about = About { doing: "detaching", kind: v1::OperationKind::Detach, named };
+    let call = agent.call(message, async |request| client.detach(request).await);
+    let detached: Detached = progress::shown(agent, out, about, call).await?.into();
     let mut failures: Vec<_> =
         detached.residuals().map(|residual| Failure::new(Code::FailedPrecondition, "RESIDUAL", residual)).collect();
-    let Some(last) = failures.pop() else { return Ok(output::answer(&detached, format)?) };
-    if format == Format::Json {
-        output::answer(&detached, format)?;
+    let Some(last) = failures.pop() else { return out.answer(&detached) };
+    if out.is_document() {
+        out.answer(&detached)?;
     }
     for failure in &failures {
-        output::failure(failure, format);
+        out.failure(failure);
     }
     Err(last.into())
 }
 
-pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+pub(super) async fn list(agent: &Agent, out: &Output) -> Result<(), Error> {
     let mut client = agent.attachments();
     let reply = agent.call(|_| v1::ListAttachmentsRequest {}, async |request| client.list(request).await).await?;
     let attachments: Vec<Attachment> = reply.attachments.into_iter().map(Attachment::from).collect();
-    Ok(output::answer(&attachments, format)?)
+    out.answer(&attachments)
 }
 
 /// An attachment, or else an instance of that name; where there is neither, that there is no such attachment.
-pub(super) async fn show(agent: &Agent, id: String, format: Format) -> Result<(), Error> {
+pub(super) async fn show(agent: &Agent, id: String, out: &Output) -> Result<(), Error> {
     let mut client = agent.attachments();
     let message = |_| v1::GetAttachmentRequest { id: id.clone() };
     let no_attachment = match agent.call(message, async |request| client.get(request).await).await {
-        Ok(reply) => return Ok(output::answer(&Attachment::from(reply), format)?),
+        Ok(reply) => return out.answer(&Attachment::from(reply)),
         // An instance may have a name that no attachment can have.
         Err(Error::Failed(failure)) if failure.is(Code::NotFound) || failure.is(Code::InvalidArgument) => failure,
         Err(error) => return Err(error),
     };
-    match super::instances::show(agent, id, format).await {
+    match super::instances::show(agent, id, out).await {
         Err(Error::Failed(_)) => Err(no_attachment.into()),
         shown => shown,
     }
 }
 
-pub(super) async fn extend(agent: &Agent, id: String, format: Format) -> Result<(), Error> {
+pub(super) async fn extend(agent: &Agent, id: String, out: &Output) -> Result<(), Error> {
     let mut client = agent.attachments();
     let message = |timeout_ms| v1::ExtendRequest { id: id.clone(), timeout_ms };
-    let reply = agent.call(message, async |request| client.extend(request).await).await?;
+    let about = About { doing: "extending", kind: v1::OperationKind::Extend, named: [Some(&id), None] };
+    let call = agent.call(message, async |request| client.extend(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     let attachment = reply.attachment.ok_or_else(nothing)?;
-    Ok(output::answer(&Attached::new(attachment, reply.changed, reply.operation_id), format)?)
+    out.answer(&Attached::new(attachment, reply.changed, reply.operation_id))
 }
 
 /// Prints events until the agent stops or nobody reads them any more.
-pub(super) async fn watch(agent: &Agent, format: Format) -> Result<(), Error> {
+pub(super) async fn watch(agent: &Agent, out: &Output) -> Result<(), Error> {
     let mut events = agent.attachments().watch(v1::WatchRequest {}).await?.into_inner();
     while let Some(event) = events.message().await? {
         // An event that this build does not know comes without a body.
         let Some(event) = event.event.map(Event::from) else { continue };
-        let line = match format {
-            Format::Table => event.line(),
-            Format::Json => serde_json::to_string(&event).map_err(std::io::Error::from)?,
-        };
-        output::line(&line)?;
+        out.next(&event, &event.line())?;
     }
     Err(Failure::new(Code::Unavailable, "SHUTTING_DOWN", "mortard ended the watch; watch again when it is back").into())
 }

@@ -1,10 +1,13 @@
 //! instances, rescue, unrescue, instance; and show, of an instance.
 
 use crate::{
-    args::{Format, InstanceCommand, Power, Rescue, Unrescue},
+    args::{InstanceCommand, Power, Rescue, Unrescue},
+    confirm,
     connect::Agent,
     error::{Error, Failure},
-    output, password,
+    output::Output,
+    password,
+    progress::{self, About},
     view::{Instance, InstanceRow, Powered, Rescued, Unrescued},
 };
 use proto::v1;
@@ -39,21 +42,32 @@ impl Read {
     }
 }
 
-pub(super) async fn list(agent: &Agent, format: Format) -> Result<(), Error> {
+pub(super) async fn list(agent: &Agent, out: &Output) -> Result<(), Error> {
     let mut client = agent.instances();
     let reply = agent.call(|_| v1::ListInstancesRequest {}, async |request| client.list(request).await).await?;
     let instances: Vec<InstanceRow> = reply.instances.into_iter().map(InstanceRow::from).collect();
-    Ok(output::answer(&instances, format)?)
+    out.answer(&instances)
 }
 
-pub(super) async fn show(agent: &Agent, instance: String, format: Format) -> Result<(), Error> {
+pub(super) async fn show(agent: &Agent, instance: String, out: &Output) -> Result<(), Error> {
+    out.answer(&Instance::from(get(agent, &instance).await?))
+}
+
+async fn get(agent: &Agent, instance: &str) -> Result<v1::Instance, Error> {
     let mut client = agent.instances();
-    let message = |_| v1::GetInstanceRequest { instance: instance.clone() };
-    let reply = agent.call(message, async |request| client.get(request).await).await?;
-    Ok(output::answer(&Instance::from(reply), format)?)
+    let message = |_| v1::GetInstanceRequest { instance: instance.to_owned() };
+    agent.call(message, async |request| client.get(request).await).await
 }
 
-pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, format: Format) -> Result<(), Error> {
+/// How a guest comes to its end, for the question before.
+fn stopped(grace: Option<Duration>) -> &'static str {
+    match grace {
+        Some(Duration::ZERO) => " without asking its guest",
+        _ => ", by force if its guest does not shut down",
+    }
+}
+
+pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, out: &Output) -> Result<(), Error> {
     use v1::rescue_request::Disk;
     let secret = |secret: &Option<SecretString>| {
         secret.as_ref().map(|secret| secret.expose_secret().to_owned()).unwrap_or_default()
@@ -73,40 +87,75 @@ pub(super) async fn rescue(agent: &Agent, rescue: Rescue, read: Read, format: Fo
         no_seed: rescue.no_seed,
         grace_ms: rescue.grace.grace.map(millis),
         timeout_ms,
+        dry_run: rescue.dry_run,
     };
+    if !rescue.dry_run && confirm::wanted(rescue.sure.yes) {
+        let now = get(agent, &rescue.instance).await?;
+        if now.power() == v1::InstancePower::Running && now.rescue.is_none() {
+            let how = stopped(rescue.grace.grace);
+            confirm::ask(&format!("{} runs: it is stopped{how}, and boots from the rescue disk.", now.name))?;
+        }
+    }
     let mut client = agent.instances();
     let grace = rescue.grace.grace.unwrap_or(LONGEST_GRACE);
-    let reply = agent.call_with_grace(grace, message, async |request| client.rescue(request).await).await?;
+    let named = [Some(&*rescue.instance), None];
+    let about = About { doing: "rescuing", kind: v1::OperationKind::Rescue, named };
+    let call = agent.call_with_grace(grace, message, async |request| client.rescue(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     for warning in &reply.warnings {
-        output::warning(warning, format);
+        out.warning(warning);
     }
     let rescued = Rescued::new(reply).ok_or_else(nothing)?;
-    Ok(output::answer(&rescued, format)?)
+    out.answer(&rescued)
 }
 
-pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, format: Format) -> Result<(), Error> {
+pub(super) async fn unrescue(agent: &Agent, unrescue: Unrescue, out: &Output) -> Result<(), Error> {
     let message = |timeout_ms| v1::UnrescueRequest {
         instance: unrescue.instance.clone(),
         discard_changes: unrescue.discard_changes,
         grace_ms: unrescue.grace.grace.map(millis),
         timeout_ms,
     };
+    if confirm::wanted(unrescue.sure.yes) {
+        let now = get(agent, &unrescue.instance).await?;
+        if let Some(rescue) = now.rescue {
+            let how = stopped(unrescue.grace.grace);
+            let goes = if rescue.image {
+                format!(" The rescue disk {} and all on it go.", rescue.disk)
+            } else {
+                String::new()
+            };
+            let lost = if unrescue.discard_changes { " What somebody changed in its definition is lost." } else { "" };
+            confirm::ask(&format!("{} is stopped{how}, and put back as it was.{goes}{lost}", now.name))?;
+        }
+    }
     let mut client = agent.instances();
     let grace = unrescue.grace.grace.unwrap_or(LONGEST_GRACE);
-    let reply = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await).await?;
+    let named = [Some(&*unrescue.instance), None];
+    let about = About { doing: "unrescuing", kind: v1::OperationKind::Unrescue, named };
+    let call = agent.call_with_grace(grace, message, async |request| client.unrescue(request).await);
+    let reply = progress::shown(agent, out, about, call).await?;
     for rebound in &reply.rebound {
-        output::warning(rebound, format);
+        out.warning(rebound);
     }
-    Ok(output::answer(&Unrescued::from(reply), format)?)
+    out.answer(&Unrescued::from(reply))
 }
 
-pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Format) -> Result<(), Error> {
+pub(super) async fn power(agent: &Agent, command: InstanceCommand, out: &Output) -> Result<(), Error> {
+    if let InstanceCommand::Stop(power) | InstanceCommand::Reboot(power) = &command
+        && power.grace.grace == Some(Duration::ZERO)
+        && confirm::wanted(power.sure.yes)
+    {
+        confirm::ask(&format!("{} is ended without asking its guest.", power.instance))?;
+    }
     let mut client = agent.instances();
     let grace = |power: &Power| power.grace.grace.unwrap_or(LONGEST_GRACE);
     let reply = match command {
         InstanceCommand::Start { instance } => {
             let message = |timeout_ms| v1::StartInstanceRequest { instance: instance.clone(), timeout_ms };
-            agent.call(message, async |request| client.start(request).await).await?
+            let about = About { doing: "starting", kind: v1::OperationKind::Start, named: [Some(&instance), None] };
+            let call = agent.call(message, async |request| client.start(request).await);
+            progress::shown(agent, out, about, call).await?
         }
         InstanceCommand::Stop(power) => {
             let message = |timeout_ms| v1::StopInstanceRequest {
@@ -114,7 +163,10 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Forma
                 grace_ms: power.grace.grace.map(millis),
                 timeout_ms,
             };
-            agent.call_with_grace(grace(&power), message, async |request| client.stop(request).await).await?
+            let named = [Some(&*power.instance), None];
+            let about = About { doing: "stopping", kind: v1::OperationKind::Stop, named };
+            let call = agent.call_with_grace(grace(&power), message, async |request| client.stop(request).await);
+            progress::shown(agent, out, about, call).await?
         }
         InstanceCommand::Reboot(power) => {
             let message = |timeout_ms| v1::RebootInstanceRequest {
@@ -122,10 +174,13 @@ pub(super) async fn power(agent: &Agent, command: InstanceCommand, format: Forma
                 grace_ms: power.grace.grace.map(millis),
                 timeout_ms,
             };
-            agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await).await?
+            let named = [Some(&*power.instance), None];
+            let about = About { doing: "rebooting", kind: v1::OperationKind::Reboot, named };
+            let call = agent.call_with_grace(grace(&power), message, async |request| client.reboot(request).await);
+            progress::shown(agent, out, about, call).await?
         }
     };
-    Ok(output::answer(&Powered::from(reply), format)?)
+    out.answer(&Powered::from(reply))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,18 +1,33 @@
 //! completions and man: what a package installs beside the binary. Neither asks the agent.
 
 use crate::{
+    COMPLETE,
     args::Cli,
     error::{Error, Failure},
     output,
 };
 use clap::CommandFactory;
-use clap_complete::Shell;
+use clap_complete::{Shell, env::Shells};
 use std::path::Path;
 
+/// zsh finds the script as a function, `_mortar`, and calls that at the first key.
+const AUTOLOADED: &[u8] = br#"
+if [[ "$funcstack[1]" == _mortar ]]; then
+    _clap_dynamic_completer_mortar "$@"
+fi
+"#;
+
+/// The script asks this program at each key, so that it knows what there is on the host, too.
 pub(super) fn completions(shell: Shell) -> Result<(), Error> {
-    // Into memory first: clap_complete panics when a pipe is closed.
+    let name = shell.to_string();
+    let shells = Shells::builtins();
+    let completer =
+        shells.completer(&name).ok_or_else(|| Failure::internal(format!("there is no script for {name}")))?;
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "mortar", &mut script);
+    completer.write_registration(COMPLETE, "mortar", "mortar", "mortar", &mut script)?;
+    if shell == Shell::Zsh {
+        script.extend(AUTOLOADED);
+    }
     Ok(output::raw(&script)?)
 }
 

@@ -1,12 +1,12 @@
 //! Attachments: what attach, extend, detach, list, show and watch print.
 
-use super::{Operation, Row, View, seconds, some, timestamp, word};
-use crate::table;
+use super::{Operation, View, seconds, some, timestamp, word};
+use crate::table::{self, Cell, Property, Row, Table, each, perhaps, property};
 use jiff::Timestamp;
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Attachment {
     id: String,
     locator: String,
@@ -70,35 +70,36 @@ impl From<v1::Path> for Path {
 
 impl Attachment {
     /// The three rows of the post, then what is needed to use the device and to name the attachment.
-    fn rows(&self) -> Vec<(&'static str, String)> {
-        let mut rows = vec![("path", self.path.clone())];
-        rows.extend(self.scsi_wwn.clone().map(|wwn| ("scsi_wwn", wwn)));
-        rows.extend(self.multipath_id.clone().map(|id| ("multipath_id", id)));
-        rows.extend([
-            ("type", self.r#type.clone()),
-            ("id", self.id.clone()),
-            ("stable_path", self.stable_path.clone()),
-            ("size", table::size(self.size_bytes)),
-        ]);
-        rows
+    fn rows(&self) -> Vec<Property> {
+        vec![
+            property("path", &self.path),
+            perhaps("scsi_wwn", self.scsi_wwn.as_ref()),
+            perhaps("multipath_id", self.multipath_id.as_ref()),
+            property("type", &self.r#type),
+            property("id", &self.id),
+            property("stable_path", &self.stable_path),
+            property("size", table::size(self.size_bytes)),
+        ]
     }
 }
 
 impl View for Attachment {
-    fn table(&self) -> String {
+    fn tables(&self) -> Vec<Table> {
+        let blocks = format!("{} logical, {} physical", self.logical_block_size, self.physical_block_size);
         let mut rows = self.rows();
-        rows.extend([("locator", self.locator.clone()), ("state", self.state.clone())]);
-        rows.extend(self.problem.clone().map(|problem| ("problem", problem)));
-        rows.extend(self.held_by.clone().map(|holder| ("held_by", holder)));
         rows.extend([
-            ("read_only", self.read_only.to_string()),
-            ("persistent", self.persistent.to_string()),
-            ("block_size", format!("{} logical, {} physical", self.logical_block_size, self.physical_block_size)),
+            property("locator", &self.locator),
+            property("state", table::state(&self.state)),
+            perhaps("problem", self.problem.as_deref().map(table::problem)),
+            perhaps("held_by", self.held_by.as_ref()),
+            property("read_only", self.read_only),
+            property("persistent", self.persistent),
+            property("block_size", blocks),
+            perhaps("identity", self.identity.as_ref()),
+            perhaps("created_at", self.created_at.map(seconds)),
         ]);
-        rows.extend(self.identity.clone().map(|identity| ("identity", identity)));
-        rows.extend(self.created_at.map(|time| ("created_at", seconds(time))));
-        rows.extend(self.paths.iter().map(|path| ("path via", path.line())));
-        table::properties(rows)
+        rows.extend(each("path via", self.paths.iter().map(Path::line)));
+        vec![Table::properties(self, rows)]
     }
 }
 
@@ -116,13 +117,19 @@ impl Path {
 impl Row for Attachment {
     const COLUMNS: &'static [&'static str] = &["id", "path", "size", "state", "locator"];
 
-    fn cells(&self) -> Vec<String> {
-        vec![self.id.clone(), self.path.clone(), table::size(self.size_bytes), self.state.clone(), self.locator.clone()]
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            (&self.id).into(),
+            (&self.path).into(),
+            table::size(self.size_bytes),
+            table::state(&self.state),
+            (&self.locator).into(),
+        ]
     }
 }
 
 /// What attach and extend answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Attached {
     #[serde(flatten)]
     attachment: Attachment,
@@ -137,13 +144,13 @@ impl Attached {
 }
 
 impl View for Attached {
-    fn table(&self) -> String {
-        table::properties(self.attachment.rows())
+    fn tables(&self) -> Vec<Table> {
+        vec![Table::properties(self, self.attachment.rows())]
     }
 }
 
 /// What detach answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Detached {
     id: Option<String>,
     changed: bool,
@@ -197,11 +204,10 @@ impl Residual {
 }
 
 impl View for Detached {
-    fn table(&self) -> String {
-        let mut rows: Vec<_> = self.id.clone().map(|id| ("id", id)).into_iter().collect();
-        rows.push(("changed", self.changed.to_string()));
-        rows.extend(self.kept.iter().map(|kept| ("kept", kept.clone())));
-        table::properties(rows)
+    fn tables(&self) -> Vec<Table> {
+        let mut rows = vec![perhaps("id", self.id.as_ref()), property("changed", self.changed)];
+        rows.extend(each("kept", &self.kept));
+        vec![Table::properties(self, rows)]
     }
 }
 
@@ -245,7 +251,7 @@ impl Event {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     fn attachment() -> v1::Attachment {
@@ -315,7 +321,7 @@ mod tests {
     #[test]
     fn attached_table_begins_as_in_the_post() {
         assert_eq!(
-            Attached::new(attachment(), true, String::new()).table(),
+            drawn(&Attached::new(attachment(), true, String::new())),
             "\
 +-------------+-----------------------------------+
 | Property    | Value                             |
@@ -329,7 +335,7 @@ mod tests {
 +-------------+-----------------------------------+"
         );
         let file = v1::Attachment { scsi_wwn: String::new(), ..attachment() };
-        assert!(!Attached::new(file, true, String::new()).table().contains("scsi_wwn"));
+        assert!(!drawn(&Attached::new(file, true, String::new())).contains("scsi_wwn"));
     }
 
     #[test]
@@ -342,7 +348,7 @@ mod tests {
             ..v1::Path::default()
         });
         two.multipath_id.clone_from(&two.scsi_wwn);
-        let table = Attachment::from(two).table();
+        let table = drawn(&Attachment::from(two));
         assert!(table.contains("10.0.0.5:3260 /dev/sdb running"), "{table}");
         assert!(table.contains("10.0.1.5:3260 absent (it timed out)"), "{table}");
         assert!(table.contains("| multipath_id | 360000000000000000e00000000010001 "), "{table}");

@@ -1,11 +1,11 @@
 //! The doctor: what is wrong with the host, what on it is whose, and what a repair came to.
 
-use super::{Row, View, some, word};
-use crate::table;
+use super::{View, some, word};
+use crate::table::{self, Cell, Row, Table};
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Diagnosis {
     in_order: bool,
     findings: Vec<Finding>,
@@ -14,7 +14,7 @@ pub(crate) struct Diagnosis {
     summary: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Finding {
     severity: String,
     subject: String,
@@ -22,14 +22,14 @@ struct Finding {
     advice: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Object {
     state: String,
     kind: String,
     name: String,
     description: String,
     why: String,
-    /// `removed`, `left`; null: it was not tried.
+    /// `removed`, `left`, `would_be_removed`; null: it was not tried.
     repair: Option<String>,
     repair_detail: Option<String>,
 }
@@ -44,7 +44,9 @@ impl Diagnosis {
         let removed = of(v1::HostObjectState::Orphan).filter(is_gone).count();
         let orphans = of(v1::HostObjectState::Orphan).count() - removed;
         let stale = of(v1::HostObjectState::Stale).count();
-        let tried = of(v1::HostObjectState::Orphan).any(|object| object.repair() != v1::RepairOutcome::Unspecified);
+        let was_tried =
+            |object: &v1::HostObject| matches!(object.repair(), v1::RepairOutcome::Removed | v1::RepairOutcome::Left);
+        let tried = of(v1::HostObjectState::Orphan).any(was_tried);
         let counts: Vec<String> = [
             counted(errors, "error", "errors"),
             counted(orphans, "orphan", "orphans"),
@@ -73,6 +75,12 @@ impl Diagnosis {
     /// Nothing has to be done: no errors, nothing orphaned or stale.
     pub(crate) fn in_order(&self) -> bool {
         self.in_order
+    }
+
+    /// What a repair would take away.
+    pub(crate) fn orphans(&self) -> Vec<String> {
+        let orphans = self.objects.iter().filter(|object| object.state == "orphan");
+        orphans.map(|object| format!("the {} {}", object.kind.replace('_', " "), object.name)).collect()
     }
 
     pub(crate) fn summary(&self) -> &str {
@@ -120,39 +128,38 @@ impl From<v1::HostObject> for Object {
 impl Row for Finding {
     const COLUMNS: &'static [&'static str] = &["severity", "subject", "found", "advice"];
 
-    fn cells(&self) -> Vec<String> {
-        let advice = self.advice.clone().unwrap_or_default();
-        vec![self.severity.clone(), self.subject.clone(), self.found.clone(), advice]
+    fn cells(&self) -> Vec<Cell> {
+        vec![table::state(&self.severity), (&self.subject).into(), (&self.found).into(), (&self.advice).into()]
     }
 }
 
 impl Row for Object {
     const COLUMNS: &'static [&'static str] = &["state", "kind", "name", "description", "why"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         let why = match (&self.repair, &self.repair_detail) {
             (Some(repair), Some(detail)) if repair != detail => format!("{repair}: {detail}"),
-            (Some(repair), _) => repair.clone(),
+            (Some(repair), _) => repair.replace('_', " "),
             (None, _) => self.why.clone(),
         };
-        vec![self.state.clone(), self.kind.clone(), self.name.clone(), self.description.clone(), why]
+        vec![
+            table::state(&self.state),
+            (&self.kind).into(),
+            (&self.name).into(),
+            (&self.description).into(),
+            why.into(),
+        ]
     }
 }
 
 impl View for Diagnosis {
-    fn table(&self) -> String {
-        let mut parts = Vec::new();
-        if !self.findings.is_empty() {
-            parts.push(table::columns(Finding::COLUMNS, self.findings.iter().map(Row::cells)));
-        }
-        if !self.objects.is_empty() {
-            parts.push(table::columns(Object::COLUMNS, self.objects.iter().map(Row::cells)));
-        }
-        // What is amiss is said on stderr.
-        if self.in_order {
-            parts.push(self.summary.clone());
-        }
-        parts.join("\n")
+    fn tables(&self) -> Vec<Table> {
+        vec![Table::list(&self.findings), Table::list(&self.objects)]
+    }
+
+    /// What is amiss is said on stderr.
+    fn closing(&self) -> Option<String> {
+        self.in_order.then(|| self.summary.clone())
     }
 }
 

@@ -1,13 +1,13 @@
 //! Exports: what export, exports and unexport print.
 
-use super::{Row, View, attachment::Residual, seconds, some, timestamp};
-use crate::table;
+use super::{View, attachment::Residual, seconds, some, timestamp};
+use crate::table::{self, Cell, Row, Table, perhaps, property};
 use jiff::Timestamp;
 use proto::v1;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Export {
     id: String,
     locator: String,
@@ -46,26 +46,23 @@ impl Row for Export {
     const COLUMNS: &'static [&'static str] =
         &["id", "locator", "size", "initiator", "portals", "state", "logged in", "created"];
 
-    fn cells(&self) -> Vec<String> {
-        let state = match &self.problem {
-            None => "served".to_owned(),
-            Some(problem) => problem.clone(),
-        };
+    fn cells(&self) -> Vec<Cell> {
         vec![
-            self.id.clone(),
-            self.locator.clone(),
+            (&self.id).into(),
+            (&self.locator).into(),
             table::size(self.size_bytes),
-            self.initiator.clone(),
-            self.portals.join(", "),
-            state,
-            self.sessions.join(", "),
-            self.created_at.map(seconds).unwrap_or_default(),
+            (&self.initiator).into(),
+            self.portals.join(", ").into(),
+            self.problem.as_deref().map_or_else(|| table::state("served"), table::problem),
+            self.sessions.join(", ").into(),
+            self.created_at.map(seconds).unwrap_or_default().into(),
         ]
     }
 }
 
 /// What export answers: a table for people, without the password; for programs the `connection_info` and nothing else, so
 /// that it can be handed on as it is.
+#[derive(Default)]
 pub(crate) struct Exported {
     export: Export,
     connection_info: Value,
@@ -86,23 +83,25 @@ impl Serialize for Exported {
 }
 
 impl View for Exported {
-    fn table(&self) -> String {
+    fn tables(&self) -> Vec<Table> {
         let export = &self.export;
-        table::properties([
-            ("id", export.id.clone()),
-            ("locator", export.locator.clone()),
-            ("initiator", export.initiator.clone()),
-            ("target", export.target.clone()),
-            ("portals", export.portals.join(", ")),
-            ("scsi_wwn", export.scsi_wwn.clone()),
-            ("size", table::size(export.size_bytes)),
-            ("read_only", export.read_only.to_string()),
-        ])
+        let rows = vec![
+            property("id", &export.id),
+            property("locator", &export.locator),
+            property("initiator", &export.initiator),
+            property("target", &export.target),
+            property("portals", export.portals.join(", ")),
+            property("scsi_wwn", &export.scsi_wwn),
+            property("size", table::size(export.size_bytes)),
+            property("read_only", export.read_only),
+        ];
+        // Its fields are the export's: a column cannot be the password.
+        vec![Table::properties(export, rows)]
     }
 }
 
 /// What unexport answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Unexported {
     id: Option<String>,
     changed: bool,
@@ -129,16 +128,15 @@ impl Unexported {
 }
 
 impl View for Unexported {
-    fn table(&self) -> String {
-        let mut rows: Vec<_> = self.id.clone().map(|id| ("id", id)).into_iter().collect();
-        rows.push(("changed", self.changed.to_string()));
-        table::properties(rows)
+    fn tables(&self) -> Vec<Table> {
+        let rows = vec![perhaps("id", self.id.as_ref()), property("changed", self.changed)];
+        vec![Table::properties(self, rows)]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     #[test]
@@ -151,14 +149,14 @@ mod tests {
         };
         let exported = Exported::new(response).unwrap();
         assert_eq!(to_value(&exported).unwrap(), info);
-        assert!(!exported.table().contains("secret"), "{}", exported.table());
+        assert!(!drawn(&exported).contains("secret"), "{}", drawn(&exported));
         assert!(Exported::new(v1::ExportResponse::default()).is_none());
     }
 
     #[test]
     fn a_problem_is_the_state() {
         let export = v1::Export { problem: "its target is not there".into(), ..Default::default() };
-        assert_eq!(Export::from(export).cells()[5], "its target is not there");
-        assert_eq!(Export::from(v1::Export::default()).cells()[5], "served");
+        assert_eq!(Export::from(export).cells()[5], table::problem("its target is not there"));
+        assert_eq!(Export::from(v1::Export::default()).cells()[5], table::state("served"));
     }
 }

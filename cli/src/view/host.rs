@@ -1,11 +1,11 @@
 //! The host: what it is, what it can do, and what a storage controller must know to let it in.
 
 use super::{View, some};
-use crate::table;
+use crate::table::{self, Cell, Property, Row, Table, each, property};
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Host {
     name: String,
     agent_version: String,
@@ -16,7 +16,7 @@ pub(crate) struct Host {
     connector: Option<Connector>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Driver {
     backend: String,
     available: bool,
@@ -41,7 +41,7 @@ struct Tool {
 
 /// The keys are os-brick's, so that the object can be handed to Cinder as it is: what this host has not is left out, because
 /// Cinder's drivers only look whether a key is there. `addresses` is ours.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Connector {
     host: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,58 +144,79 @@ impl Tool {
 }
 
 impl Connector {
-    fn rows(&self) -> Vec<(&'static str, String)> {
+    /// The rows that an agent without one does not have.
+    fn none() -> Vec<Property> {
+        Self::default().rows().into_iter().map(|(name, _)| (name, None)).collect()
+    }
+
+    fn rows(&self) -> Vec<Property> {
         let mut rows = vec![
-            ("host", self.host.clone()),
-            ("ip", self.ip.clone().unwrap_or_default()),
-            ("initiator", self.initiator.clone().unwrap_or_default()),
-            ("platform", self.platform.clone()),
-            ("os_type", self.os_type.clone()),
-            ("multipath", self.multipath.to_string()),
-            ("enforce_multipath", self.enforce_multipath.to_string()),
-            ("do_local_attach", self.do_local_attach.to_string()),
-            ("addresses", self.addresses.join(", ")),
-            ("nqn", self.nqn.clone().unwrap_or_default()),
-            ("nvme_hostid", self.nvme_hostid.clone().unwrap_or_default()),
-            ("nvme_native_multipath", self.nvme_native_multipath.to_string()),
-            ("uuid", self.uuid.clone().unwrap_or_default()),
-            ("system uuid", self.system_uuid.clone().unwrap_or_default()),
+            property("host", &self.host),
+            property("ip", &self.ip),
+            property("initiator", &self.initiator),
+            property("platform", &self.platform),
+            property("os_type", &self.os_type),
+            property("multipath", self.multipath),
+            property("enforce_multipath", self.enforce_multipath),
+            property("do_local_attach", self.do_local_attach),
+            property("addresses", self.addresses.join(", ")),
+            property("nqn", &self.nqn),
+            property("nvme_hostid", &self.nvme_hostid),
+            property("nvme_native_multipath", self.nvme_native_multipath),
+            property("uuid", &self.uuid),
+            property("system uuid", &self.system_uuid),
         ];
-        rows.extend(self.wwpns.iter().map(|name| ("wwpns", name.clone())));
-        rows.extend(self.wwnns.iter().map(|name| ("wwnns", name.clone())));
+        rows.extend(each("wwpns", &self.wwpns));
+        rows.extend(each("wwnns", &self.wwnns));
         rows
+    }
+}
+
+/// A driver in the table of them, or libvirt.
+#[derive(Default, Serialize)]
+struct Able {
+    driver: String,
+    available: bool,
+    tools: String,
+    problem: Option<String>,
+}
+
+impl Able {
+    fn new(driver: &str, available: bool, tools: &[Tool], problem: &Option<String>) -> Self {
+        let tools = tools.iter().map(Tool::line).collect::<Vec<_>>().join(", ");
+        Self { driver: driver.to_owned(), available, tools, problem: problem.clone() }
+    }
+}
+
+impl Row for Able {
+    const COLUMNS: &'static [&'static str] = &["driver", "available", "tools", "problem"];
+
+    fn cells(&self) -> Vec<Cell> {
+        let problem = self.problem.as_deref().map(table::problem);
+        vec![(&self.driver).into(), self.available.into(), (&self.tools).into(), problem.unwrap_or_default()]
     }
 }
 
 impl View for Host {
     /// Two tables: the host with its connector properties, and its drivers.
-    fn table(&self) -> String {
+    fn tables(&self) -> Vec<Table> {
         let mut rows = vec![
-            ("name", self.name.clone()),
-            ("agent_version", self.agent_version.clone()),
-            ("kernel_version", self.kernel_version.clone()),
-            ("boot_id", self.boot_id.clone()),
+            property("name", &self.name),
+            property("agent_version", &self.agent_version),
+            property("kernel_version", &self.kernel_version),
+            property("boot_id", &self.boot_id),
         ];
-        rows.extend(self.connector.iter().flat_map(Connector::rows));
-        let line = |name: &str, available: bool, tools: &[Tool], problem: &Option<String>| {
-            vec![
-                name.to_owned(),
-                available.to_string(),
-                tools.iter().map(Tool::line).collect::<Vec<_>>().join(", "),
-                problem.clone().unwrap_or_default(),
-            ]
-        };
-        let drivers = self.drivers.iter().map(|it| line(&it.backend, it.available, &it.tools, &it.problem));
-        let libvirt = self.hypervisor.iter().map(|it| line("libvirt", it.available, &it.tools, &it.problem));
-        let drivers = drivers.chain(libvirt);
-        let drivers = table::columns(&["driver", "available", "tools", "problem"], drivers);
-        format!("{}\n{drivers}", table::properties(rows))
+        rows.extend(self.connector.as_ref().map_or_else(Connector::none, Connector::rows));
+        let drivers = self.drivers.iter().map(|it| Able::new(&it.backend, it.available, &it.tools, &it.problem));
+        let libvirt = self.hypervisor.iter().map(|it| Able::new("libvirt", it.available, &it.tools, &it.problem));
+        let drivers: Vec<_> = drivers.chain(libvirt).collect();
+        vec![Table::properties(self, rows), Table::list(&drivers)]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     #[test]
@@ -263,7 +284,7 @@ mod tests {
             })
         );
         for line in ["| lvm     | true      | lvm 2.03.16 (/sbin/lvm) |", "| libvirt | false     |"] {
-            assert!(host.table().contains(line), "{}", host.table());
+            assert!(drawn(&host).contains(line), "{}", drawn(&host));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Instances: what instances, show, rescue, unrescue and instance print.
 
-use super::{Row, View, seconds, some, timestamp, word};
-use crate::table;
+use super::{View, seconds, some, timestamp, word};
+use crate::table::{self, Cell, Property, Row, Table, each, perhaps, property};
 use jiff::Timestamp;
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Instance {
     uuid: String,
     name: String,
@@ -20,7 +20,7 @@ pub(crate) struct Instance {
 }
 
 /// One of many: without its disks.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct InstanceRow {
     uuid: String,
     name: String,
@@ -32,7 +32,7 @@ pub(crate) struct InstanceRow {
     rescue: Option<Rescue>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Disk {
     target: String,
     source: Option<String>,
@@ -44,7 +44,7 @@ struct Disk {
     role: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Rescue {
     state: String,
     image: Option<String>,
@@ -58,17 +58,20 @@ struct Rescue {
 }
 
 /// What rescue answers.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub(crate) struct Rescued {
     instance: Instance,
     changed: bool,
     password: Option<String>,
     warnings: Vec<String>,
     operation_id: Option<String>,
+    /// Only after a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would: Vec<String>,
 }
 
 /// What unrescue answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Unrescued {
     instance: Option<Instance>,
     changed: bool,
@@ -77,7 +80,7 @@ pub(crate) struct Unrescued {
 }
 
 /// What instance start, stop and reboot answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Powered {
     instance: Option<Instance>,
     changed: bool,
@@ -165,6 +168,7 @@ impl Rescued {
             password: some(response.password),
             warnings: response.warnings,
             operation_id: some(response.operation_id),
+            would: response.would,
         })
     }
 }
@@ -196,99 +200,110 @@ impl From<v1::PowerResponse> for Powered {
 }
 
 impl Rescue {
-    fn rows(&self) -> Vec<(&'static str, String)> {
-        let mut rows = vec![("rescue", self.state.clone())];
-        rows.extend(self.image.clone().map(|image| ("image", image)));
-        rows.extend(self.volume.clone().map(|volume| ("volume", volume)));
-        rows.extend([("rescue_disk", self.disk.clone()), ("layout", self.layout.clone())]);
-        rows.extend(self.attachment_id.clone().map(|id| ("attachment", id)));
-        rows.push(("power_before", self.power_before.clone()));
-        if self.changed_since {
-            rows.push(("changed_since", "by somebody else; unrescue --discard-changes loses that".to_owned()));
-        }
-        rows.extend(self.rescued_at.map(|time| ("rescued_at", seconds(time))));
-        rows
+    /// The rows of an instance that is not rescued.
+    fn none() -> Vec<Property> {
+        Self::default().rows().into_iter().map(|(name, _)| (name, None)).collect()
+    }
+
+    fn rows(&self) -> Vec<Property> {
+        let changed = "by somebody else; unrescue --discard-changes loses that";
+        vec![
+            property("rescue", table::state(&self.state)),
+            perhaps("image", self.image.as_ref()),
+            perhaps("volume", self.volume.as_ref()),
+            property("rescue_disk", &self.disk),
+            property("layout", &self.layout),
+            perhaps("attachment", self.attachment_id.as_ref()),
+            property("power_before", &self.power_before),
+            perhaps("changed_since", self.changed_since.then(|| table::problem(changed))),
+            perhaps("rescued_at", self.rescued_at.map(seconds)),
+        ]
     }
 }
 
 impl Instance {
-    fn rows(&self) -> Vec<(&'static str, String)> {
-        let mut rows = vec![("name", self.name.clone()), ("uuid", self.uuid.clone()), ("power", self.power.clone())];
-        rows.extend(self.rescue.iter().flat_map(Rescue::rows));
+    fn rows(&self) -> Vec<Property> {
+        let power = property("power", table::state(&self.power));
+        let mut rows = vec![property("name", &self.name), property("uuid", &self.uuid), power];
+        rows.extend(self.rescue.as_ref().map_or_else(Rescue::none, Rescue::rows));
         rows
     }
+}
 
-    /// As `virsh domblklist` has them, and what each is for.
-    fn disk_table(&self) -> String {
-        let rows = self.disks.iter().map(|disk| {
-            vec![
-                disk.target.clone(),
-                disk.source.clone().unwrap_or_else(|| "-".to_owned()),
-                disk.role.clone().unwrap_or_default(),
-            ]
-        });
-        table::columns(&["Target", "Source", "Role"], rows)
+/// As `virsh domblklist` has them, and what each is for.
+impl Row for Disk {
+    const COLUMNS: &'static [&'static str] = &["Target", "Source", "Role"];
+
+    fn cells(&self) -> Vec<Cell> {
+        let source = self.source.as_deref().unwrap_or("-");
+        vec![(&self.target).into(), source.into(), (&self.role).into()]
     }
+}
+
+/// An instance of which something was asked: the instance, what came of it, and its disks. `None` only if the agent says
+/// nothing of it; its columns are known all the same.
+fn asked(of: &impl Serialize, instance: Option<&Instance>, came: Vec<Property>, disks: bool) -> Vec<Table> {
+    let nothing = || Instance::default().rows().into_iter().map(|(name, _)| (name, None)).collect();
+    let mut rows = instance.map_or_else(nothing, Instance::rows);
+    rows.extend(came);
+    let mut tables = vec![Table::properties(of, rows)];
+    if disks {
+        tables.push(Table::list(instance.map_or(&[], |instance| &instance.disks)));
+    }
+    tables
 }
 
 impl View for Instance {
     /// Two tables: the instance, and its disks.
-    fn table(&self) -> String {
-        let mut rows = self.rows();
-        rows.extend([
-            ("persistent", self.persistent.to_string()),
-            ("autostart", self.autostart.to_string()),
-            ("managed_save", self.managed_save.to_string()),
-            ("snapshots", self.snapshots.to_string()),
-        ]);
-        format!("{}\n{}", table::properties(rows), self.disk_table())
+    fn tables(&self) -> Vec<Table> {
+        let more = vec![
+            property("persistent", self.persistent),
+            property("autostart", self.autostart),
+            property("managed_save", self.managed_save),
+            property("snapshots", self.snapshots.to_string()),
+        ];
+        asked(self, Some(self), more, true)
     }
 }
 
 impl Row for InstanceRow {
     const COLUMNS: &'static [&'static str] = &["name", "uuid", "power", "autostart", "rescue"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         vec![
-            self.name.clone(),
-            self.uuid.clone(),
-            self.power.clone(),
-            self.autostart.to_string(),
-            self.rescue.as_ref().map(|rescue| rescue.state.clone()).unwrap_or_default(),
+            (&self.name).into(),
+            (&self.uuid).into(),
+            table::state(&self.power),
+            self.autostart.into(),
+            self.rescue.as_ref().map(|rescue| table::state(&rescue.state)).unwrap_or_default(),
         ]
     }
 }
 
 impl View for Rescued {
-    fn table(&self) -> String {
-        let mut rows = self.instance.rows();
-        rows.extend(self.password.clone().map(|password| ("password", password)));
-        rows.push(("changed", self.changed.to_string()));
-        format!("{}\n{}", table::properties(rows), self.instance.disk_table())
+    fn tables(&self) -> Vec<Table> {
+        let mut came = vec![perhaps("password", self.password.as_ref()), property("changed", self.changed)];
+        came.extend(each("would", &self.would));
+        asked(self, Some(&self.instance), came, true)
     }
 }
 
 impl View for Unrescued {
-    fn table(&self) -> String {
-        let mut rows: Vec<_> = self.instance.iter().flat_map(Instance::rows).collect();
-        rows.push(("changed", self.changed.to_string()));
-        let disks = self.instance.as_ref().map(|instance| format!("\n{}", instance.disk_table()));
-        format!("{}{}", table::properties(rows), disks.unwrap_or_default())
+    fn tables(&self) -> Vec<Table> {
+        asked(self, self.instance.as_ref(), vec![property("changed", self.changed)], true)
     }
 }
 
 impl View for Powered {
-    fn table(&self) -> String {
-        let mut rows: Vec<_> = self.instance.iter().flat_map(Instance::rows).collect();
-        rows.extend(self.stopped.clone().map(|stopped| ("stopped", stopped)));
-        rows.push(("changed", self.changed.to_string()));
-        table::properties(rows)
+    fn tables(&self) -> Vec<Table> {
+        let came = vec![perhaps("stopped", self.stopped.as_ref()), property("changed", self.changed)];
+        asked(self, self.instance.as_ref(), came, false)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     fn instance() -> v1::Instance {
@@ -325,7 +340,7 @@ mod tests {
 
     #[test]
     fn disks_are_listed_as_by_virsh() {
-        let shown = Instance::from(instance()).table();
+        let shown = drawn(&Instance::from(instance()));
         assert!(
             shown.ends_with(
                 "\
@@ -351,7 +366,7 @@ mod tests {
             ..Default::default()
         };
         let rescued = Rescued::new(reply).unwrap();
-        assert!(rescued.table().contains("| password     | hush "), "{}", rescued.table());
+        assert!(drawn(&rescued).contains("| password     | hush "), "{}", drawn(&rescued));
         let value = to_value(&rescued).unwrap();
         assert_eq!((&value["password"], &value["instance"]["power"]), (&json!("hush"), &json!("running")));
         let rescue = json!({

@@ -1,12 +1,12 @@
 //! Operations: what operations and watch print.
 
-use super::{Row, View, seconds, some, timestamp, word};
-use crate::table;
+use super::{View, seconds, some, timestamp, word};
+use crate::table::{self, Cell, Row, Table, perhaps, property};
 use jiff::Timestamp;
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Operation {
     id: String,
     kind: String,
@@ -30,9 +30,9 @@ struct Waiting {
 }
 
 /// What cancel prints.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Cancelled {
-    operation: Option<Operation>,
+    operation: Operation,
     changed: bool,
 }
 
@@ -71,9 +71,10 @@ impl From<v1::Waiting> for Waiting {
     }
 }
 
-impl From<v1::CancelOperationResponse> for Cancelled {
-    fn from(reply: v1::CancelOperationResponse) -> Self {
-        Self { operation: reply.operation.map(Operation::from), changed: reply.changed }
+impl Cancelled {
+    /// `None` if the agent's answer has not all that it should.
+    pub(crate) fn new(reply: v1::CancelOperationResponse) -> Option<Self> {
+        Some(Self { operation: reply.operation?.into(), changed: reply.changed })
     }
 }
 
@@ -84,15 +85,17 @@ impl Waiting {
         let wedged = if self.wedged { ", wedged" } else { "" };
         format!("{}, for {} s{process}{wedged}", self.what, self.since_ms / 1000)
     }
+
+    fn cell(&self) -> Cell {
+        if self.wedged { table::problem(&self.words()) } else { self.words().into() }
+    }
 }
 
 impl View for Cancelled {
-    fn table(&self) -> String {
-        let changed = table::properties([("changed", self.changed.to_string())]);
-        match &self.operation {
-            Some(operation) => format!("{}\n{changed}", operation.table()),
-            None => changed,
-        }
+    fn tables(&self) -> Vec<Table> {
+        let mut tables = self.operation.tables();
+        tables.push(Table::properties(self, vec![property("changed", self.changed)]));
+        tables
     }
 }
 
@@ -112,47 +115,44 @@ impl Operation {
 }
 
 impl View for Operation {
-    fn table(&self) -> String {
-        let mut rows = vec![
-            ("id", self.id.clone()),
-            ("kind", self.kind.clone()),
-            ("state", self.state.clone()),
-            ("subject", self.subject.clone()),
+    fn tables(&self) -> Vec<Table> {
+        let error = self.error.as_ref();
+        let rows = vec![
+            property("id", &self.id),
+            property("kind", &self.kind),
+            property("state", table::state(&self.state)),
+            property("subject", &self.subject),
+            perhaps("locator", self.locator.as_ref()),
+            perhaps("started_at", self.started_at.map(seconds)),
+            perhaps("ended_at", self.ended_at.map(seconds)),
+            perhaps("waiting_for", self.waiting.as_ref().map(Waiting::cell)),
+            perhaps("code", error.map(|error| &error.code)),
+            perhaps("reason", error.map(|error| &error.reason)),
+            perhaps("message", error.map(|error| table::problem(&error.message))),
         ];
-        rows.extend(self.locator.clone().map(|locator| ("locator", locator)));
-        rows.extend(self.started_at.map(|time| ("started_at", seconds(time))));
-        rows.extend(self.ended_at.map(|time| ("ended_at", seconds(time))));
-        rows.extend(self.waiting.iter().map(|waiting| ("waiting_for", waiting.words())));
-        if let Some(error) = &self.error {
-            rows.extend([
-                ("code", error.code.clone()),
-                ("reason", error.reason.clone()),
-                ("message", error.message.clone()),
-            ]);
-        }
-        table::properties(rows)
+        vec![Table::properties(self, rows)]
     }
 }
 
 impl Row for Operation {
     const COLUMNS: &'static [&'static str] = &["id", "kind", "state", "subject", "started_at", "waiting_for", "error"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         vec![
-            self.id.clone(),
-            self.kind.clone(),
-            self.state.clone(),
-            self.subject.clone(),
-            self.started_at.map(seconds).unwrap_or_default(),
-            self.waiting.as_ref().map(Waiting::words).unwrap_or_default(),
-            self.error.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
+            (&self.id).into(),
+            (&self.kind).into(),
+            table::state(&self.state),
+            (&self.subject).into(),
+            self.started_at.map(seconds).unwrap_or_default().into(),
+            self.waiting.as_ref().map(Waiting::cell).unwrap_or_default(),
+            self.error.as_ref().map(|error| table::problem(&error.message)).unwrap_or_default(),
         ]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
                 "waiting": { "for": "flush /dev/sdb", "since_ms": 93_500, "process_id": 4711, "wedged": true },
             })
         );
-        assert!(operation.table().contains("flush /dev/sdb, for 93 s (process 4711), wedged"));
+        assert!(drawn(&operation).contains("flush /dev/sdb, for 93 s (process 4711), wedged"));
         assert_eq!(operation.line(), "operation o attach a failed: no LV vg/lv");
     }
 }

@@ -1,11 +1,11 @@
 //! Volumes: what manageable, manage, unmanage and volumes print.
 
-use super::{Row, View, some};
-use crate::table;
+use super::{View, some};
+use crate::table::{self, Cell, Row, Table, each, perhaps, property};
 use proto::v1;
 use serde::Serialize;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Volume {
     id: String,
     name: String,
@@ -31,53 +31,58 @@ impl From<v1::Volume> for Volume {
 impl Row for Volume {
     const COLUMNS: &'static [&'static str] = &["id", "name", "kind", "size", "locator", "origin"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         vec![
-            self.id.clone(),
-            self.name.clone(),
+            (&self.id).into(),
+            (&self.name).into(),
             kind(self.snapshot),
             table::size(self.size_bytes),
-            self.locator.clone(),
-            self.origin.clone(),
+            (&self.locator).into(),
+            (&self.origin).into(),
         ]
     }
 }
 
-fn kind(snapshot: bool) -> String {
-    if snapshot { "snapshot" } else { "volume" }.to_owned()
+fn kind(snapshot: bool) -> Cell {
+    if snapshot { "snapshot" } else { "volume" }.into()
 }
 
 /// What manage answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Managed {
     #[serde(flatten)]
     volume: Volume,
     changed: bool,
     operation_id: Option<String>,
+    /// Only after a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would: Vec<String>,
 }
 
 impl Managed {
-    pub(crate) fn new(volume: v1::Volume, changed: bool, operation_id: String) -> Self {
-        Self { volume: volume.into(), changed, operation_id: some(operation_id) }
+    pub(crate) fn new(volume: v1::Volume, changed: bool, operation_id: String, would: Vec<String>) -> Self {
+        Self { volume: volume.into(), changed, operation_id: some(operation_id), would }
     }
 }
 
 impl View for Managed {
-    fn table(&self) -> String {
+    fn tables(&self) -> Vec<Table> {
         let volume = &self.volume;
-        table::properties([
-            ("id", volume.id.clone()),
-            ("name", volume.name.clone()),
-            ("kind", kind(volume.snapshot)),
-            ("locator", volume.locator.clone()),
-            ("origin", volume.origin.clone()),
-            ("size", table::size(volume.size_bytes)),
-        ])
+        let mut rows = vec![
+            property("id", &volume.id),
+            property("name", &volume.name),
+            property("kind", kind(volume.snapshot)),
+            property("locator", &volume.locator),
+            property("origin", &volume.origin),
+            property("size", table::size(volume.size_bytes)),
+        ];
+        rows.extend(each("would", &self.would));
+        vec![Table::properties(self, rows)]
     }
 }
 
 /// What unmanage answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Unmanaged {
     id: String,
     locator: Option<String>,
@@ -97,16 +102,15 @@ impl From<v1::UnmanageResponse> for Unmanaged {
 }
 
 impl View for Unmanaged {
-    fn table(&self) -> String {
-        let mut rows = vec![("id", self.id.clone())];
-        rows.extend(self.locator.clone().map(|locator| ("locator", locator)));
-        rows.push(("changed", self.changed.to_string()));
-        table::properties(rows)
+    fn tables(&self) -> Vec<Table> {
+        let locator = perhaps("locator", self.locator.as_ref());
+        let rows = vec![property("id", &self.id), locator, property("changed", self.changed)];
+        vec![Table::properties(self, rows)]
     }
 }
 
 /// Something that could be managed, or why not.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Manageable {
     reference: String,
     size_bytes: u64,
@@ -133,21 +137,21 @@ impl Row for Manageable {
     const COLUMNS: &'static [&'static str] =
         &["reference", "kind", "size", "safe_to_manage", "reason_not_safe", "volume_id"];
 
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<Cell> {
         vec![
-            self.reference.clone(),
+            (&self.reference).into(),
             kind(self.snapshot),
             table::size(self.size_bytes),
-            self.safe_to_manage.to_string(),
-            self.reason_not_safe.clone().unwrap_or_default(),
-            self.volume_id.clone().unwrap_or_default(),
+            self.safe_to_manage.into(),
+            (&self.reason_not_safe).into(),
+            (&self.volume_id).into(),
         ]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawn, *};
     use serde_json::{json, to_value};
 
     #[test]
@@ -160,7 +164,7 @@ mod tests {
             size_bytes: 1 << 30,
             snapshot: false,
         };
-        let managed = Managed::new(volume, true, String::new());
+        let managed = Managed::new(volume, true, String::new(), Vec::new());
         assert_eq!(
             to_value(&managed).unwrap(),
             json!({
@@ -174,7 +178,7 @@ mod tests {
                 "operation_id": null,
             })
         );
-        assert!(managed.table().contains("| name     | int32bit-test-manage "), "{}", managed.table());
+        assert!(drawn(&managed).contains("| name     | int32bit-test-manage "), "{}", drawn(&managed));
     }
 
     #[test]

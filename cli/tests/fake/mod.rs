@@ -8,7 +8,10 @@ use proto::v1::{
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tempfile::TempDir;
@@ -40,6 +43,7 @@ pub(crate) struct Asked {
 struct Canned {
     asked: Arc<Mutex<Asked>>,
     dying: Arc<Notify>,
+    without_a_journal: Arc<AtomicBool>,
 }
 
 impl Canned {
@@ -77,6 +81,11 @@ impl Agent {
         self.canned.asked()
     }
 
+    /// From now on it knows of no operation.
+    pub(crate) fn lose_the_journal(&self) {
+        self.canned.without_a_journal.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("agent.sock")
     }
@@ -90,6 +99,15 @@ impl Agent {
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Assert {
         self.mortar(arguments).assert()
+    }
+
+    /// `mortar` with these words as somebody runs it at a terminal, on which he types this; stdout is what the terminal shows.
+    pub(crate) fn on_terminal(&self, words: &str, typed: &str, environment: &[(&str, &str)]) -> Assert {
+        let program = assert_cmd::cargo::cargo_bin!("mortar").display().to_string();
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &format!("{program} {words}"), "/dev/null"]);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("MORTAR_SOCKET", self.socket());
+        command.envs(environment.iter().copied()).write_stdin(typed).timeout(Duration::from_secs(20)).assert()
     }
 
     /// Kills the agent, as `kill -9` would, when it is asked for `lvm:deadly/lv`.
@@ -108,6 +126,11 @@ pub(crate) fn mortar(socket: &Path) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mortar"));
     command.env_clear().env("MORTAR_SOCKET", socket).timeout(Duration::from_secs(20));
     command
+}
+
+#[expect(clippy::disallowed_methods, reason = "an agent that takes its time")]
+async fn late() {
+    tokio::time::sleep(Duration::from_millis(1800)).await;
 }
 
 fn refused(code: Code, reason: &str, message: &str) -> Status {
@@ -147,6 +170,7 @@ fn operation() -> v1::Operation {
         kind: v1::OperationKind::Attach.into(),
         state: v1::OperationState::Running.into(),
         subject: "a".to_owned(),
+        waiting: Some(v1::Waiting { r#for: "run lvm lvchange".to_owned(), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -177,6 +201,7 @@ impl v1::attachments_server::Attachments for Canned {
                 std::future::pending().await
             }
             "lvm:silent/lv" => std::future::pending().await,
+            "lvm:late/lv" => late().await,
             "lvm:absent/lv" => return Err(refused(Code::NotFound, "NOT_FOUND", "no VG absent")),
             "lvm:mounted/lv" => return Err(refused(Code::FailedPrecondition, "IN_USE", "/dev/sdb\nis mounted")),
             "lvm:taken/lv" => return Err(refused(Code::AlreadyExists, "ALREADY_EXISTS", "the id is taken")),
@@ -256,8 +281,13 @@ impl v1::volumes_server::Volumes for Canned {
     }
 
     async fn manage(&self, request: Request<v1::ManageRequest>) -> Reply<v1::ManageResponse> {
-        self.asked().manage.push(request.into_inner());
-        Ok(Response::new(v1::ManageResponse { volume: Some(volume()), changed: true, operation_id: "op".into() }))
+        let request = request.into_inner();
+        let (operation_id, would) = match request.dry_run {
+            true => (String::new(), vec!["rename it".to_owned()]),
+            false => ("op".to_owned(), Vec::new()),
+        };
+        self.asked().manage.push(request);
+        Ok(Response::new(v1::ManageResponse { volume: Some(volume()), changed: true, operation_id, would }))
     }
 
     async fn unmanage(&self, request: Request<v1::UnmanageRequest>) -> Reply<v1::UnmanageResponse> {
@@ -338,6 +368,9 @@ impl v1::operations_server::Operations for Canned {
 
     async fn list(&self, request: Request<v1::ListOperationsRequest>) -> Reply<v1::ListOperationsResponse> {
         self.asked().operations.push(request.into_inner());
+        if self.without_a_journal.load(Ordering::Relaxed) {
+            return Err(refused(Code::FailedPrecondition, "WRONG_STATE", "the journal is lost"));
+        }
         Ok(Response::new(v1::ListOperationsResponse { operations: vec![operation()] }))
     }
 
@@ -378,18 +411,35 @@ impl v1::instances_server::Instances for Canned {
     async fn get(&self, request: Request<v1::GetInstanceRequest>) -> Reply<v1::Instance> {
         match request.into_inner().instance.as_str() {
             "web1" | "a name" => Ok(Response::new(instance())),
+            "saved" => {
+                let disk = "lvm:vg/rescue-7b1c".to_owned();
+                let rescue = Some(v1::InstanceRescue { disk, image: true, ..Default::default() });
+                Ok(Response::new(v1::Instance { rescue, ..instance() }))
+            }
             _ => Err(refused(Code::NotFound, "NOT_FOUND", "no such instance")),
         }
     }
 
     async fn rescue(&self, request: Request<v1::RescueRequest>) -> Reply<v1::RescueResponse> {
-        self.asked().rescue.push(request.into_inner());
+        let request = request.into_inner();
+        let dry_run = request.dry_run;
+        self.asked().rescue.push(request);
+        if dry_run {
+            let would = vec!["stop web1".to_owned(), "start web1".to_owned()];
+            return Ok(Response::new(v1::RescueResponse {
+                instance: Some(instance()),
+                changed: true,
+                would,
+                ..Default::default()
+            }));
+        }
         Ok(Response::new(v1::RescueResponse {
             instance: Some(instance()),
             changed: true,
             password: "hT9wQm4xRkc7Ven3".into(),
             warnings: vec!["they have the same UUID".into()],
             operation_id: "op".into(),
+            ..Default::default()
         }))
     }
 
@@ -428,7 +478,11 @@ impl v1::host_server::Host for Canned {
     async fn diagnose(&self, request: Request<v1::DiagnoseRequest>) -> Reply<v1::DiagnoseResponse> {
         let request = request.into_inner();
         self.asked().diagnose.push(request);
-        let repair = if request.repair { v1::RepairOutcome::Removed } else { v1::RepairOutcome::Unspecified };
+        let repair = match (request.repair, request.dry_run) {
+            (false, _) => v1::RepairOutcome::Unspecified,
+            (true, true) => v1::RepairOutcome::WouldBeRemoved,
+            (true, false) => v1::RepairOutcome::Removed,
+        };
         let object = |name: &str, state: v1::HostObjectState, why: &str| v1::HostObject {
             kind: v1::HostObjectKind::Loop.into(),
             name: name.into(),
@@ -438,7 +492,7 @@ impl v1::host_server::Host for Canned {
             ..Default::default()
         };
         let orphan = object("/dev/loop0", v1::HostObjectState::Orphan, "nobody has it");
-        let detail = if request.repair { "removed".to_owned() } else { String::new() };
+        let detail = if request.repair && !request.dry_run { "removed".to_owned() } else { String::new() };
         let orphan = v1::HostObject { repair: repair.into(), repair_detail: detail, ..orphan };
         let foreign = object("/dev/loop1", v1::HostObjectState::Foreign, "it has no label of ours");
         let finding = v1::Finding {

@@ -7,7 +7,7 @@ use proto::v1::{self, HostObjectKind as Kind, HostObjectState as State};
 use tests::{client::Client, stage::Stage};
 
 async fn diagnose(mut client: Client, repair: bool) -> Vec<v1::HostObject> {
-    client.host.diagnose(v1::DiagnoseRequest { repair, timeout_ms: 0 }).await.unwrap().into_inner().objects
+    client.host.diagnose(v1::DiagnoseRequest { repair, ..Default::default() }).await.unwrap().into_inner().objects
 }
 
 #[track_caller]

@@ -12,17 +12,35 @@ async fn refused(spoil: impl FnOnce(&SimStage)) -> Refused {
 }
 
 async fn refused_with(request: v1::RescueRequest, spoil: impl FnOnce(&SimStage)) -> Refused {
-    let stage = small(true).await;
-    spoil(&stage);
-    let before = stage.snapshot().await;
-    let refused = stage.client().rescue(request).await.unwrap_err();
-    assert_eq!(after(&before, &stage).await, "", "{refused:?}: something was left behind");
-    assert!(stage.client().running().await.is_empty());
+    let (_, refused) = dry_and_real(request, spoil).await;
     refused
 }
 
+/// What a dry run knows of it, too.
+async fn refused_before(request: v1::RescueRequest, spoil: impl FnOnce(&SimStage)) -> Refused {
+    let (dry, refused) = dry_and_real(request, spoil).await;
+    let dry = dry.expect_err("the dry run does not see it");
+    assert_eq!((dry.code, &dry.reason, &dry.message), (refused.code, &refused.reason, &refused.message));
+    refused
+}
+
+async fn dry_and_real(
+    request: v1::RescueRequest,
+    spoil: impl FnOnce(&SimStage),
+) -> (Result<v1::RescueResponse, Refused>, Refused) {
+    let stage = small(true).await;
+    spoil(&stage);
+    let before = stage.snapshot().await;
+    let dry = stage.client().rescue(v1::RescueRequest { dry_run: true, ..request.clone() }).await;
+    assert_eq!(stage.snapshot().await, before, "a dry run touched something");
+    let refused = stage.client().rescue(request).await.unwrap_err();
+    assert_eq!(after(&before, &stage).await, "", "{refused:?}: something was left behind");
+    assert!(stage.client().running().await.is_empty());
+    (dry, refused)
+}
+
 async fn is_wrong_state(said: &str, spoil: impl FnOnce(&SimStage)) {
-    let refused = refused(spoil).await;
+    let refused = refused_before(image(), spoil).await;
     assert_eq!((refused.code, &*refused.reason), (Code::FailedPrecondition, "WRONG_STATE"), "{refused:?}");
     assert!(refused.message.contains(said), "{refused:?}");
 }
@@ -90,7 +108,7 @@ async fn what_is_not_there_or_cannot_be_is_refused() {
         (v1::RescueRequest { password: "hu\nsh".into(), ..image() }, Code::InvalidArgument, "password: "),
         (v1::RescueRequest { ssh_keys: vec!["x".into()], ..image() }, Code::InvalidArgument, "ssh_keys: "),
     ] {
-        let refused = refused_with(request.clone(), |_| {}).await;
+        let refused = refused_before(request.clone(), |_| {}).await;
         assert_eq!(refused.code, code, "{request:?}: {refused:?}");
         assert!(refused.message.contains(said) && !refused.message.contains("hu"), "{refused:?}");
     }

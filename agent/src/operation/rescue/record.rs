@@ -11,7 +11,7 @@ use hypervisor::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 use uuid::Uuid;
 
 /// All that is needed to put an instance back, and to take away what its rescue brought.
@@ -113,6 +113,26 @@ impl RescueRecord {
     pub(super) fn made(&self, definition: &str) -> bool {
         let generation = self.generation.to_string();
         Definition::parse(definition).is_ok_and(|it| it.marker().is_some_and(|marker| marker == generation))
+    }
+
+    /// What a rescue by this record does, one clause each, in the order in which it is done.
+    pub(super) fn would(&self, grace: Duration) -> Vec<String> {
+        let (name, at) = (&self.name, self.at());
+        let mut would = Vec::new();
+        would.extend(self.derivation.as_ref().map(|it| format!("derive {} from {}", it.to, it.image)));
+        would.extend(self.attachment().map(|id| format!("attach {at} as {id}")));
+        would.extend(self.seed.as_ref().map(|path| format!("write the seed {}", path.display())));
+        would.extend((self.power == Power::Running).then(|| match grace.as_secs() {
+            0 => format!("end {name} without asking its guest"),
+            seconds => format!("stop {name}, whose guest has {seconds} s to shut down"),
+        }));
+        let layout = match self.layout {
+            Layout::Classic => "first, its root second",
+            Layout::Stable => "last, every other in its place",
+        };
+        would.push(format!("define {name} to boot from it: it comes {layout}"));
+        would.push(format!("start {name}"));
+        would
     }
 
     /// The definition to rescue by. `path` is the attachment's stable path.
