@@ -6,6 +6,7 @@
 use crate::values::{self, Target};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
+use mortar_client::Endpoint;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const GLOBAL: &str = "Global options";
@@ -122,7 +123,7 @@ pub(crate) struct To {
         global = true,
         help_heading = GLOBAL
     )]
-    pub(crate) endpoint: Option<values::Endpoint>,
+    pub(crate) endpoint: Option<Endpoint>,
 
     /// For --endpoint: the certificate that says who asks (PEM)
     #[arg(long, value_name = "FILE", env = "MORTAR_CERT", global = true, help_heading = GLOBAL)]

@@ -2,18 +2,16 @@
 //! says what to do next.
 //!
 //! It speaks the wire contract (`proto`) only, decides nothing that the agent decides, and keeps nothing. Every module
-//! here is one step of a call: [`args`] and [`values`] read what was typed, [`connect`], [`remote`] and [`call`] reach the agent,
-//! [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it, [`error`] explains what
-//! went wrong.
+//! here is one step of a call: [`args`] and [`values`] read what was typed, [`connect`] reaches the agent (by the client
+//! library, `mortar-client`), [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it,
+//! [`error`] explains what went wrong.
 
 mod args;
-mod call;
 mod commands;
 mod connect;
 mod error;
 mod output;
 mod password;
-mod remote;
 mod table;
 mod values;
 mod view;
