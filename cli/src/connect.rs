@@ -42,7 +42,7 @@ impl Agent {
         message: impl Fn(u64) -> Q,
         send: impl AsyncFnMut(Request<Q>) -> Result<Response<R>, Status>,
     ) -> Result<R, Error> {
-        Ok(self.0.call(message, send).await.map_err(Failure::from)?)
+        Ok(self.0.call(Duration::ZERO, message, send).await.map_err(Failure::from)?)
     }
 
     /// As [`Agent::call`], for what may first take as long as `grace`, on top of the timeout.
@@ -52,7 +52,7 @@ impl Agent {
         message: impl Fn(u64) -> Q,
         send: impl AsyncFnMut(Request<Q>) -> Result<Response<R>, Status>,
     ) -> Result<R, Error> {
-        Ok(self.0.with_grace(grace).call(message, send).await.map_err(Failure::from)?)
+        Ok(self.0.call(grace, message, send).await.map_err(Failure::from)?)
     }
 
     pub(crate) fn attachments(&self) -> AttachmentsClient<Channel> {

@@ -4,12 +4,11 @@ use crate::{
     endpoint::Endpoint,
     error::Error,
     tls::Tls,
-    watch::Watch,
     way::{Stream, Way},
 };
 use hyper_util::rt::TokioIo;
 use proto::v1::{
-    self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
+    attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
     instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::{
@@ -41,15 +40,13 @@ type Connecting = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, Error>> + 
 /// It may be cloned and used from many tasks at once: all clones share one connection. A connection that breaks is made again
 /// for the next call (unless [`Builder::once`] says otherwise).
 ///
-/// Calls are made by [`Client::call`], with the service clients that tonic has generated from the contract; these can be used
-/// without it as well, and then know nothing of another try.
+/// Calls are made by [`Client::ask`]. The service clients that tonic has generated from the contract are at hand too; by themselves
+/// they know neither deadlines nor another try.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
     pub(crate) timeout: Duration,
-    pub(crate) grace: Duration,
     pub(crate) reconnects: bool,
-    pub(crate) repeats: bool,
 }
 
 /// Makes a [`Client`].
@@ -87,7 +84,7 @@ impl Builder {
         self
     }
 
-    /// How long a call may take, its tries together; see [`Client::call`]. The default is 30 seconds.
+    /// How long a call may take, its tries together; see [`Client::ask`]. The default is 30 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -134,7 +131,7 @@ impl Builder {
 
     fn client(self, channel: Channel) -> Client {
         let Self { timeout, reconnects, .. } = self;
-        Client { channel, timeout, grace: Duration::ZERO, reconnects, repeats: false }
+        Client { channel, timeout, reconnects }
     }
 
     fn connector<T>(&self) -> impl FnMut(T) -> Connecting + Send + 'static {
@@ -170,23 +167,6 @@ impl Client {
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
-    }
-
-    /// The same client, for calls that may first take as long as this, on top of the timeout: what has a `grace_ms` of its own.
-    #[must_use]
-    pub fn with_grace(&self, grace: Duration) -> Self {
-        Self { grace, ..self.clone() }
-    }
-
-    /// The same client, for calls that mean the same when they are made twice: a connection that breaks during such a call, or an
-    /// agent that stops, is waited for within the timeout, and the call made again.
-    ///
-    /// By the contract these are all calls that name what they mean by an id: an attach, an export or a manage with an id of the
-    /// caller's choice, a detach or an unmanage by id, whatever only looks. They are not those that have the id, or a password,
-    /// made up: its first reply is lost.
-    #[must_use]
-    pub fn repeating(&self) -> Self {
-        Self { repeats: true, ..self.clone() }
     }
 
     /// The connection itself, for other services: health, reflection.
@@ -229,20 +209,5 @@ impl Client {
     #[must_use]
     pub fn host(&self) -> HostClient<Channel> {
         HostClient::new(self.channel.clone()).max_decoding_message_size(LARGEST_REPLY)
-    }
-
-    /// Hears what happens on the host: first every attachment as it is now, then each change.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Client::call`], which this begins as. It ends as [`Watch::next`] says.
-    pub async fn watch(&self) -> Result<Watch, Error> {
-        let mut client = self.attachments();
-        let open = async |request: tonic::Request<v1::WatchRequest>| {
-            // It lasts until somebody ends it: the deadline is for its beginning only.
-            let (_, _, message) = request.into_parts();
-            client.watch(message).await
-        };
-        Ok(Watch::new(self.call(|_| v1::WatchRequest {}, open).await?))
     }
 }

@@ -77,7 +77,7 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody mending anything first.
     ///
-    /// It is for a caller who comes back by and by, as a controller does in its next round. [`Client::call`](crate::Client::call)
+    /// It is for a caller who comes back by and by, as a controller does in its next round. [`Client::ask`](crate::Client::ask)
     /// has made all the tries that are worth it within its timeout already.
     #[must_use]
     pub fn may_be_tried_again(&self) -> bool {

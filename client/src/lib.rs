@@ -9,16 +9,13 @@
 //!
 //! # async fn example() -> Result<(), mortar_client::Error> {
 //! let client = Client::builder().connect().await?;
-//! let mut attachments = client.attachments();
-//!
 //! // The id is ours: should the agent restart in the middle, the same call is made again and gets the same device.
-//! let wanted = |timeout_ms| v1::AttachRequest {
+//! let request = v1::AttachRequest {
 //!     id: "web1-data".into(),
 //!     volume: Some(v1::attach_request::Volume::Locator("lvm:vg0/data".into())),
-//!     timeout_ms,
 //!     ..Default::default()
 //! };
-//! match client.repeating().call(wanted, async |request| attachments.attach(request).await).await {
+//! match client.ask(request).await {
 //!     Ok(reply) => println!("{}", reply.attachment.unwrap_or_default().stable_path),
 //!     Err(error) if error.code() == Code::NotFound => println!("no such volume: {error}"),
 //!     Err(error) if error.may_be_tried_again() => println!("in the next round, then: {error}"),
@@ -40,6 +37,7 @@
 //! # }
 //! ```
 
+mod ask;
 mod call;
 mod client;
 mod endpoint;
@@ -48,6 +46,7 @@ mod tls;
 mod watch;
 mod way;
 
+pub use ask::Ask;
 pub use client::{Builder, Client};
 pub use endpoint::Endpoint;
 pub use error::{Error, Kind, code_name};
