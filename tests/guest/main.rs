@@ -12,6 +12,7 @@ mod brick;
 mod callers;
 mod cli;
 mod connection;
+mod controllers;
 mod crash;
 mod derive;
 mod doctor;
