@@ -6,7 +6,6 @@
 use crate::values::{self, Target};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
-use mortar_client::Endpoint;
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const GLOBAL: &str = "Global options";
@@ -123,7 +122,7 @@ pub(crate) struct To {
         global = true,
         help_heading = GLOBAL
     )]
-    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) endpoint: Option<values::Endpoint>,
 
     /// For --endpoint: the certificate that says who asks (PEM)
     #[arg(long, value_name = "FILE", env = "MORTAR_CERT", global = true, help_heading = GLOBAL)]

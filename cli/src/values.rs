@@ -2,8 +2,9 @@
 //! names.
 
 use jiff::SignedDuration;
-use mortar_client::Endpoint;
 use std::time::Duration;
+
+pub(crate) use mortar_client::Endpoint;
 
 const SCHEMES: [&str; 4] = ["iscsi:", "lvm:", "file:", "rbd:"];
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
