@@ -169,8 +169,8 @@ install: man ## put it all where a package would: make install DESTDIR=/tmp/root
 	$(PROGRAMS)/mortar completions zsh >$(DESTDIR)/usr/share/zsh/vendor-completions/_mortar
 	$(PROGRAMS)/mortar completions fish >$(DESTDIR)/usr/share/fish/vendor_completions.d/mortar.fish
 	mkdir -p $(DESTDIR)/usr/share/doc/mortar/examples
-	install -m 644 README.md CHANGELOG.md docs/api.md docs/operating.md $(DESTDIR)/usr/share/doc/mortar/
-	install -m 644 docs/examples/* docs/monitoring/* $(DESTDIR)/usr/share/doc/mortar/examples/
+	install -m 644 README.md CHANGELOG.md docs/api.md docs/operating.md docs/controllers.md $(DESTDIR)/usr/share/doc/mortar/
+	install -m 644 docs/examples/* docs/monitoring/* client/examples/* $(DESTDIR)/usr/share/doc/mortar/examples/
 	@[[ -n "$(DESTDIR)" ]] || echo "to begin: systemd-sysusers && systemd-tmpfiles --create && udevadm control --reload && systemctl daemon-reload && systemctl enable --now mortard.socket mortard"
 
 deb: ## a Debian package in target/debian, with its SBOM; the same commit gives the same bytes

@@ -24,7 +24,7 @@ mod reach;
 mod table;
 
 pub(crate) use audit::Quiet;
-pub(crate) use call::{Call, begins, may_begin};
+pub(crate) use call::{Call, begins, ended, may_begin};
 pub(crate) use gate::Gate;
 pub use peer::{Introduced, Peer};
 pub(crate) use policy::Policy;

@@ -33,6 +33,8 @@ pub struct Config {
     pub journal: JournalConfig,
     /// What it counts.
     pub metrics: Metrics,
+    /// What it tells of each call.
+    pub telemetry: Telemetry,
     /// Volumes of any backend.
     pub volumes: Volumes,
     /// The file driver.
@@ -170,6 +172,27 @@ impl Default for JournalConfig {
 pub struct Metrics {
     /// Where they are served: an address of this host itself, or the path of a socket for root only. Empty: nowhere.
     pub listen: String,
+}
+
+/// What the agent tells of each call, to a collector of OpenTelemetry's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where traces are sent: `http://127.0.0.1:4317`. Empty: nowhere.
+    pub endpoint: String,
+}
+
+impl Telemetry {
+    fn check(&self) -> Result<(), ConfigError> {
+        let key = "telemetry.endpoint";
+        let wrong = |why: &str| Err(ConfigError::Value { key, why: why.into() });
+        match self.endpoint.as_str() {
+            "" => Ok(()),
+            _ if !cfg!(feature = "otlp") => wrong("this build of mortard sends no traces: leave it empty"),
+            place if place.starts_with("http://") => Ok(()),
+            _ => wrong("write http://, an address and a port, such as http://127.0.0.1:4317"),
+        }
+    }
 }
 
 /// Where metrics are served.
@@ -357,6 +380,7 @@ impl Config {
         self.callers.check()?;
         self.tls.check()?;
         self.metrics.place()?;
+        self.telemetry.check()?;
         if !self.hypervisor.uri.contains(":///") {
             return value("hypervisor.uri", "write that of a hypervisor of this host, such as qemu:///system");
         }
@@ -415,6 +439,9 @@ mod tests {
                 "{place}"
             );
         }
+        let collector = Config::parse("[telemetry]\nendpoint = 'http://127.0.0.1:4317'", Path::new("mortard.toml"));
+        assert_eq!(collector.is_ok(), cfg!(feature = "otlp"), "{collector:?}");
+        assert!(error("[telemetry]\nendpoint = '127.0.0.1:4317'").contains("telemetry.endpoint: "));
         for directory in ["/dev", "/dev/mapper", "/dev/mortar/../mapper", "/srv/mortar"] {
             assert!(error(&format!("[agent]\ndevice_directory = '{directory}'")).contains("begins so"), "{directory}");
         }

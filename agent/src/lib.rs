@@ -30,6 +30,7 @@ mod seed;
 mod service;
 mod socket;
 mod status;
+pub mod telemetry;
 mod tls;
 mod unrecorded;
 mod visitor;

@@ -3,9 +3,10 @@
 use agent::{
     Reloader, StartError, TlsError,
     config::{Config, ConfigError, DEFAULT_PATH},
+    telemetry::{self, Exporter},
 };
 use clap::Parser;
-use host::Linux;
+use host::{Linux, TRACES};
 use std::{
     io::{IsTerminal, Write},
     path::PathBuf,
@@ -13,7 +14,9 @@ use std::{
     sync::Arc,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::filter_fn, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// The storage agent of one host: attaches volumes as block devices, and manages volumes that exist. It serves gRPC on a
 /// Unix socket; `mortar` is its command line.
@@ -60,15 +63,19 @@ fn main() -> ExitCode {
         let _closed = writeln!(std::io::stdout(), "{}: ok", place.display());
         return ExitCode::SUCCESS;
     }
-    let filter = match log(&config.agent.log) {
-        Ok(filter) => filter,
-        Err(why) => return end(&format!("agent.log: {why}"), exit::USAGE),
-    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&error, exit::SOFTWARE),
     };
+    // What sends traces needs the runtime.
+    let inside = runtime.enter();
+    let (filter, traces) = match log(&config) {
+        Ok(log) => log,
+        Err(why) => return end(&why, exit::USAGE),
+    };
+    drop(inside);
     let result = runtime.block_on(run(config, Reload { args, filter }));
+    traces.stop();
     // A thread that waits for a device that never answers must not keep us from stopping.
     runtime.shutdown_background();
     match result {
@@ -102,23 +109,29 @@ fn configure(args: &Args) -> Result<Config, ConfigError> {
 /// What is logged, and may be something else later.
 type Filter = reload::Handle<EnvFilter, Registry>;
 
-fn filter(text: &str) -> Result<EnvFilter, String> {
+fn filter(config: &Config) -> Result<EnvFilter, String> {
+    let text = &config.agent.log;
     // A plain level is meant for us, not for every frame of gRPC.
     let quiet = if text.contains(['=', ',']) { "" } else { ",h2=warn,hyper_util=warn,tonic=warn,tower=warn" };
     // Who did what is told however quiet the rest is, unless somebody says otherwise.
     let audit = if text.contains("audit") { "" } else { ",audit=info" };
-    EnvFilter::try_new(format!("{text}{quiet}{audit}")).map_err(|error| error.to_string())
+    let traces = if config.telemetry.endpoint.is_empty() { "off" } else { "trace" };
+    let all = format!("{text}{quiet}{audit},{TRACES}={traces}");
+    EnvFilter::try_new(all).map_err(|error| format!("agent.log: {error}"))
 }
 
-/// To the journal of systemd where it collects our output, else to stderr.
-fn log(text: &str) -> Result<Filter, String> {
-    let (filter, handle) = reload::Layer::new(filter(text)?);
+/// To the journal of systemd where it collects our output, else to stderr; and traces to where the config says.
+fn log(config: &Config) -> Result<(Filter, Exporter), String> {
+    let (filter, handle) = reload::Layer::new(filter(config)?);
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     let stderr = journald.is_none().then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal())
     });
-    tracing_subscriber::registry().with(filter).with(journald).with(stderr).init();
-    Ok(handle)
+    let (traces, exporter) = telemetry::layer(&config.telemetry)?;
+    let logged = || filter_fn(|of| of.target() != TRACES);
+    let registry = tracing_subscriber::registry().with(filter).with(traces);
+    registry.with(journald.with_filter(logged())).with(stderr.with_filter(logged())).init();
+    Ok((handle, exporter))
 }
 
 async fn run(config: Config, reload: Reload) -> Result<(), StartError> {
@@ -161,7 +174,7 @@ impl Reload {
 
     fn once(&self, reloader: &Reloader) -> Result<Vec<String>, String> {
         let config = configure(&self.args).map_err(|error| error.to_string())?;
-        let filter = filter(&config.agent.log).map_err(|why| format!("agent.log: {why}"))?;
+        let filter = filter(&config)?;
         self.filter.reload(filter).map_err(|error| error.to_string())?;
         Ok(reloader.reload(config))
     }

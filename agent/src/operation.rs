@@ -414,6 +414,7 @@ impl Agent {
         self.journal.finish(operation, &outcome, change, self.config.journal.keep_operations).await?;
         self.metrics.took(&operation.plan, Phase::Outcome, asked.elapsed());
         self.metrics.ended(&operation.plan, &outcome);
+        callers::ended(operation.id, &outcome);
         let (verb, subject) = (operation.plan.verb(), operation.plan.subject());
         match &outcome.error {
             None => tracing::info!(operation = %operation.id, subject, "{verb} {subject} done"),

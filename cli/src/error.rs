@@ -3,11 +3,11 @@
 //! Everything that fails, here or in the agent, has a gRPC code; the exit code follows from it and from nothing else.
 
 use crate::reasons;
+use mortar_client::{Endpoint, Kind, code_name};
 use proto::reasons::Reason;
 use serde::{Serialize, Serializer};
-use std::{collections::BTreeMap, error::Error as _, io, path::Path};
-use tonic::{Code, Status, TimeoutExpired};
-use tonic_types::StatusExt;
+use std::{collections::BTreeMap, error::Error as _, io};
+use tonic::{Code, Status};
 
 /// Why a command did not come to its end.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) enum Error {
 /// A failure as it is printed.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
-    #[serde(serialize_with = "code_name")]
+    #[serde(serialize_with = "name_of_code")]
     code: Code,
     reason: String,
     message: String,
@@ -61,41 +61,18 @@ impl Failure {
         Self::invalid(format!("{}; see --help", sentences.join("; ")))
     }
 
-    /// The agent's socket could not be reached.
-    pub(crate) fn no_agent(socket: &Path, error: &io::Error) -> Self {
-        let socket = socket.display();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::new(
-                Code::Unavailable,
-                "UNREACHABLE",
-                format!("mortard is not running: systemctl start mortard (nobody listens on {socket})"),
-            ),
-            io::ErrorKind::PermissionDenied => Self::new(
-                Code::PermissionDenied,
-                "DENIED",
-                format!("no permission to use {socket}: join the group mortar (usermod -aG mortar USER) or be root"),
-            ),
-            io::ErrorKind::InvalidInput => Self::invalid(format!("{socket} is no socket path: {error}")),
-            _ => Self::new(Code::Unavailable, "UNREACHABLE", format!("cannot reach mortard on {socket}: {error}")),
-        }
-    }
-
-    /// The agent of another machine could not be reached.
-    pub(crate) fn unreachable(endpoint: &str, error: &io::Error) -> Self {
-        let what = format!("cannot reach mortard at {endpoint}: {error}; it has to be in tls.listen of its config");
-        Self::new(Code::Unavailable, "UNREACHABLE", what)
-    }
-
     /// It is not the agent that it should be.
-    pub(crate) fn not_trusted(endpoint: &str, error: &io::Error) -> Self {
-        let what = format!("{endpoint} does not prove to be who it should be, by the CAs of --ca: {error}");
-        Self::new(Code::Unauthenticated, "DENIED", what)
+    pub(crate) fn not_trusted(endpoint: &Endpoint, error: &mortar_client::Error) -> Self {
+        let why = cause(error);
+        let what = format!("{endpoint} does not prove to be who it should be, by the CAs of --ca: {why}");
+        Self::new(error.code(), error.reason(), what)
     }
 
     /// It does not take our certificate.
-    pub(crate) fn refused_us(endpoint: &str, why: &str) -> Self {
+    pub(crate) fn refused_us(endpoint: &Endpoint, error: &mortar_client::Error) -> Self {
+        let why = cause(error);
         let what = format!("mortard at {endpoint} refused the certificate of --cert: {why}; its audit log says more");
-        Self::new(Code::Unauthenticated, "DENIED", what)
+        Self::new(error.code(), error.reason(), what)
     }
 
     pub(crate) fn message(&self) -> &str {
@@ -115,48 +92,32 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         exit_code(self.code)
     }
-
-    /// A failure that no agent explained: it came from the connection, from tonic, or from an agent without this call.
-    fn unexplained(status: &Status) -> Self {
-        let expired = causes(status).any(|cause| cause.is::<TimeoutExpired>());
-        match status.code() {
-            Code::Cancelled | Code::DeadlineExceeded if expired || status.source().is_none() => Self::new(
-                Code::DeadlineExceeded,
-                "TIMED_OUT",
-                "mortard did not answer in time; what it began goes on: see mortar operations --running",
-            ),
-            Code::Unimplemented => Self::new(
-                Code::Unimplemented,
-                "UNSUPPORTED",
-                "mortard does not know this call; it is older than this mortar",
-            ),
-            _ if status.source().is_some() => Self::new(
-                Code::Unavailable,
-                "UNREACHABLE",
-                "mortard went away during the call; what it began is finished or undone when it is back, then repeat \
-                 the command",
-            ),
-            code => Self::new(code, code_text(code), status.message()),
-        }
-    }
 }
 
-fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(status.source(), |cause| (**cause).source())
+fn cause(error: &mortar_client::Error) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
+}
+
+/// In the client's words, but where the command line has better ones.
+impl From<mortar_client::Error> for Failure {
+    fn from(error: mortar_client::Error) -> Self {
+        let message = match error.kind() {
+            Kind::Late => "mortard did not answer in time; what it began goes on: see mortar operations --running",
+            Kind::Lost => {
+                "mortard went away during the call; what it began is finished or undone when it is back, then repeat \
+                 the command"
+            }
+            Kind::UnknownCall => "mortard does not know this call; it is older than this mortar",
+            _ => error.message(),
+        };
+        let by_agent = error.kind() == Kind::Refused;
+        Self { metadata: error.metadata().clone(), by_agent, ..Self::new(error.code(), error.reason(), message) }
+    }
 }
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        match status.get_details_error_info() {
-            Some(info) => Self {
-                code: status.code(),
-                reason: info.reason,
-                message: status.message().to_owned(),
-                metadata: info.metadata.into_iter().collect(),
-                by_agent: true,
-            },
-            None => Self::unexplained(&status),
-        }
+        mortar_client::Error::from(status).into()
     }
 }
 
@@ -195,30 +156,8 @@ pub(crate) fn exit_code(code: Code) -> u8 {
     }
 }
 
-pub(crate) fn code_text(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
-fn code_name<S: Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(code_text(*code))
+fn name_of_code<S: Serializer>(code: &Code, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(code_name(*code))
 }
 
 #[cfg(test)]
@@ -227,7 +166,7 @@ mod tests {
     use crate::args::Cli;
     use clap::Parser;
     use std::collections::HashMap;
-    use tonic_types::ErrorDetails;
+    use tonic_types::{ErrorDetails, StatusExt};
 
     #[test]
     fn each_code_has_its_exit_code() {
@@ -254,7 +193,7 @@ mod tests {
         for (exit, codes) in table {
             for code in codes {
                 assert_eq!(exit_code(*code), exit, "{code:?}");
-                assert_eq!(code_text(*code).replace('_', "").to_lowercase(), format!("{code:?}").to_lowercase());
+                assert_eq!(code_name(*code).replace('_', "").to_lowercase(), format!("{code:?}").to_lowercase());
             }
         }
     }
@@ -274,22 +213,6 @@ mod tests {
                 "metadata": { "by": "/mnt" },
             })
         );
-    }
-
-    #[test]
-    fn an_unreachable_agent_says_what_to_do() {
-        let socket = Path::new("/run/mortar/agent.sock");
-        for (kind, exit, advice) in [
-            (io::ErrorKind::NotFound, 5, "systemctl start mortard"),
-            (io::ErrorKind::ConnectionRefused, 5, "systemctl start mortard"),
-            (io::ErrorKind::PermissionDenied, 6, "group mortar"),
-            (io::ErrorKind::InvalidInput, 2, "no socket path"),
-            (io::ErrorKind::WouldBlock, 5, "cannot reach"),
-        ] {
-            let failure = Failure::no_agent(socket, &kind.into());
-            assert_eq!(failure.exit_code(), exit);
-            assert!(failure.message().contains(advice), "{}", failure.message());
-        }
     }
 
     #[test]

@@ -2,13 +2,12 @@
 //! says what to do next.
 //!
 //! It speaks the wire contract (`proto`) only, decides nothing that the agent decides, and keeps nothing. Every module
-//! here is one step of a call: [`args`] and [`values`] read what was typed, [`connect`], [`remote`] and [`call`] reach the agent,
-//! [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it, [`error`] and [`reasons`] explain
-//! what went wrong. Somebody at a terminal is asked by [`confirm`] and told by [`progress`]; a shell that completes is told by
-//! [`candidates`].
+//! here is one step of a call: [`args`] and [`values`] read what was typed, [`connect`] reaches the agent (by the client
+//! library, `mortar-client`), [`commands`] ask it, [`view`] and [`table`] give the answer its shape, [`output`] writes it,
+//! [`error`] and [`reasons`] explain what went wrong. Somebody at a terminal is asked by [`confirm`] and told by [`progress`]; a
+//! shell that completes is told by [`candidates`].
 
 mod args;
-mod call;
 mod candidates;
 mod commands;
 mod confirm;
@@ -18,7 +17,6 @@ mod output;
 mod password;
 mod progress;
 mod reasons;
-mod remote;
 mod table;
 mod values;
 mod view;

@@ -47,7 +47,7 @@ mod tests {
             include_str!("error.rs"),
             include_str!("commands/attachments.rs"),
             include_str!("commands/exports.rs"),
-            include_str!("remote.rs"),
+            include_str!("../../client/src/error.rs"),
         ];
         let mut seen = Vec::new();
         for source in SOURCES {

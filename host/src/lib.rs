@@ -26,7 +26,7 @@ pub use key::KernelKey;
 pub use linux::{Linux, inherited_listeners};
 pub use module::{Module, module};
 pub use peer::LocalPeer;
-pub use step::{Attended, Started, Step, Steps, cancelled, carried};
+pub use step::{Attended, Started, Step, Steps, TRACES, cancelled, carried};
 pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;

@@ -18,10 +18,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{sync::watch, task_local, time::Instant};
+use tracing::{Instrument, trace_span};
 
 mod attended;
 
 pub use attended::{Attended, Started};
+
+/// The target of the spans that traces are made of. No log shows them.
+pub const TRACES: &str = "traces";
 
 task_local! {
     static WORK: Arc<Steps>;
@@ -237,8 +241,10 @@ pub async fn changes<T>(what: &str, call: impl Future<Output = T>) -> Result<T> 
 
 /// Makes a call, as a step of the work that it is part of.
 async fn step<T>(kind: Kind, what: impl FnOnce() -> String, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let what = what();
+    let call = call.instrument(trace_span!(target: TRACES, "step", otel.name = what.as_str()));
     let Ok(steps) = WORK.try_with(Arc::clone) else { return call.await };
-    let going = steps.begin(&what(), kind)?;
+    let going = steps.begin(&what, kind)?;
     let call = STEP.scope(going, call);
     match kind {
         Kind::Changes => call.await,

@@ -13,6 +13,7 @@ mod callers;
 mod cli;
 mod commands;
 mod connection;
+mod controllers;
 mod crash;
 mod derive;
 mod doctor;

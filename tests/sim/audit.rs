@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, fmt, sync::Once};
 use tracing::{Event, Subscriber, field::Visit};
-use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt, registry::LookupSpan};
+use tracing_subscriber::{Layer, filter::filter_fn, layer::Context, layer::SubscriberExt, registry::LookupSpan};
 
 pub(crate) type Line = BTreeMap<String, String>;
 
@@ -23,11 +23,9 @@ impl Visit for Fields<'_> {
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Audit {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        if event.metadata().target() == "audit" {
-            let mut fields = BTreeMap::new();
-            event.record(&mut Fields(&mut fields));
-            AUDIT.with_borrow_mut(|lines| lines.push(fields));
-        }
+        let mut fields = BTreeMap::new();
+        event.record(&mut Fields(&mut fields));
+        AUDIT.with_borrow_mut(|lines| lines.push(fields));
     }
 }
 
@@ -35,7 +33,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Audit {
 pub(crate) fn listen() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let registry = tracing_subscriber::registry().with(Audit);
+        let audit = Audit.with_filter(filter_fn(|of| of.target() == "audit"));
+        let registry = tracing_subscriber::registry().with(audit);
         tracing::subscriber::set_global_default(registry).unwrap();
     });
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod callers;
 mod cancel;
+mod client;
 mod crash;
 mod deadline;
 mod doctor;

@@ -10,6 +10,7 @@ use crate::{
 use agent::config::{CallerRule, Callers, Config, Role};
 use driver::Backend;
 use hyper_util::rt::TokioIo;
+use mortar_client::{Endpoint, Kind, Tls};
 use proto::v1;
 use std::{
     io,
@@ -40,7 +41,7 @@ use tokio_rustls::{
 };
 use tonic::{
     Code,
-    transport::{Channel, Endpoint},
+    transport::{self, Channel},
 };
 use tower::service_fn;
 
@@ -160,7 +161,7 @@ impl Way<'_> {
 
     fn channel(&self) -> Channel {
         let (config, to, from) = (self.config(), self.to, self.from);
-        Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
+        transport::Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
             let config = Arc::clone(&config);
             async move { secure(config, to, from).await.map(TokioIo::new) }
         }))
@@ -414,6 +415,50 @@ async fn a_reach_by_certificate() {
             }
         }
     }
+}
+
+/// The client library: both sides prove who they are, and its files may change under it.
+#[tokio::test]
+async fn by_the_client_library() {
+    let far = Far::new(|_| {}).await;
+    let revoked = far.clients.issue(&Wanted { serial: 666, common_name: "the admin", ..Wanted::default() });
+    let put = |issued: &Issued| {
+        far.write("mine.pem", &issued.certificate);
+        far.write("mine-key.pem", &issued.key);
+    };
+    put(&far.admin());
+    far.write("servers-ca.pem", &far.servers.pem());
+    far.write("others-ca.pem", &Ca::new("servers").pem());
+    let path = |name: &str| far.files.path().join(name);
+    let tls = |ca: &str| {
+        let files = Tls::builder().ca(path(ca)).certificate(path("mine.pem")).key(path("mine-key.pem"));
+        files.server_name(HOST).build().unwrap()
+    };
+    let endpoint = |port: u16| Endpoint { host: "127.0.0.1".into(), port };
+    let to = |port: u16, tls: Tls| mortar_client::Client::builder().endpoint(endpoint(port), tls).timeout(PATIENCE);
+    let here = far.address().port();
+    let list = async |client: &mortar_client::Client| client.ask(v1::ListAttachmentsRequest {}).await;
+    let client = to(here, tls("servers-ca.pem")).connect().await.unwrap();
+    list(&client).await.unwrap();
+
+    let refused = to(here, tls("others-ca.pem")).connect().await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (Kind::NotTrusted, Code::Unauthenticated), "{refused}");
+    let unnamed = Tls::builder().ca(path("servers-ca.pem")).certificate(path("mine.pem")).key(path("mine-key.pem"));
+    let refused = to(here, unnamed.build().unwrap()).connect().await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::NotTrusted, "it is a certificate for {HOST}: {refused}");
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = to(closed.local_addr().unwrap().port(), tls("servers-ca.pem")).connect().await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (Kind::Unreachable, Code::Unavailable), "{refused}");
+
+    // The files are read anew for each connection: what is revoked is not let in, what is renewed is.
+    put(&revoked);
+    let changing = to(here, tls("servers-ca.pem")).lazy();
+    let refused = list(&changing).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.code()), (Kind::NotLetIn, Code::Unauthenticated), "{refused}");
+    assert!(refused.message().contains("mine.pem") && !refused.may_be_tried_again(), "{refused}");
+    put(&far.admin());
+    list(&changing).await.unwrap();
 }
 
 /// The median of a few calls.

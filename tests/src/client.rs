@@ -1,19 +1,13 @@
-//! A client of the agent, as a controller would write one, with short words for the calls that tests make often.
+//! A client of the agent for tests, over the connection of the client library, with short words for the calls that tests make often.
 
-use hyper_util::rt::TokioIo;
 use proto::v1::{
     self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
     instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
 };
 use std::path::Path;
-use tokio::net::UnixStream;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt;
-use tower::service_fn;
 
 /// All six services, and the agent's health.
 #[derive(Debug, Clone)]
@@ -44,11 +38,7 @@ impl From<Status> for Refused {
 
 /// The way to an agent's socket.
 pub fn channel(socket: &Path) -> Channel {
-    let socket = socket.to_owned();
-    Endpoint::from_static("http://localhost").connect_with_connector_lazy(service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }))
+    mortar_client::Client::builder().socket(socket).lazy().channel()
 }
 
 pub type Answer<T> = Result<T, Refused>;

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     config::Role,
-    operation::{OperationId, Plan},
+    operation::{OperationId, Outcome, Plan},
+    telemetry,
 };
 use driver::{Error, Locator, Result, Scope};
 use std::{
@@ -17,6 +18,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::task_local;
+use tracing::{Instrument, Span};
 
 task_local! {
     /// The call for which an operation runs; none for what the agent does by itself.
@@ -33,6 +35,8 @@ pub(crate) struct Call {
     policy: Arc<Policy>,
     grants: Vec<Arc<Grant>>,
     seen: Mutex<Seen>,
+    /// For the traces.
+    pub(super) span: Span,
 }
 
 /// What is to be told of it.
@@ -50,10 +54,10 @@ pub(super) struct Seen {
 }
 
 impl Call {
-    pub(super) fn new(rpc: &'static Rpc, peer: Arc<Peer>, callers: &Arc<Callers>) -> Self {
+    pub(super) fn new(rpc: &'static Rpc, peer: Arc<Peer>, callers: &Arc<Callers>, span: Span) -> Self {
         let policy = callers.policy();
         let grants = policy.grants(&peer);
-        Self { rpc, peer, callers: Arc::clone(callers), policy, grants, seen: Mutex::default() }
+        Self { rpc, peer, callers: Arc::clone(callers), policy, grants, seen: Mutex::default(), span }
     }
 
     /// The call that a request is. Its gate has put it there.
@@ -77,7 +81,8 @@ impl Call {
 
     /// Runs an operation of this call.
     pub(crate) async fn during<T>(self: Arc<Self>, work: impl Future<Output = T>) -> T {
-        CURRENT.scope(self, work).await
+        let span = telemetry::work(&self.span, self.rpc.name);
+        CURRENT.scope(self, work).instrument(span).await
     }
 
     /// The most that some rule gives.
@@ -216,7 +221,9 @@ impl Call {
     fn begins(&self, operation: OperationId, plan: &Plan) -> Result<()> {
         self.may_begin(plan)?;
         // One that it begins on its way belongs to the first.
-        self.seen().operation.get_or_insert(operation);
+        if *self.seen().operation.get_or_insert(operation) == operation {
+            telemetry::begins(operation, plan);
+        }
         Ok(())
     }
 
@@ -241,4 +248,13 @@ pub(crate) fn begins(operation: OperationId, plan: &Plan) -> Result<()> {
 /// As [`begins`], of an operation that will not begin: a dry run.
 pub(crate) fn may_begin(plan: &Plan) -> Result<()> {
     CURRENT.try_with(|call| call.may_begin(plan)).unwrap_or(Ok(()))
+}
+
+/// Told when an operation has ended, for the traces; of one that was begun on the way of another, nothing is.
+pub(crate) fn ended(operation: OperationId, outcome: &Outcome) {
+    let _by_ourselves = CURRENT.try_with(|call| {
+        if call.seen().operation == Some(operation) {
+            telemetry::ended(outcome);
+        }
+    });
 }

@@ -1,7 +1,7 @@
 //! The one door to all services: a request passes it if its RPC is in the table and its caller has the role for it.
 
 use super::{Call, Callers, Peer, audit, table};
-use crate::{admission::Visit, status::status};
+use crate::{admission::Visit, status::status, telemetry};
 use std::{
     future::{Future, ready},
     pin::Pin,
@@ -10,6 +10,7 @@ use std::{
 };
 use tonic::{Code, Status, body::Body, codegen::http};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 /// Around all services.
 #[derive(Debug, Clone)]
@@ -29,7 +30,8 @@ impl Gate {
         };
         let peer =
             request.extensions().get::<Arc<Visit>>().map_or_else(|| Arc::new(Peer::Unknown), |visit| visit.peer());
-        let call = Arc::new(Call::new(rpc, peer, &self.callers));
+        let span = telemetry::call(rpc.name, request.headers());
+        let call = Arc::new(Call::new(rpc, peer, &self.callers, span));
         match call.may_be_made() {
             Ok(()) => Ok(call),
             Err(refused) => {
@@ -80,10 +82,13 @@ where
             Err(refused) => return Box::pin(ready(Ok(refused.into_http()))),
         };
         request.extensions_mut().insert(Arc::clone(&call));
+        let span = call.span.clone();
         let (answer, entry) = (self.inner.call(request), audit::Entry::of(call));
         Box::pin(async move {
-            let response = answer.await?;
-            entry.ends(outcome(&response));
+            let response = answer.instrument(span.clone()).await?;
+            let outcome = outcome(&response);
+            telemetry::answered(&span, outcome);
+            entry.ends(outcome);
             Ok(response)
         })
     }

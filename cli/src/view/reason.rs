@@ -21,7 +21,7 @@ impl From<&'static proto::reasons::Reason> for Reason {
     fn from(reason: &'static proto::reasons::Reason) -> Self {
         Self {
             reason: reason.name,
-            code: error::code_text(reason.code),
+            code: mortar_client::code_name(reason.code),
             exit_code: error::exit_code(reason.code),
             means: reason.means,
             changed: reason.changed,
