@@ -14,8 +14,12 @@ use host::{BlockDevice, User, wait_for};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tokio::time::Instant;
+
+/// How long a way that has just joined may take until its unit has a block device.
+const JOINING: Duration = Duration::from_secs(5);
 
 /// The unit by one way, as it stands now.
 #[derive(Debug, Clone)]
@@ -290,7 +294,7 @@ impl Initiator {
                 .await
                 .map_err(|error| unanswered(&leg.place, error.chain()))?;
             // A rescan says nothing when the unit did not answer it.
-            let size = self.asked_size(leg, &map).await?;
+            let size = self.asked_size(leg, &map, deadline).await?;
             sizes.push((leg, size));
         }
         let Some(&(first, size)) = sizes.first() else { return Err(absent()) };
@@ -317,9 +321,12 @@ impl Initiator {
     }
 
     /// A leg's size after its rescan, if the leg still answers and is the volume.
-    async fn asked_size(&self, leg: &Leg, map: &Map) -> Result<u64> {
-        let disk = leg.unit.disk(self.host()).map_err(machine("read the unit's device"))?;
-        let Some(disk) = disk else { return Err(Error::NotFound { what: format!("a device of {}", leg.place) }) };
+    async fn asked_size(&self, leg: &Leg, map: &Map, deadline: Instant) -> Result<u64> {
+        let disk = wait_for(self.host(), deadline.min(Instant::now() + JOINING), || leg.unit.disk(self.host()));
+        let disk = disk.await.map_err(machine("read the unit's device"))?.ok_or_else(|| Error::Unreachable {
+            what: format!("{}, so nothing was resized: it", leg.place),
+            why: "it has no block device".into(),
+        })?;
         let answer = proof::ask(self.host(), &disk.node()).await?;
         if answer.wwn.to_string() != map.wwid {
             return Err(Error::Mismatch {

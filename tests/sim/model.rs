@@ -372,10 +372,28 @@ impl Play {
         }
     }
 
+    /// As a caller makes it: an extend waits for ways that are still joining.
+    async fn call_patiently(&self, call: Call) -> Result<bool, Refused> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.call(call).await {
+                Err(refused)
+                    if matches!(call, Call::Extend { .. })
+                        && self.subject == Subject::Multipath
+                        && refused.reason == "UNREACHABLE"
+                        && Instant::now() < deadline =>
+                {
+                    tokio::task::yield_now().await
+                }
+                ended => return ended,
+            }
+        }
+    }
+
     /// A call that has to do what the model says.
     async fn undisturbed(&mut self, call: Call) {
         let occupied = self.occupied.as_ref().map(|(volume, _)| *volume);
-        match (self.call(call).await, self.model.after(call, occupied)) {
+        match (self.call_patiently(call).await, self.model.after(call, occupied)) {
             (Ok(changed), Ok((after, changes))) => {
                 if !matches!(call, Call::Extend { .. }) {
                     assert_eq!(changed, changes, "{call:?}\n{}", self.story());
