@@ -124,14 +124,14 @@ async fn a_stop_waits_for_operations() {
     };
     figure("operations that ran at SIGTERM", running);
     assert!(running > 0, "all had ended already");
-    sh("systemctl stop mortard");
+    sh("systemctl stop mortard.socket mortard.service");
     while let Some(ended) = calls.join_next().await {
         ended.unwrap().unwrap();
     }
     let journal = sh("journalctl --unit mortard --no-pager --output cat --lines 3");
     assert!(journal.contains("mortard.service: Deactivated successfully"), "{journal}");
     mortar(&["list"]).refused(5, "UNREACHABLE");
-    sh("systemctl start mortard");
+    sh("systemctl start mortard.socket mortard.service");
     let listed = mortar(&["list"]).ok();
     assert_eq!(listed.as_array().unwrap().iter().filter(|there| there["state"] == "ready").count(), COUNT, "{listed}");
     for ran in ends((0..COUNT).map(|number| start(&["detach", &format!("stop-{number}")])).collect()) {
