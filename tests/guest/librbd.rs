@@ -28,7 +28,9 @@ impl Ceph {
         sh(&format!(
             "python3 - <<'PYTHON'\nimport rados, rbd, struct\nfrom concurrent.futures import ThreadPoolExecutor\n\
              cluster = rados.Rados(conffile='/etc/ceph/ceph.conf', name='client.admin')\ncluster.connect()\n\
-             io, r = cluster.open_ioctx('{}'), rbd.RBD()\n{script}\nPYTHON",
+             io, r = cluster.open_ioctx('{}'), rbd.RBD()\n{script}\n\
+             # Left to the end of the interpreter, its threads may outlive what they work on.\n\
+             io.close()\ncluster.shutdown()\nPYTHON",
             self.pool
         ))
     }

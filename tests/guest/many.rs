@@ -128,7 +128,7 @@ async fn a_stop_waits_for_operations() {
     while let Some(ended) = calls.join_next().await {
         ended.unwrap().unwrap();
     }
-    let journal = sh("journalctl --unit mortard --no-pager --output cat --lines 3");
+    let journal = sh("journalctl --unit mortard --no-pager --output cat --lines 8");
     assert!(journal.contains("mortard.service: Deactivated successfully"), "{journal}");
     mortar(&["list"]).refused(5, "UNREACHABLE");
     sh("systemctl start mortard.socket mortard.service");

@@ -36,8 +36,9 @@ async fn marked_secrets_show_up_nowhere() {
     sh("journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet || true");
     let (start, execs, spy) = (now(), Execs::watch(), Spy::looking_for(&secrets));
 
-    let chap = |id| vec!["attach", &unit, "--id", id, "--chap-user", USER, "--chap-password-file", "-"];
-    let cephx = |id| vec!["attach", &image, "--id", id, "--cephx-key-file", "-"];
+    let chap =
+        |id| vec!["--timeout", "2m", "attach", &unit, "--id", id, "--chap-user", USER, "--chap-password-file", "-"];
+    let cephx = |id| vec!["--timeout", "2m", "attach", &image, "--id", id, "--cephx-key-file", "-"];
     let mut said = Vec::new();
     for (args, secret, right) in [
         (chap("chap-wrong"), "mortar-hush-not-this", false),
