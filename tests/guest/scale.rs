@@ -23,6 +23,8 @@ const COUNT: usize = 1000;
 const MIB: u64 = 1 << 20;
 /// What an agent with a thousand attachments may take; as it is built for tests, it takes half as much again.
 const ENOUGH: u64 = if cfg!(debug_assertions) { 30 } else { 20 } * MIB;
+/// How soon it answers after a restart. Built for tests, and in a guest whose processor others use, too, it takes ten times as long.
+const SOON: Duration = Duration::from_secs(if cfg!(debug_assertions) { 15 } else { 1 });
 
 /// What the agent has in memory, in bytes, without the program itself: as it is built for tests, that alone is as much.
 fn resident(pid: &str) -> u64 {
@@ -146,8 +148,8 @@ async fn a_thousand_attachments() {
         quickest = quickest.min(begun.elapsed());
         assert_eq!(listed, attached);
     }
-    said("restart until `list` answers, 1,000 records", "< 1 s", &format!("{quickest:.2?}"));
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    said("restart until `list` answers, 1,000 records", &format!("< {SOON:?}"), &format!("{quickest:.2?}"));
+    assert!(quickest < SOON, "{quickest:?}");
     is_enough("RSS without the program, 1,000 attachments after a restart and a list", ENOUGH);
 
     // Threads that have nothing to do go after ten seconds.
