@@ -13,6 +13,7 @@
 use crate::{
     callers::{Callers, Introduced, Peer},
     config::Limits,
+    held::Held,
     status::status,
 };
 use driver::Error;
@@ -25,9 +26,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ const REFUSED: usize = 16;
 /// How long each of them has to hear it.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long nobody is let in after the kernel could not: it has no descriptor for him.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
+pub(crate) const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// One connection, as its requests know it.
 #[derive(Debug)]
@@ -52,11 +52,7 @@ pub(crate) struct Visit {
 }
 
 /// A connection that was let in, or is about to hear why not.
-pub(crate) struct Connection<C> {
-    stream: C,
-    visit: Arc<Visit>,
-    hung_up: Option<Pin<Box<Sleep>>>,
-}
+pub(crate) type Connection<C> = Held<C, Arc<Visit>>;
 
 /// The connections that are let in, until `stop`. An accept that fails for want of descriptors ends nothing.
 pub(crate) fn admit<S, C>(
@@ -99,14 +95,13 @@ where
             let connection = match place {
                 Some(place) => {
                     let visit = Visit { free, too_many: None, peer, _place: Some(place) };
-                    Connection { stream, visit: Arc::new(visit), hung_up: None }
+                    Held::new(stream, Arc::new(visit))
                 }
                 None => {
                     let Ok(place) = Arc::clone(&farewells).try_acquire_owned() else { continue };
                     let too_many = known.then_some(connections);
                     let visit = Visit { free, too_many, peer, _place: Some(place) };
-                    let hung_up = Some(Box::pin(sleep_until(Instant::now() + FAREWELL)));
-                    Connection { stream, visit: Arc::new(visit), hung_up }
+                    Held::until(stream, Arc::new(visit), Instant::now() + FAREWELL)
                 }
             };
             if let_in.send(Ok(connection)).await.is_err() {
@@ -146,37 +141,7 @@ impl<C> Connected for Connection<C> {
     type ConnectInfo = Arc<Visit>;
 
     fn connect_info(&self) -> Arc<Visit> {
-        Arc::clone(&self.visit)
-    }
-}
-
-impl<C: AsyncRead + Unpin> AsyncRead for Connection<C> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(hung_up) = &mut self.hung_up
-            && hung_up.as_mut().poll(context).is_ready()
-        {
-            // As if he had closed it.
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<C: AsyncWrite + Unpin> AsyncWrite for Connection<C> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Arc::clone(&self.with)
     }
 }
 

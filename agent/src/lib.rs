@@ -17,6 +17,7 @@ mod doctor;
 mod drivers;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod held;
 mod hostinfo;
 mod journal;
 mod locks;

@@ -4,21 +4,20 @@
 
 use super::{Certificate, Identity, TlsError};
 use crate::{
+    admission::OUT_OF_DESCRIPTORS,
     callers::{Introduced, Peer, Quiet},
     config::Tls,
+    held::Held,
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::AbortHandle,
@@ -26,9 +25,6 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
-
-/// How long nobody is let in after the kernel could not: it has no descriptor for him.
-const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// Listeners that have not begun to let in.
 #[derive(Debug)]
@@ -55,10 +51,7 @@ struct Going {
 }
 
 /// A caller that has proved who he is.
-pub(crate) struct Session {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-}
+pub(crate) type Session = Held<TlsStream<TcpStream>, Peer>;
 
 impl Door {
     /// Listens where the config says, but does not let anybody in yet.
@@ -158,7 +151,7 @@ impl Handshakes {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let certificate = Certificate::new(chain, from, &self.identity, by);
         let certificate = certificate.ok_or("its certificate cannot be read")?;
-        Ok(Session { stream, peer: Peer::Certified(Arc::new(certificate)) })
+        Ok(Held::new(stream, Peer::Certified(Arc::new(certificate))))
     }
 
     /// Tells of it, unless that address was told of just now.
@@ -198,30 +191,6 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 
 impl Introduced for Session {
     fn peer(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Session {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Session {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.with.clone()
     }
 }
