@@ -1,9 +1,9 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key};
+use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, export::refuse_exported, identity_key};
 use crate::{
     agent::Agent,
-    journal::{Change, Record},
+    journal::{About, Change, Record},
     watch::Event,
 };
 use driver::{
@@ -65,16 +65,22 @@ impl Agent {
         request.spec.locator = self.canonical(request.spec.locator)?;
         let volume = request.spec.locator.key();
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
-        self.refuse_exported(&request.spec.locator).await?;
+        if let Some(id) = &request.id {
+            held.extend(attachment_key(id))?;
+        }
+        let About { exports, attachments: siblings, named } = self.journal.about(&volume, request.id.as_ref()).await?;
+        refuse_exported(&request.spec.locator, &exports)?;
         self.refuse_another_way(&request.spec.locator).await?;
-        let siblings = self.journal.attachments_of(&volume).await?;
-        let id = match &request.id {
-            Some(id) => id.clone(),
-            None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
+        let (id, record) = match (&request.id, siblings.first()) {
+            (Some(id), _) => (id.clone(), named),
+            (None, Some(sibling)) => (sibling.id.clone(), Some(sibling.clone())),
+            (None, None) => (AttachmentId::make_up(), None),
         };
-        held.extend(attachment_key(&id))?;
+        if request.id.is_none() {
+            held.extend(attachment_key(&id))?;
+        }
         let mut before = None;
-        if let Some(record) = self.journal.attachment(&id).await? {
+        if let Some(record) = record {
             if request.id.is_none() {
                 self.still_named(driver.as_ref(), &record, &request).await?;
             }
@@ -169,24 +175,21 @@ impl Agent {
         device: &Device,
     ) -> Result<()> {
         work.held.extend(identity_key(&device.identity))?;
-        let records = self.journal.attachments().await?;
-        let same = |record: &&Record| {
-            record.boot_id == self.boot_id
-                && record.attached.identity.as_ref() == Some(&device.identity)
-                && record.attached.spec.locator != attached.spec.locator
-        };
+        let records = self.journal.attachments_that_are(&device.identity).await?;
+        let same =
+            |record: &&Record| record.boot_id == self.boot_id && record.attached.spec.locator != attached.spec.locator;
         if let Some(record) = records.iter().find(same) {
             return Err(another_locator(record));
         }
         let at = Attached { identity: Some(device.identity.clone()), ..attached.clone() };
-        match driver.find(&at).await? {
-            Some(now) if now.path == device.path => Ok(()),
-            _ => Err(Error::Busy {
-                what: attached.spec.locator.to_string(),
-                holder: "a detach that has just ended".into(),
-                age: Duration::ZERO,
-            }),
+        if driver.is_still(&at, device).await? {
+            return Ok(());
         }
+        Err(Error::Busy {
+            what: attached.spec.locator.to_string(),
+            holder: "a detach that has just ended".into(),
+            age: Duration::ZERO,
+        })
     }
 
     /// A locator names a place, and another volume may have been put there since it was attached. So before a caller who
@@ -304,12 +307,7 @@ impl Agent {
         let driver = self.drivers.get(attached.spec.locator.backend())?;
         if let Locator::Rbd(_) = attached.spec.locator
             && let Some(device) = driver.find(&attached).await?
-            && self
-                .journal
-                .attachments()
-                .await?
-                .iter()
-                .any(|record| record.attached.identity == Some(device.identity.clone()))
+            && !self.journal.attachments_that_are(&device.identity).await?.is_empty()
         {
             // Another attachment, by another name of the image, has found our mapping and uses it.
             return Ok(());

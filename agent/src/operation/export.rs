@@ -423,16 +423,7 @@ impl Agent {
         Exported { record, problem, sessions: sessions.iter().map(ToString::to_string).collect() }
     }
 
-    /// Refuses what another host may be writing to.
-    pub(super) async fn refuse_exported(&self, locator: &Locator) -> Result<()> {
-        let exports = self.journal.exports_of(&locator.key()).await?;
-        match exports.is_empty() {
-            true => Ok(()),
-            false => Err(Error::InUse { what: locator.to_string(), by: exports.iter().map(exported_as).collect() }),
-        }
-    }
-
-    /// As [`Self::refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
+    /// As [`refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
     /// UUIDs.
     pub(super) async fn refuse_served(&self, driver: &dyn Driver, attached: &Attached) -> Result<()> {
         let Footprint::Lvm { identity, was_active, .. } = &attached.footprint else { return Ok(()) };
@@ -535,6 +526,14 @@ fn is_what_is_asked(record: &ExportRecord, request: &ExportRequest) -> Result<()
             portals.join(", ")
         ),
     })
+}
+
+/// Refuses what another host may be writing to.
+pub(super) fn refuse_exported(locator: &Locator, exports: &[ExportRecord]) -> Result<()> {
+    match exports.is_empty() {
+        true => Ok(()),
+        false => Err(Error::InUse { what: locator.to_string(), by: exports.iter().map(exported_as).collect() }),
+    }
 }
 
 /// Whether this is an LV's, whatever its name.
