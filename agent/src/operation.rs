@@ -314,7 +314,13 @@ impl Agent {
     }
 
     /// An attachment with its own lock and its volume's; `None` if there is none.
-    async fn hold(&self, verb: &str, id: &AttachmentId) -> Result<Option<(Held, Record)>> {
+    async fn hold(
+        self: &Arc<Self>,
+        verb: &str,
+        id: &AttachmentId,
+        deadline: Instant,
+    ) -> Result<Option<(Held, Record)>> {
+        self.looked_at(id, deadline).await?;
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
         let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
         let volume = record.attached.spec.locator.key();

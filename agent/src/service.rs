@@ -148,11 +148,15 @@ impl v1::attachments_server::Attachments for Service {
     }
 
     async fn get(&self, request: Request<v1::GetAttachmentRequest>) -> Result<Response<v1::Attachment>, Status> {
+        let patience = self.patience(&request);
         let work = async {
             let call = Call::of(&request)?;
             let id = convert::attachment_id(&request.into_inner().id)?;
             match self.attachment(&call, &id).await? {
-                Some(record) => Ok(convert::attachment(self.agent.look(record, true).await)),
+                Some(record) => {
+                    self.agent.looked_at(&id, patience.deadline(0)?).await?;
+                    Ok(convert::attachment(self.agent.look(record, true).await))
+                }
                 None => Err(Error::NotFound { what: format!("attachment {id}") }),
             }
         };

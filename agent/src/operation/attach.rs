@@ -72,6 +72,7 @@ impl Agent {
             Some(id) => id.clone(),
             None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
         };
+        self.looked_at(&id, request.attempt.deadline).await?;
         held.extend(attachment_key(&id))?;
         let mut before = None;
         if let Some(record) = self.journal.attachment(&id).await? {

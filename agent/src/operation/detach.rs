@@ -66,7 +66,7 @@ impl Agent {
 
     /// As [`Self::detach`], whoever holds it.
     pub(super) async fn detach_by_id(self: &Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<DetachReply> {
-        let Some((held, record)) = self.hold("detach", &id).await? else {
+        let Some((held, record)) = self.hold("detach", &id, deadline).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
         let shared = self.shares_device(&record).await?;
