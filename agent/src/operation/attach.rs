@@ -1,6 +1,6 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key};
+use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key, look_until};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -63,7 +63,7 @@ impl Agent {
     pub(crate) async fn attach(self: Arc<Self>, mut request: AttachRequest) -> Result<AttachReply> {
         let driver = self.drivers.ready(request.spec.locator.backend()).await?;
         request.spec.locator = self.canonical(request.spec.locator)?;
-        let volume = request.spec.locator.key();
+        let (volume, deadline) = (request.spec.locator.key(), request.attempt.deadline);
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
         self.refuse_exported(&request.spec.locator).await?;
         self.refuse_another_way(&request.spec.locator).await?;
@@ -72,7 +72,7 @@ impl Agent {
             Some(id) => id.clone(),
             None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
         };
-        self.looked_at(&id, request.attempt.deadline).await?;
+        self.looked_at(&id, deadline).await?;
         held.extend(attachment_key(&id))?;
         let mut before = None;
         if let Some(record) = self.journal.attachment(&id).await? {
@@ -106,23 +106,23 @@ impl Agent {
         }
         // What a sibling has brought was not there before, and goes with the last of them: his footprint is that of all.
         if let Some(sibling) = siblings.iter().find(|record| record.id != id && record.boot_id == self.boot_id)
-            && let Some(device) = driver.prove(&sibling.attached).await?
+            && let Some(device) = look_until(deadline, &request.spec.locator, driver.prove(&sibling.attached)).await?
         {
             request.spec.check(&device)?;
             is_that_of(&request.spec.locator, before.as_ref(), &device)?;
             let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
             let plan = Plan::Attach { id, attached: attached.clone() };
-            let work = self.begin(plan, held, request.attempt.deadline).await?;
+            let work = self.begin(plan, held, deadline).await?;
             return self.publish(work, attached, device, request.persistent).await;
         }
-        let footprint = driver.prepare(&request.spec).await?;
+        let footprint = look_until(deadline, &request.spec.locator, driver.prepare(&request.spec)).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
         if let Footprint::Lvm { identity, .. } | Footprint::File { identity } = &attached.footprint {
             self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
         }
         let plan = Plan::Attach { id, attached: attached.clone() };
-        let mut work = self.begin(plan, held, request.attempt.deadline).await?;
+        let mut work = self.begin(plan, held, deadline).await?;
         let attach = driver.attach(&request.spec, &attached.footprint, &request.attempt);
         match self.effects(&work, attach).await {
             Ok(device) => {
@@ -195,12 +195,13 @@ impl Agent {
     /// device that is asked, and that each time.)
     async fn still_named(&self, driver: &dyn Driver, sibling: &Record, request: &AttachRequest) -> Result<()> {
         let Some(before) = &sibling.attached.identity else { return Ok(()) };
-        let now = match &request.spec.locator {
-            Locator::Lvm(_) => match driver.prepare(&request.spec).await? {
+        let (locator, deadline) = (&request.spec.locator, request.attempt.deadline);
+        let now = match locator {
+            Locator::Lvm(_) => match look_until(deadline, locator, driver.prepare(&request.spec)).await? {
                 Footprint::Lvm { identity, .. } => identity,
                 _ => return Ok(()),
             },
-            Locator::Rbd(_) => driver.inspect(&request.spec.locator).await?.identity,
+            Locator::Rbd(_) => look_until(deadline, locator, driver.inspect(locator)).await?.identity,
             Locator::Iscsi(_) | Locator::File(_) => return Ok(()),
         };
         if now.is_still(before) {
@@ -246,7 +247,8 @@ impl Agent {
         if record.boot_id != self.boot_id {
             return Ok(None);
         }
-        let Some(device) = driver.prove(&record.attached).await? else { return Ok(None) };
+        let proved = look_until(request.attempt.deadline, &asked.locator, driver.prove(&record.attached)).await?;
+        let Some(device) = proved else { return Ok(None) };
         if device.read_only != asked.read_only && asked.read_only {
             return Err(Error::WrongState {
                 what: format!("{} does not refuse writes any more; detach {} first", device.path.display(), record.id),
