@@ -7,8 +7,8 @@ use crate::{
     watch::Event,
 };
 use driver::{
-    Attached, AttachmentId, Attempt, Device, Driver, Error, Footprint, Identity, Locator, RawFile, Residual, Result,
-    Spec,
+    Attached, AttachmentId, Attempt, Backend, Device, Driver, Error, Footprint, Identity, Locator, RawFile, Residual,
+    Result, Spec,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -364,6 +364,33 @@ impl Agent {
             Ok(driver) => driver.find(&record.attached).await,
             Err(error) => Err(error),
         };
+        self.as_found(record, found).await
+    }
+
+    /// Attachments as the kernel lists them, in their order.
+    pub(crate) async fn look_at_each(&self, records: Vec<Record>) -> Vec<Attachment> {
+        let mut found: Vec<Option<Result<Option<Device>>>> = records.iter().map(|_| None).collect();
+        for backend in Backend::ALL {
+            let of = |record: &Record| record.attached.spec.locator.backend() == backend;
+            let places: Vec<usize> = (0..records.len()).filter(|place| of(&records[*place])).collect();
+            let attached: Vec<&Attached> = places.iter().map(|place| &records[*place].attached).collect();
+            if let Ok(driver) = self.drivers.get(backend) {
+                for (place, device) in places.into_iter().zip(driver.find_each(&attached).await) {
+                    found[place] = Some(device);
+                }
+            }
+        }
+        let mut attachments = Vec::with_capacity(records.len());
+        for (record, found) in records.into_iter().zip(found) {
+            attachments.push(match found {
+                Some(found) => self.as_found(record, found).await,
+                None => self.look(record, false).await,
+            });
+        }
+        attachments
+    }
+
+    async fn as_found(&self, record: Record, found: Result<Option<Device>>) -> Attachment {
         let stable_path = self.stable_path(&record.id);
         let (device, mut state, mut problem) = match found {
             Ok(Some(device)) => (Some(device), State::Ready, None),
