@@ -34,6 +34,9 @@ use uuid::Uuid;
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
 const LAYOUT: i64 = 5;
 
+/// What SQLite keeps of the journal in memory.
+const CACHE_KIB: i64 = 256;
+
 const SCHEMA: &str = "
     CREATE TABLE attachment (
         id     TEXT PRIMARY KEY,
@@ -592,6 +595,8 @@ fn open(path: &Path) -> std::result::Result<Connection, JournalError> {
     let mut connection = Connection::open(path)?;
     // As it was found, until it has been looked at.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // The journal is small, and the kernel has its pages: SQLite needs no two megabytes of its own.
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     let said: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if said != "ok" {
         return Err(JournalError::Damaged(said));

@@ -71,6 +71,15 @@ pub trait Driver: Send + Sync {
         Ok(self.find(at).await?.is_some_and(|now| now.path == device.path))
     }
 
+    /// [`Driver::find`] of each, in their order. Where one look at the kernel tells of all, it is made once.
+    async fn find_each(&self, all: &[&Attached]) -> Vec<Result<Option<Device>>> {
+        let mut found = Vec::with_capacity(all.len());
+        for at in all {
+            found.push(self.find(at).await);
+        }
+        found
+    }
+
     /// The device, after it has proved that it is the volume; `None` where there is none.
     /// [`Error::Mismatch`] if it is another volume.
     async fn prove(&self, at: &Attached) -> Result<Option<Device>>;

@@ -20,6 +20,7 @@ mod metrics;
 mod model;
 mod reboot;
 mod rescue;
+mod start;
 mod tls;
 mod volumes;
 

@@ -12,7 +12,7 @@
 use super::{
     Operation, OperationId, OutcomeState, Plan, Rest,
     attach::{UNDO_TIMEOUT, left_over},
-    identity_key,
+    identity_key, look_until,
     manage::attached_as,
     not_ended,
     recover::FIRST_PAUSE,
@@ -147,10 +147,10 @@ impl Agent {
         };
         let attached = match noted {
             Some((attached, boot_id)) if boot_id == this_boot => attached,
-            Some((Attached { identity, .. }, _)) => {
-                Attached { footprint: driver.prepare(&spec).await?, spec, identity }
+            other => {
+                let footprint = look_until(request.deadline, locator, driver.prepare(&spec)).await?;
+                Attached { footprint, spec, identity: other.and_then(|(noted, _)| noted.identity) }
             }
-            None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
         };
         if let Footprint::Lvm { identity, .. } = &attached.footprint {
             held.extend(identity_key(identity))?;
