@@ -364,7 +364,8 @@ impl fmt::Display for Wwn {
 impl FromStr for Wwn {
     type Err = Error;
 
-    /// Takes udev's form, sysfs's (`naa.6…`, `eui.…`, `t10.…`), and bare hexadecimal digits with or without `0x`.
+    /// Takes udev's form, sysfs's (`naa.6…`, `eui.…`, `t10.…`), and bare hexadecimal digits with or without `0x`; those that begin
+    /// with 1 are a vendor's name in udev's form, since no NAA identifier does (SPC-4 7.8.6.6.1).
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || {
             Error::invalid(
@@ -387,7 +388,7 @@ impl FromStr for Wwn {
             Ok(Self(format!("2{}", digits.to_ascii_lowercase())))
         } else if let Some(name) = t10.filter(|name| is_name(name)) {
             Ok(Self(name))
-        } else if is_hex(bare, &[16, 32]) {
+        } else if is_hex(bare, &[16, 32]) && !bare.starts_with('1') {
             Ok(Self(format!("3{}", bare.to_ascii_lowercase())))
         } else if text.starts_with('3') && is_hex(&text[1..], &[16, 32])
             || text.starts_with('2') && is_hex(&text[1..], &[16, 24, 32])
@@ -559,6 +560,8 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Wwn>().unwrap(), udev);
         }
+        let vendors: Wwn = "t10.CCCCCCCCCCCCCCC".parse().unwrap();
+        assert_eq!(vendors.to_string().parse::<Wwn>().unwrap(), vendors, "it is no NAA identifier");
         for text in ["t10.\u{1}", "", "--foo", "3", "360", "naa.", "a b", "xyz"] {
             assert!(text.parse::<Wwn>().is_err(), "{text:?} was taken");
         }
