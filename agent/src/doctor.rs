@@ -181,8 +181,10 @@ impl Agent {
         let mut meanwhile = Vec::new();
         let kept_up = loop {
             match changes.try_recv() {
-                Ok(Event::Operation(operation)) => meanwhile.push(operation),
-                Ok(Event::Attachment(_) | Event::Gone(_)) => {}
+                Ok(event) => meanwhile.extend(match Arc::unwrap_or_clone(event) {
+                    Event::Operation(operation) => Some(operation),
+                    Event::Attachment(_) | Event::Gone(_) => None,
+                }),
                 Err(TryRecvError::Lagged(_)) => break false,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break true,
             }

@@ -238,7 +238,7 @@ impl v1::attachments_server::Attachments for Service {
                     }
                     let sent = match next {
                         Ok(event) if !is_shown(&call, &event, &mut told) => continue,
-                        Ok(event) => events.send(Ok(convert::event(event))).await,
+                        Ok(event) => events.send(Ok(convert::event(Arc::unwrap_or_clone(event)))).await,
                         Err(RecvError::Lagged(missed)) => {
                             let behind = Status::resource_exhausted(format!("{missed} events missed; watch again"));
                             return drop(events.send(Err(behind)).await);

@@ -2,6 +2,7 @@
 
 use crate::operation::{Attachment, Operation};
 use driver::AttachmentId;
+use std::sync::Arc;
 use tokio::sync::broadcast;
 
 /// How far a watcher may fall behind before it is cut off.
@@ -15,9 +16,9 @@ pub(crate) enum Event {
     Operation(Operation),
 }
 
-/// Where events go.
+/// Where events go. The room for all that a watcher may be behind by is taken from the beginning, so it is room for pointers.
 #[derive(Debug, Clone)]
-pub(crate) struct Watch(broadcast::Sender<Event>);
+pub(crate) struct Watch(broadcast::Sender<Arc<Event>>);
 
 impl Watch {
     pub(crate) fn new() -> Self {
@@ -26,10 +27,10 @@ impl Watch {
 
     pub(crate) fn send(&self, event: Event) {
         // Nobody watching is fine.
-        let _watchers = self.0.send(event);
+        let _watchers = self.0.send(Arc::new(event));
     }
 
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.0.subscribe()
     }
 }

@@ -23,7 +23,7 @@ const COUNT: usize = 1000;
 const MIB: u64 = 1 << 20;
 /// What an agent with a thousand attachments may take. As it is built for tests, the program alone is more than that, and is
 /// not counted, and the rest is larger, too.
-const ENOUGH: u64 = if cfg!(debug_assertions) { 25 } else { 20 } * MIB;
+const ENOUGH: u64 = if cfg!(debug_assertions) { 22 } else { 20 } * MIB;
 /// How soon it answers after a restart, and then with a list of all. Built for tests, and in a guest whose processor others
 /// use, too, it takes several times as long.
 const SOON: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });

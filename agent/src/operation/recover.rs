@@ -13,7 +13,7 @@ use crate::{
     watch::Event,
 };
 use driver::{Attached, AttachmentId, Attempt, Error, Locator, Result};
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
@@ -262,7 +262,11 @@ impl Agent {
                 let _ended = timeout(LOOK_PATIENCE, looks.join_next()).await;
             }
         }
-        while looks.join_next().await.is_some() {}
+        let mut rest = pin!(async move { while looks.join_next().await.is_some() {} });
+        if timeout(START_PATIENCE, &mut rest).await.is_err() {
+            tracing::warn!("some attachments do not answer; whoever works on one of them waits for it");
+            rest.await;
+        }
     }
 
     /// Waits until the start has looked at an attachment; whoever works on it comes after that. [`Error::TimedOut`] if its
