@@ -66,7 +66,7 @@ check: ## formatting, lints with warnings as errors, licences and banned crates,
 	$(call say,mandoc)
 	@mandoc -T lint -W warning man/*
 
-deny: ## the same of licences and crates by cargo-deny, which is installed once, in ten minutes or so, and tells more
+deny: ## the same of licences and crates by cargo-deny, which is installed once, in some minutes, and tells more
 	@tests/prepare build
 	@cargo fetch --locked
 	@"$$(tests/cargo-tool cargo-deny)/cargo-deny" --offline check licenses bans sources

@@ -2,8 +2,8 @@
 //!
 //! Usage: `deny DENY.TOML`
 //!
-//! Cargo-deny does the same and more (`make deny`), but it has to be compiled first, which takes longer than all the other
-//! checks; this is what `make check` can afford. What it would not understand in `deny.toml` it refuses.
+//! Cargo-deny does the same and more (`make deny`), but it has to be compiled first, which takes minutes; this is what
+//! `make check` can afford. What it would not understand in `deny.toml` it refuses.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "it runs beside the agent")]
 #![allow(clippy::print_stderr, reason = "it says what to do")]
