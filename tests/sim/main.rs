@@ -20,6 +20,7 @@ mod metrics;
 mod model;
 mod reboot;
 mod rescue;
+mod socket;
 mod tls;
 mod volumes;
 
