@@ -77,6 +77,8 @@ test-unit: ## tests beside the code, and the whole agent on the simulated machin
 	$(call say,cargo test)
 	@mkdir -p $(NOTES)
 	@$(NOTE) cargo test --workspace --no-fail-fast
+	$(call say,traces to a collector)
+	@cargo test -p agent --features otlp --test otlp
 
 test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
 	$(call say,installing what the guest needs)
