@@ -73,7 +73,7 @@ deny: ## the same of licences and crates by cargo-deny, which is installed once,
 
 test-unit: ## tests beside the code, and the whole agent on the simulated machine; no root
 	$(call say,installing what the tests need)
-	@tests/prepare build
+	@tests/prepare unit
 	$(call say,cargo test)
 	@mkdir -p $(NOTES)
 	@$(NOTE) cargo test --workspace --no-fail-fast
