@@ -21,6 +21,7 @@ mod held;
 mod hostinfo;
 mod journal;
 mod locks;
+mod losses;
 mod metrics;
 #[cfg(not(feature = "libvirt"))]
 mod no_hypervisor;
@@ -236,6 +237,7 @@ impl Mortard {
         let early = tokio::select! {
             ended = &mut serving => Some(ended),
             () = stop => None,
+            never = self.agent.tell_of_losses() => match never {},
         };
         reporter.abort();
         self.agent.stop.cancel();

@@ -15,6 +15,7 @@ mod extend;
 mod identity;
 mod journal;
 mod limits;
+mod losses;
 mod machine;
 mod metrics;
 mod model;
