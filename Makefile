@@ -123,7 +123,7 @@ breakages: ## leave out parts of the recovery, one at a time: each time a test h
 	@MORTAR_RELIABILITY=$(abspath $(NOTES))/breakages.jsonl tests/breakages/run
 	@$(MAKE) reliability
 
-# Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd lvm crowd.
+# Some works only: make bench WORK="iscsi lvm". They are: iscsi multipath rbd images lvm crowd.
 bench: root ## beside the kernel's floor and os-brick, into docs/benchmarks.md; a good quarter of an hour
 	$(call say,installing what the guest needs)
 	@tests/prepare guest

@@ -1,7 +1,8 @@
 //! The agent: a host, its drivers, a journal, locks; and the tasks that work with them.
 
 use crate::{
-    config::Config, drivers::Drivers, journal::Journal, locks::Locks, metrics::Metrics, running::Running, watch::Watch,
+    config::Config, drivers::Drivers, journal::Journal, locks::Locks, looks::Looks, metrics::Metrics, running::Running,
+    watch::Watch,
 };
 use driver::{Error, Result};
 use export::Exporter;
@@ -19,6 +20,7 @@ pub(crate) struct Agent {
     pub(crate) hypervisor: Arc<dyn Hypervisor>,
     pub(crate) journal: Journal,
     pub(crate) locks: Locks,
+    pub(crate) looks: Looks,
     pub(crate) running: Running,
     pub(crate) watch: Watch,
     pub(crate) metrics: Metrics,

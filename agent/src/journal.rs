@@ -32,7 +32,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 /// The layout of the tables, kept in `user_version`. A journal of a later layout is refused.
-const LAYOUT: i64 = 4;
+const LAYOUT: i64 = 5;
+
+/// What SQLite keeps of the journal in memory.
+const CACHE_KIB: i64 = 256;
 
 const SCHEMA: &str = "
     CREATE TABLE attachment (
@@ -87,6 +90,11 @@ const SCHEMA_OF_RESCUES: &str = "
     ) STRICT;
 ";
 
+/// What layout 5 has that layout 4 had not.
+const SCHEMA_OF_IDENTITIES: &str = "
+    CREATE INDEX attachment_identity ON attachment (record -> '$.attached.identity');
+";
+
 /// How many attachments there are, or will be when what is under way has ended, without one; 0 if that one is there.
 const ATTACHMENTS_BUT: &str = "
     SELECT iif(EXISTS (SELECT 1 FROM attachment WHERE id = ?1), 0,
@@ -94,6 +102,12 @@ const ATTACHMENTS_BUT: &str = "
         (SELECT count(*) FROM operation WHERE ended IS NULL AND plan ->> 'verb' = 'attach'
             AND subject NOT IN (SELECT id FROM attachment)))
 ";
+
+const ATTACHMENT: &str = "SELECT record FROM attachment WHERE id = ?";
+const ATTACHMENTS_OF: &str = "SELECT record FROM attachment WHERE volume = ? ORDER BY id";
+const ATTACHMENTS_THAT_ARE: &str =
+    "SELECT record FROM attachment WHERE record -> '$.attached.identity' = ? ORDER BY id";
+const EXPORTS_OF: &str = "SELECT record FROM export WHERE volume = ? ORDER BY id";
 
 /// An attachment as the journal keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +146,17 @@ pub(crate) struct Managed {
     pub(crate) id: VolumeId,
     pub(crate) at: Locator,
     pub(crate) identity: Identity,
+}
+
+/// What there is already of a volume that is to be attached.
+#[derive(Debug)]
+pub(crate) struct About {
+    /// Its exports, ordered by id.
+    pub(crate) exports: Vec<ExportRecord>,
+    /// Its attachments, ordered by id.
+    pub(crate) attachments: Vec<Record>,
+    /// The attachment that has the id which was asked for, whichever volume it is of.
+    pub(crate) named: Option<Record>,
 }
 
 /// What changes in the records when an operation ends, in the same commit.
@@ -343,10 +368,10 @@ impl Journal {
                 {
                     return Ok(false);
                 }
-                all.execute(
+                all.prepare_cached(
                     "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
-                    params![id, subject, locator, plan, started, boot],
-                )?;
+                )?
+                .execute(params![id, subject, locator, plan, started, boot])?;
                 for row in changes {
                     row.apply(&all)?;
                 }
@@ -420,14 +445,7 @@ impl Journal {
     }
 
     pub(crate) async fn attachment(&self, id: &AttachmentId) -> Result<Option<Record>> {
-        let id = id.to_string();
-        let found = self
-            .ask("read the journal", move |db| {
-                db.query_row("SELECT record FROM attachment WHERE id = ?", [id], |row| row.get::<_, String>(0))
-                    .optional()
-            })
-            .await?;
-        found.map(|text| parse(&text)).transpose()
+        Ok(self.records(ATTACHMENT, Some(id.to_string())).await?.pop())
     }
 
     /// All attachments, ordered by id.
@@ -435,9 +453,27 @@ impl Journal {
         self.records("SELECT record FROM attachment ORDER BY id", None).await
     }
 
+    /// All that an attach of `volume` as `id` has to know, in one look.
+    pub(crate) async fn about(&self, volume: &str, id: Option<&AttachmentId>) -> Result<About> {
+        let (volume, id) = (volume.to_owned(), id.map(ToString::to_string));
+        let (exports, attachments, named) = self
+            .ask("read the journal", move |db| {
+                let exports = texts(db, EXPORTS_OF, Some(&volume))?;
+                let attachments = texts(db, ATTACHMENTS_OF, Some(&volume))?;
+                Ok((exports, attachments, id.map_or(Ok(Vec::new()), |id| texts(db, ATTACHMENT, Some(&id)))?))
+            })
+            .await?;
+        Ok(About { exports: parsed(&exports)?, attachments: parsed(&attachments)?, named: parsed(&named)?.pop() })
+    }
+
+    /// The attachments of which it is known that they are of this volume, ordered by id.
+    pub(crate) async fn attachments_that_are(&self, identity: &Identity) -> Result<Vec<Record>> {
+        self.records(ATTACHMENTS_THAT_ARE, Some(json(identity)?)).await
+    }
+
     /// The attachments of one volume, ordered by id.
     pub(crate) async fn attachments_of(&self, volume: &str) -> Result<Vec<Record>> {
-        self.records("SELECT record FROM attachment WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
+        self.records(ATTACHMENTS_OF, Some(volume.to_owned())).await
     }
 
     pub(crate) async fn export(&self, id: &ExportId) -> Result<Option<ExportRecord>> {
@@ -452,7 +488,7 @@ impl Journal {
 
     /// The exports of one volume, ordered by id.
     pub(crate) async fn exports_of(&self, volume: &str) -> Result<Vec<ExportRecord>> {
-        self.records("SELECT record FROM export WHERE volume = ? ORDER BY id", Some(volume.to_owned())).await
+        self.records(EXPORTS_OF, Some(volume.to_owned())).await
     }
 
     /// The rescue of one instance.
@@ -467,14 +503,7 @@ impl Journal {
     }
 
     async fn records<T: DeserializeOwned>(&self, query: &'static str, argument: Option<String>) -> Result<Vec<T>> {
-        let rows = self
-            .ask("read the journal", move |db| {
-                let mut statement = db.prepare_cached(query)?;
-                let rows = statement.query_map(rusqlite::params_from_iter(argument), |row| row.get::<_, String>(0))?;
-                rows.collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        rows.iter().map(|text| parse(text)).collect()
+        parsed(&self.ask("read the journal", move |db| texts(db, query, argument.as_deref())).await?)
     }
 
     /// Intents without an outcome, oldest first: what a crash interrupted.
@@ -566,6 +595,8 @@ fn open(path: &Path) -> std::result::Result<Connection, JournalError> {
     let mut connection = Connection::open(path)?;
     // As it was found, until it has been looked at.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // The journal is small, and the kernel has its pages: SQLite needs no two megabytes of its own.
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     let said: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if said != "ok" {
         return Err(JournalError::Damaged(said));
@@ -630,7 +661,10 @@ fn prepare(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     if found < 3 {
         all.execute_batch(SCHEMA_OF_MANAGED)?;
     }
-    all.execute_batch(SCHEMA_OF_RESCUES)?;
+    if found < 4 {
+        all.execute_batch(SCHEMA_OF_RESCUES)?;
+    }
+    all.execute_batch(SCHEMA_OF_IDENTITIES)?;
     all.pragma_update(None, "user_version", LAYOUT)?;
     all.commit()
 }
@@ -766,6 +800,17 @@ impl RowChange {
     }
 }
 
+/// The records that a query finds.
+fn texts(db: &Connection, query: &str, argument: Option<&str>) -> rusqlite::Result<Vec<String>> {
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map(rusqlite::params_from_iter(argument), |row| row.get(0))?;
+    rows.collect()
+}
+
+fn parsed<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<T>> {
+    texts.iter().map(|text| parse(text)).collect()
+}
+
 struct OperationRow {
     id: String,
     plan: String,
@@ -818,7 +863,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use driver::Footprint;
+    use driver::{Footprint, Spec};
 
     #[test]
     fn a_device_that_was_here_in_layout_1_still_was_in_layout_2() {
@@ -917,6 +962,47 @@ mod tests {
         limit(used + 100).await.unwrap();
         journal.begin(&operation(), Change::None, 1).await.unwrap();
         assert_eq!(journal.unfinished().await.unwrap().len(), begun + 1);
+    }
+
+    #[tokio::test]
+    async fn an_attachment_is_found_by_its_volume_its_id_and_what_it_is() {
+        let (_directory, journal) = journal();
+        let image = |snapshot_id| Identity::Rbd {
+            fsid: "f".into(),
+            pool_id: u64::MAX,
+            namespace: "a \"b\" ü/\u{1}".into(),
+            image_id: "i".into(),
+            snapshot_id,
+        };
+        let record = |id: &str, locator: &str, identity| {
+            let locator = locator.parse().unwrap();
+            let spec = Spec { locator, read_only: false, exclusive: false, expected_wwn: None, expected_size: None };
+            let attached = Attached { spec, footprint: Footprint::Rbd { marks: Vec::new() }, identity };
+            let (persistent, boot_id, residuals) = (false, String::new(), Vec::new());
+            Record { id: id.parse().unwrap(), attached, persistent, boot_id, created_ms: 0, residuals }
+        };
+        let one = record("one", "rbd:p/i", Some(image(None)));
+        let two = record("two", "rbd:p/i?cluster=two", Some(image(None)));
+        let of_snapshot = record("three", "rbd:p/i@s", Some(image(Some(4))));
+        let unknown = record("four", "rbd:p/i", None);
+        let all = vec![one.clone(), two.clone(), of_snapshot.clone(), unknown.clone()];
+        journal.change(Change::Put(all)).await.unwrap();
+
+        assert_eq!(journal.attachments_that_are(&image(None)).await.unwrap(), [one.clone(), two.clone()]);
+        assert_eq!(journal.attachments_that_are(&image(Some(4))).await.unwrap(), [of_snapshot]);
+        assert_eq!(journal.attachments_that_are(&image(Some(5))).await.unwrap(), []);
+        let volume = one.attached.spec.locator.key();
+        let about = journal.about(&volume, Some(&two.id)).await.unwrap();
+        assert_eq!((about.attachments, about.named), (vec![unknown, one], Some(two)));
+        assert_eq!(journal.about(&volume, None).await.unwrap().named, None);
+        let plan = journal
+            .ask("explain", |db| {
+                let query = format!("EXPLAIN QUERY PLAN {ATTACHMENTS_THAT_ARE}");
+                db.query_row(&query, [""], |row| row.get::<_, String>(3))
+            })
+            .await
+            .unwrap();
+        assert!(plan.contains("attachment_identity"), "{plan}");
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod held;
 mod hostinfo;
 mod journal;
 mod locks;
+mod looks;
 mod losses;
 mod metrics;
 #[cfg(not(feature = "libvirt"))]
@@ -47,6 +48,7 @@ use crate::{
     drivers::Drivers,
     journal::Journal,
     locks::Locks,
+    looks::Looks,
     metrics::Metrics,
     running::Running,
     service::Service,
@@ -165,6 +167,7 @@ impl Mortard {
             drivers,
             journal,
             locks: Locks::default(),
+            looks: Looks::default(),
             watch: Watch::new(),
             metrics: Metrics::new(started),
             room: Arc::new(Semaphore::new(config.limits.operations)),
@@ -180,6 +183,11 @@ impl Mortard {
             None => None,
         };
         Ok(Self { agent, callers, door, identity })
+    }
+
+    /// Ends when it has looked at all attachments, which it goes on with while it serves.
+    pub async fn has_looked(&self) {
+        self.agent.looks.have_ended().await;
     }
 
     /// Lets it have another config while it runs.

@@ -48,8 +48,7 @@ impl Agent {
 
     /// `lost` are those that were told to be broken.
     async fn tell_what_changed(&self, lost: &mut HashSet<AttachmentId>) -> Result<()> {
-        for record in self.journal.attachments().await? {
-            let attachment = self.look(record, false).await;
+        for attachment in self.look_at_each(self.journal.attachments().await?).await {
             let record = &attachment.record;
             let is_lost = attachment.state == State::Broken;
             if is_lost == lost.contains(&record.id) {

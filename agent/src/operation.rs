@@ -65,7 +65,7 @@ use ::export::{Export, ExportId};
 use driver::{Adoption, Attached, AttachmentId, Error, Identity, Locator, Release, Result};
 use serde::{Deserialize, Serialize};
 use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 /// Names an operation; it holds the time of day.
@@ -208,6 +208,14 @@ pub(crate) fn attachment_key(id: &AttachmentId) -> String {
     format!("attachment {id}")
 }
 
+/// A look before anything is changed: it ends at the deadline, and the tools that it runs end with it.
+async fn look_until<T>(deadline: Instant, locator: &Locator, look: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::TimedOut {
+        waiting_for: format!("a look at {locator}, which another command may hold; nothing was changed"),
+    };
+    timeout_at(deadline, look).await.map_err(late)?
+}
+
 /// What a locator turned out to be, once that is known: two locators may lead to one volume.
 pub(crate) fn identity_key(identity: &Identity) -> String {
     format!("volume that is {identity}")
@@ -314,7 +322,13 @@ impl Agent {
     }
 
     /// An attachment with its own lock and its volume's; `None` if there is none.
-    async fn hold(&self, verb: &str, id: &AttachmentId) -> Result<Option<(Held, Record)>> {
+    async fn hold(
+        self: &Arc<Self>,
+        verb: &str,
+        id: &AttachmentId,
+        deadline: Instant,
+    ) -> Result<Option<(Held, Record)>> {
+        self.looked_at(id, deadline).await?;
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
         let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
         let volume = record.attached.spec.locator.key();

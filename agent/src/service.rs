@@ -148,11 +148,15 @@ impl v1::attachments_server::Attachments for Service {
     }
 
     async fn get(&self, request: Request<v1::GetAttachmentRequest>) -> Result<Response<v1::Attachment>, Status> {
+        let patience = self.patience(&request);
         let work = async {
             let call = Call::of(&request)?;
             let id = convert::attachment_id(&request.into_inner().id)?;
             match self.attachment(&call, &id).await? {
-                Some(record) => Ok(convert::attachment(self.agent.look(record, true).await)),
+                Some(record) => {
+                    self.agent.looked_at(&id, patience.deadline(0)?).await?;
+                    Ok(convert::attachment(self.agent.look(record, true).await))
+                }
                 None => Err(Error::NotFound { what: format!("attachment {id}") }),
             }
         };
@@ -172,12 +176,10 @@ impl v1::attachments_server::Attachments for Service {
                 let attachments = found.into_iter().map(|one| convert::unrecorded(one, &why)).collect();
                 return Ok(v1::ListAttachmentsResponse { attachments });
             }
-            let mut attachments = Vec::new();
-            let records = self.agent.journal.attachments().await?;
-            for record in records.into_iter().filter(|record| call.shows(&record.attached.spec.locator)) {
-                attachments.push(convert::attachment(self.agent.look(record, false).await));
-            }
-            Ok(v1::ListAttachmentsResponse { attachments })
+            let mut records = self.agent.journal.attachments().await?;
+            records.retain(|record| call.shows(&record.attached.spec.locator));
+            let attachments = self.agent.look_at_each(records).await;
+            Ok(v1::ListAttachmentsResponse { attachments: attachments.into_iter().map(convert::attachment).collect() })
         };
         answer(work.await)
     }

@@ -30,21 +30,21 @@ pub(crate) async fn one(host: &dyn Host, name: &str) -> Result<Option<LoopDevice
 
 /// Those that are bound to one file, by whomever. [`Error::TimedOut`] if that cannot be known.
 async fn bound_to(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Vec<LoopDevice>> {
-    among(host, all(host).await?, locator, identity)
+    let mut all = all(host).await?;
+    if !all.iter().any(|device| proved(device) == *identity) {
+        is_known_to_be_absent(host, &all, locator)?;
+    }
+    all.retain(|device| proved(device) == *identity);
+    Ok(all)
 }
 
-/// As [`bound_to`], of all that there are.
-pub(crate) fn among(
-    host: &dyn Host,
-    all: Vec<LoopDevice>,
-    locator: &Locator,
-    identity: &Identity,
-) -> Result<Vec<LoopDevice>> {
-    match silent(host, &all, locator).map_err(machine("list the loop devices"))? {
-        Some(node) if !all.iter().any(|device| proved(device) == *identity) => Err(Error::TimedOut {
+/// That a file which none of `all` is bound to is bound to none that did not answer, either.
+pub(crate) fn is_known_to_be_absent(host: &dyn Host, all: &[LoopDevice], locator: &Locator) -> Result<()> {
+    match silent(host, all, locator).map_err(machine("list the loop devices"))? {
+        None => Ok(()),
+        Some(node) => Err(Error::TimedOut {
             waiting_for: format!("{}, which does not tell whether it is bound to {locator}", node.display()),
         }),
-        _ => Ok(all.into_iter().filter(|device| proved(device) == *identity).collect()),
     }
 }
 

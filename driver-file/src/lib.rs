@@ -23,7 +23,7 @@ use driver::{
 use host::{Host, LoopDevice, Module, module};
 use listing::Listing;
 use refusal::machine;
-use seen::Seen;
+use seen::{Listed, Seen};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,6 +32,9 @@ use tokio::time::Instant;
 
 /// What binds loop devices; it is there as soon as the module is.
 const LOOP_CONTROL: &str = "/dev/loop-control";
+
+/// Of so few attachments the device of each is asked by itself: there may be a thousand loop devices of others.
+const FEW: usize = 16;
 
 /// What the driver has to be told.
 #[derive(Debug, Clone)]
@@ -121,6 +124,23 @@ impl Driver for FileDriver {
             Some(bound) => binding::device(self.host.as_ref(), &bound),
             None => Ok(None),
         }
+    }
+
+    async fn find_each(&self, all: &[&Attached]) -> Vec<Result<Option<Device>>> {
+        let host = self.host.as_ref();
+        let listed = match all.len() {
+            ..=FEW => None,
+            // What is in the way is told by each.
+            _ => self.seen.list(host).await.ok(),
+        };
+        let mut found = Vec::with_capacity(all.len());
+        for at in all {
+            found.push(match &listed {
+                Some(listed) => listed_device(host, listed, at),
+                None => self.find(at).await,
+            });
+        }
+        found
     }
 
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
@@ -239,6 +259,14 @@ impl Driver for FileDriver {
             ));
         }
         Ok(findings)
+    }
+}
+
+/// As [`FileDriver::find`], among all loop devices.
+fn listed_device(host: &dyn Host, listed: &Listed, at: &Attached) -> Result<Option<Device>> {
+    match listed.find(host, &at.spec.locator, identity(at)?)? {
+        Some(bound) => binding::device(host, &bound),
+        None => Ok(None),
     }
 }
 

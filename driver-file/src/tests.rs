@@ -103,6 +103,41 @@ mod attaching {
     }
 
     #[tokio::test]
+    async fn many_are_found_as_each_is_but_by_one_look() {
+        let machine = machine();
+        let driver = driver(&machine);
+        let mut all = Vec::new();
+        for number in 0..FEW + 4 {
+            let path = format!("/srv/volumes/{number}.raw");
+            machine.put_raw(&path, 4096);
+            all.push(attach(&driver, &spec(&format!("file:{path}"))).await.unwrap().0);
+        }
+        driver.detach(&all[0], soon()).await.unwrap();
+        machine.silence_loop("loop1", true);
+        machine.open("loop2", 4711, "dd");
+        host::Host::loop_detach(&machine, Path::new("/dev/loop2")).await.unwrap();
+        all[3].identity = None;
+        all[3].footprint = Footprint::Lvm {
+            identity: Identity::Lvm { vg_uuid: "v".into(), lv_uuid: "l".into() },
+            was_active: false,
+            was_read_only: false,
+        };
+        let each = || host::Error::TimedOut { what: "one of them".into(), after: Duration::ZERO };
+        machine.fail_next("loop_device loop4", each());
+        let found = driver.find_each(&all.iter().collect::<Vec<_>>()).await;
+        assert!(driver.find(&all[4]).await.is_err(), "each of them was asked before");
+        let told = |found: &Result<Option<Device>>| match found {
+            Ok(device) => format!("{device:?}"),
+            Err(error) => error.chain(),
+        };
+        for (number, (at, found)) in all.iter().zip(&found).enumerate() {
+            assert_eq!(told(found), told(&driver.find(at).await), "{number}");
+            assert_eq!(found.as_ref().is_ok_and(Option::is_some), number > 3, "{number}");
+        }
+        assert_eq!(found.len(), all.len());
+    }
+
+    #[tokio::test]
     async fn only_a_regular_file_of_whole_sectors() {
         let machine = machine();
         let driver = driver(&machine);

@@ -196,9 +196,9 @@ impl RbdDriver {
         // The kernel shows it before it answers the write, so what is not there is gone.
         let mut mapping = mapping::marked(self.host(), mark)?.ok_or_else(gone)?;
         let _turn = self.turns.take(&mapping.identity, deadline).await?;
-        let was_here = |other: &Mapping| !other.mark.as_ref().is_some_and(|mark| self.underway.holds(mark));
+        let mut others = mapping::others(self.host(), &mapping)?;
+        others.retain(|other| self.underway.is_settled(other));
         // Of several, ours.
-        let mut others: Vec<Mapping> = mapping::others(self.host(), &mapping)?.into_iter().filter(was_here).collect();
         others.sort_by_key(|other| other.mark.is_none());
         let other = others.into_iter().next();
         if let Some(other) = other {

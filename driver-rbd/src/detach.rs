@@ -42,8 +42,8 @@ pub(crate) fn of(host: &dyn Host, underway: &Underway, image: &Image, at: &Attac
             all
         }
     };
-    let is_settled = |mapping: &Mapping| !mapping.mark.as_ref().is_some_and(|mark| underway.holds(mark));
-    let (ours, others) = those.into_iter().filter(is_settled).partition(|mapping: &Mapping| mapping.mark.is_some());
+    let settled = those.into_iter().filter(|mapping| underway.is_settled(mapping));
+    let (ours, others) = settled.partition(|mapping: &Mapping| mapping.mark.is_some());
     Ok(Theirs { ours, others })
 }
 

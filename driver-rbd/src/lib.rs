@@ -164,6 +164,11 @@ impl Driver for RbdDriver {
         self.device(at)
     }
 
+    async fn is_still(&self, at: &Attached, device: &Device) -> Result<bool> {
+        let now = mapping::at(self.host(), &device.path)?;
+        Ok(now.is_some_and(|now| at.identity.as_ref() == Some(&now.identity) && self.underway.is_settled(&now)))
+    }
+
     async fn prove(&self, at: &Attached) -> Result<Option<Device>> {
         // The kernel's word is the proof: a mapping goes by the ids, and stays with its image.
         self.device(at)

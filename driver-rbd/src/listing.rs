@@ -13,7 +13,7 @@ impl RbdDriver {
     /// See [`driver::Driver::manageable`].
     pub(crate) async fn list(&self, pool: &Pool) -> Result<Vec<Candidate>> {
         let reply = self.ask(pool, Task::List).await?;
-        let (told, mapped) = (Told { pool, reply: &reply }, mapping::list(self.host())?);
+        let (told, mapped) = (Told { pool, reply: &reply }, mapping::with_clients(self.host())?);
         let mut candidates = Vec::new();
         for image in &reply.images {
             candidates.extend(self.candidate(&told, &mapped, image, None)?);
@@ -44,7 +44,7 @@ impl RbdDriver {
         let reply = self.ask(&at.pool, Task::Inspect { image: Some(at.name.to_string()), id: None }).await?;
         let (image, snapshot) = found(&reply, at)?;
         let told = Told { pool: &at.pool, reply: &reply };
-        let candidate = self.candidate(&told, &mapping::list(self.host())?, image, snapshot)?;
+        let candidate = self.candidate(&told, &mapping::with_clients(self.host())?, image, snapshot)?;
         candidate.ok_or_else(|| Error::NotFound { what: at.to_string() })
     }
 
@@ -75,7 +75,7 @@ impl RbdDriver {
     fn candidate(
         &self,
         told: &Told<'_>,
-        mapped: &[Mapping],
+        mapped: &[(String, Mapping)],
         image: &rbd_job::Image,
         snapshot: Option<&Snapshot>,
     ) -> Result<Option<Candidate>> {

@@ -68,8 +68,6 @@ pub(crate) struct Mapping {
     pub(crate) mark: Option<Mark>,
     /// It was mapped with the exclusive lock.
     pub(crate) exclusive: bool,
-    /// As the cluster knows the kernel's client: `10.0.0.1:0/123456`.
-    pub(crate) client: String,
     /// `pool/image@snapshot`, as they were called when it was mapped.
     pub(crate) name: String,
 }
@@ -121,6 +119,15 @@ pub(crate) fn list(host: &dyn Host) -> Result<Vec<Mapping>> {
     read(host).map_err(failed("list what is mapped"))
 }
 
+/// As [`list`], each with what the cluster knows the kernel's client by: `10.0.0.1:0/123456`.
+pub(crate) fn with_clients(host: &dyn Host) -> Result<Vec<(String, Mapping)>> {
+    let look = |id| match (attribute(host, id, "client_addr")?, one(host, id)?) {
+        (Some(client), Some(mapping)) => Ok(Some((client, mapping))),
+        _ => Ok(None),
+    };
+    each(host, look).map_err(failed("list what is mapped, and by whom"))
+}
+
 /// The mappings of an image or snapshot. Of all others only one attribute is read.
 pub(crate) fn of(host: &dyn Host, identity: &Identity) -> Result<Vec<Mapping>> {
     of_image(host, identity, |_| true)
@@ -128,9 +135,19 @@ pub(crate) fn of(host: &dyn Host, identity: &Identity) -> Result<Vec<Mapping>> {
 
 fn of_image(host: &dyn Host, identity: &Identity, among: impl Fn(u32) -> bool) -> Result<Vec<Mapping>> {
     let Identity::Rbd { image_id, .. } = identity else { return Ok(Vec::new()) };
-    let is_it = |id| Ok(among(id) && attribute(host, id, "image_id")?.as_ref() == Some(image_id));
-    let same = those(host, is_it).map_err(failed("look what the image is mapped as"))?;
+    let look = |id| match among(id) && attribute(host, id, "image_id")?.as_ref() == Some(image_id) {
+        true => one(host, id),
+        false => Ok(None),
+    };
+    let same = each(host, look).map_err(failed("look what the image is mapped as"))?;
     Ok(same.into_iter().filter(|mapping| mapping.identity == *identity).collect())
+}
+
+/// What is mapped as a device, if anything is.
+pub(crate) fn at(host: &dyn Host, node: &Path) -> Result<Option<Mapping>> {
+    let number = node.strip_prefix("/dev").ok().and_then(|name| name.to_str()?.strip_prefix("rbd")?.parse().ok());
+    let look = |id| one(host, id).map_err(failed(format!("look what is mapped as {}", node.display())));
+    number.map_or(Ok(None), look)
 }
 
 /// What else the image or snapshot of a mapping is mapped as.
@@ -140,32 +157,27 @@ pub(crate) fn others(host: &dyn Host, than: &Mapping) -> Result<Vec<Mapping>> {
 
 /// The mapping of a mark. Of all others only one attribute is read.
 pub(crate) fn marked(host: &dyn Host, mark: &Mark) -> Result<Option<Mapping>> {
-    let is_it = |id| Ok(Config::of(host, id)?.is_some_and(|config| config.mark.as_ref() == Some(mark)));
-    Ok(those(host, is_it).map_err(failed("look for what was mapped"))?.pop())
+    let look = |id| match Config::of(host, id)? {
+        Some(config) if config.mark.as_ref() == Some(mark) => mapped(host, id, config),
+        _ => Ok(None),
+    };
+    Ok(each(host, look).map_err(failed("look for what was mapped"))?.pop())
 }
 
 /// The marks of all mappings of ours.
 pub(crate) fn marks(host: &dyn Host) -> Result<Vec<Mark>> {
-    let look = || -> host::Result<Vec<Mark>> {
-        let configs = ids(host)?.into_iter().map(|id| Config::of(host, id));
-        Ok(configs.collect::<host::Result<Vec<_>>>()?.into_iter().flatten().filter_map(|config| config.mark).collect())
-    };
-    look().map_err(failed("list what is mapped"))
+    let look = |id| Ok(Config::of(host, id)?.and_then(|config| config.mark));
+    each(host, look).map_err(failed("list what is mapped"))
 }
 
 /// As [`list`], in the host's own words: for `wait_for`.
 pub(crate) fn read(host: &dyn Host) -> host::Result<Vec<Mapping>> {
-    those(host, |_| Ok(true))
+    each(host, |id| one(host, id))
 }
 
-fn those(host: &dyn Host, wanted: impl Fn(u32) -> host::Result<bool>) -> host::Result<Vec<Mapping>> {
-    let mut found = Vec::new();
-    for id in ids(host)? {
-        if wanted(id)? {
-            found.extend(one(host, id)?);
-        }
-    }
-    Ok(found)
+/// Looks at all numbers that there are, in their order.
+fn each<T>(host: &dyn Host, look: impl Fn(u32) -> host::Result<Option<T>>) -> host::Result<Vec<T>> {
+    ids(host)?.into_iter().filter_map(|id| look(id).transpose()).collect()
 }
 
 fn ids(host: &dyn Host) -> host::Result<Vec<u32>> {
@@ -178,28 +190,46 @@ fn attribute(host: &dyn Host, id: u32, name: &str) -> host::Result<Option<String
     host.read(&Path::new(DEVICES).join(id.to_string()).join(name))
 }
 
-/// How something was mapped. It may hold somebody's secret: what is not looked for is not kept.
-#[derive(Default)]
+/// How something was mapped: `MONITORS OPTIONS POOL IMAGE SNAPSHOT`, as it was written. It may hold somebody's secret: what
+/// is not looked for is not kept.
 struct Config {
     mark: Option<Mark>,
     exclusive: bool,
+    pool: String,
+    image: String,
+    snapshot: String,
 }
 
 impl Config {
     /// `None` if nothing has this number.
     fn of(host: &dyn Host, id: u32) -> host::Result<Option<Self>> {
-        Ok(attribute(host, id, "config_info")?.map(|text| {
-            let options: Vec<&str> = text.split(' ').nth(1).unwrap_or_default().split(',').collect();
-            Self {
-                mark: options.iter().find_map(|option| Mark::parse(option.strip_prefix("key=")?)),
-                exclusive: options.contains(&"exclusive"),
-            }
-        }))
+        Ok(attribute(host, id, "config_info")?.map(|text| Self::parse(&text)))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut words = text.split_ascii_whitespace().skip(1);
+        let options: Vec<&str> = words.next().unwrap_or_default().split(',').collect();
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        Self {
+            mark: options.iter().find_map(|option| Mark::parse(option.strip_prefix("key=")?)),
+            exclusive: options.contains(&"exclusive"),
+            pool: word(),
+            image: word(),
+            snapshot: word(),
+        }
     }
 }
 
 /// The mapping of this number; `None` if there is none, or it goes in this moment.
 fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
+    match Config::of(host, id)? {
+        Some(config) => mapped(host, id, config),
+        None => Ok(None),
+    }
+}
+
+/// The rest of a mapping. Of which image it is, the kernel says by the ids that the cluster told it.
+fn mapped(host: &dyn Host, id: u32, config: Config) -> host::Result<Option<Mapping>> {
     let read = |name: &str| attribute(host, id, name);
     let (Some(fsid), Some(pool_id), Some(image_id), Some(snap_id)) =
         (read("cluster_fsid")?, read("pool_id")?, read("image_id")?, read("snap_id")?)
@@ -207,21 +237,18 @@ fn one(host: &dyn Host, id: u32) -> host::Result<Option<Mapping>> {
         return Ok(None);
     };
     let (Ok(pool_id), Ok(snap_id)) = (pool_id.parse(), snap_id.parse::<u64>()) else { return Ok(None) };
-    let text = |name: &str| Ok::<_, host::Error>(read(name)?.unwrap_or_default());
-    let namespace = text("pool_ns")?;
-    let config = Config::of(host, id)?.unwrap_or_default();
-    let mut name = text("pool")?;
-    for part in [namespace.as_str(), &text("name")?].into_iter().filter(|part| !part.is_empty()) {
+    let namespace = read("pool_ns")?.unwrap_or_default();
+    let mut name = config.pool;
+    for part in [namespace.as_str(), &config.image].into_iter().filter(|part| !part.is_empty()) {
         name = format!("{name}/{part}");
     }
     if snap_id != NO_SNAPSHOT {
-        name = format!("{name}@{}", text("current_snap")?);
+        name = format!("{name}@{}", config.snapshot);
     }
     Ok(Some(Mapping {
         id,
         mark: config.mark,
         exclusive: config.exclusive,
-        client: text("client_addr")?,
         name,
         identity: Identity::Rbd {
             fsid,
@@ -248,6 +275,18 @@ mod tests {
         for other in ["", "mortar-", "client.admin", "mortar"] {
             assert_eq!(Mark::parse(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn how_something_was_mapped_is_read() {
+        let image: Image = "rbd:p/i".parse().unwrap();
+        let mark = Mark::new(&image);
+        let ours = Config::parse(&format!("10.0.0.1:6789 name=a,key={mark},exclusive,_pool_ns=n p i s"));
+        assert_eq!((ours.mark, ours.exclusive), (Some(mark), true));
+        assert_eq!([ours.pool, ours.image, ours.snapshot], ["p", "i", "s"]);
+        let of_others = Config::parse("10.0.0.1:6789,10.0.0.2:6789 name=a,secret=x p i -");
+        assert_eq!((of_others.mark, of_others.exclusive, of_others.image.as_str()), (None, false, "i"));
+        assert!(Config::parse("").image.is_empty());
     }
 
     proptest! {

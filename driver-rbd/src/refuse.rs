@@ -9,7 +9,7 @@ pub(crate) fn manage(
     image: &Image,
     snapshot: Option<&Snapshot>,
     identity: &Identity,
-    mapped: &[Mapping],
+    mapped: &[(String, Mapping)],
     templates: &Templates,
 ) -> Option<Refusal> {
     if let Some(id) = Keys::of(snapshot.map(|snapshot| snapshot.id)).volume_in(image) {
@@ -82,11 +82,11 @@ fn kind(image: &Image) -> Option<String> {
 }
 
 /// A watcher, by its address; and by its device if it is this host, whose mappings have one address together.
-fn who(watcher: &Watcher, identity: &Identity, mapped: &[Mapping]) -> String {
+fn who(watcher: &Watcher, identity: &Identity, mapped: &[(String, Mapping)]) -> String {
     let here: Vec<String> = mapped
         .iter()
-        .filter(|mapping| mapping.client == watcher.address && mapping.identity == *identity)
-        .map(|mapping| mapping.node().display().to_string())
+        .filter(|(client, mapping)| *client == watcher.address && mapping.identity == *identity)
+        .map(|(_, mapping)| mapping.node().display().to_string())
         .collect();
     match here.is_empty() {
         true => format!("watched from {} ({})", watcher.address, watcher.client),

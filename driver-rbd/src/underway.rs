@@ -6,7 +6,7 @@
 //!
 //! It also tells two attaches of one image (by two names of it) apart: what is not settled is nobody's device yet.
 
-use crate::mapping::Mark;
+use crate::mapping::{Mapping, Mark};
 use driver::Image;
 use std::{
     collections::HashSet,
@@ -29,6 +29,11 @@ impl Underway {
 
     pub(crate) fn holds(&self, mark: &Mark) -> bool {
         self.marks().contains(mark)
+    }
+
+    /// Whether a mapping is somebody's device by now.
+    pub(crate) fn is_settled(&self, mapping: &Mapping) -> bool {
+        !mapping.mark.as_ref().is_some_and(|mark| self.holds(mark))
     }
 
     /// Whether this locator is still being mapped.

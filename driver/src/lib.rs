@@ -65,6 +65,21 @@ pub trait Driver: Send + Sync {
     /// The device as the kernel lists it, or `None` where there is none. Asks no device.
     async fn find(&self, at: &Attached) -> Result<Option<Device>>;
 
+    /// Whether a device that [`Driver::attach`] has just returned is still there, and nothing else in its place. Asks no
+    /// device.
+    async fn is_still(&self, at: &Attached, device: &Device) -> Result<bool> {
+        Ok(self.find(at).await?.is_some_and(|now| now.path == device.path))
+    }
+
+    /// [`Driver::find`] of each, in their order. Where one look at the kernel tells of all, it is made once.
+    async fn find_each(&self, all: &[&Attached]) -> Vec<Result<Option<Device>>> {
+        let mut found = Vec::with_capacity(all.len());
+        for at in all {
+            found.push(self.find(at).await);
+        }
+        found
+    }
+
     /// The device, after it has proved that it is the volume; `None` where there is none.
     /// [`Error::Mismatch`] if it is another volume.
     async fn prove(&self, at: &Attached) -> Result<Option<Device>>;

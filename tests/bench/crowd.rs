@@ -74,19 +74,18 @@ pub(crate) async fn measure(report: &mut Report) {
             up.floor.add(share(floor_up));
             down.floor.add(share(clocked(|| floor.detach(&disks)).0));
         }
-        {
+        // The peer takes one after the other; once is enough for a crowd of ten or more.
+        for _ in 0..(if count == 1 { rounds } else { 1 }) {
+            up.peer.add(by_peer(&targets, count).0);
+        }
+        // A hundred under strace take a quarter of an hour, and tell nothing that ten do not.
+        if count < 100 {
             let watch = Watch::on(agent());
             come(&targets, count).await;
             let came = watch.count();
             go(count).await;
             up.our_processes = Some(came.div_ceil(count));
             down.our_processes = Some((watch.count() - came).div_ceil(count));
-        }
-        // The peer takes one after the other; once is enough for a crowd of ten or more.
-        for _ in 0..(if count == 1 { rounds } else { 1 }) {
-            up.peer.add(by_peer(&targets, count).0);
-        }
-        if count < 100 {
             up.peer_processes = by_watched_peer(&targets, count);
         }
         match count {

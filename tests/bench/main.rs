@@ -30,7 +30,7 @@ use report::Report;
 use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 /// The works, in the order of the table.
-const WORKS: [&str; 5] = ["iscsi", "multipath", "rbd", "lvm", "crowd"];
+const WORKS: [&str; 6] = ["iscsi", "multipath", "rbd", "images", "lvm", "crowd"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -63,6 +63,7 @@ async fn measure(work: &str) -> Report {
         "iscsi" => iscsi::measure(&mut report).await,
         "multipath" => multipath::measure(&mut report).await,
         "rbd" => rbd::measure(&mut report).await,
+        "images" => rbd::measure_images(&mut report).await,
         "lvm" => lvm::measure(&mut report).await,
         "crowd" => crowd::measure(&mut report).await,
         _ => unreachable!("all of WORKS are here"),

@@ -21,15 +21,19 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 const COUNT: usize = 1000;
 const MIB: u64 = 1 << 20;
-/// What an agent with a thousand attachments may take; as it is built for tests, it takes half as much again.
-const ENOUGH: u64 = if cfg!(debug_assertions) { 30 } else { 20 } * MIB;
-/// How soon it answers after a restart. Built for tests, and in a guest whose processor others use, too, it takes ten times as long.
-const SOON: Duration = Duration::from_secs(if cfg!(debug_assertions) { 15 } else { 1 });
+/// What an agent with a thousand attachments may take. As it is built for tests, the program alone is more than that, and is
+/// not counted, and the rest is larger, too.
+const ENOUGH: u64 = if cfg!(debug_assertions) { 25 } else { 20 } * MIB;
+/// How soon it answers after a restart, and then with a list of all. Built for tests, and in a guest whose processor others
+/// use, too, it takes several times as long.
+const SOON: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
+const ALL_SOON: Duration = Duration::from_secs(if cfg!(debug_assertions) { 8 } else { 1 });
 
-/// What the agent has in memory, in bytes, without the program itself: as it is built for tests, that alone is as much.
+/// What the agent has in memory, in bytes; as it is built for tests, without the program itself.
 fn resident(pid: &str) -> u64 {
     let status = read(format!("/proc/{pid}/status"));
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let what = if cfg!(debug_assertions) { "RssAnon:" } else { "VmRSS:" };
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
@@ -140,16 +144,21 @@ async fn a_thousand_attachments() {
     drop(client);
 
     // Processes start slowly in the guest when its host is busy, so the promise is for the quickest of a few.
-    let mut quickest = Duration::MAX;
+    let (mut answers, mut lists) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
         let begun = Instant::now();
         sh("systemctl restart mortard");
-        let listed = stage.client().list().await.unwrap();
-        quickest = quickest.min(begun.elapsed());
-        assert_eq!(listed, attached);
+        // It still looks at its attachments.
+        let mut client = stage.client();
+        assert!(client.running().await.is_empty());
+        answers = answers.min(begun.elapsed());
+        assert_eq!(client.list().await.unwrap(), attached);
+        lists = lists.min(begun.elapsed());
     }
-    said("restart until `list` answers, 1,000 records", &format!("< {SOON:?}"), &format!("{quickest:.2?}"));
-    assert!(quickest < SOON, "{quickest:?}");
+    for (what, wanted, found) in [("it answers", SOON, answers), ("`list` answers", ALL_SOON, lists)] {
+        said(&format!("restart until {what}, 1,000 records"), &format!("< {wanted:?}"), &format!("{found:.2?}"));
+        assert!(found < wanted, "{what}: {found:?}");
+    }
     is_enough("RSS without the program, 1,000 attachments after a restart and a list", ENOUGH);
 
     // Threads that have nothing to do go after ten seconds.

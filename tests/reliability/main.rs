@@ -112,7 +112,7 @@ const SECTIONS: [Section; 7] = [
     Section {
         name: "breakages",
         title: "Breakages",
-        about: "Parts of the recovery that `make breakages` leaves out, one at a time, and the tests that fail then.",
+        about: "Parts of the recovery that `make breakages` leaves out, one at a time, and the tests that fail then; with five, a run has seen enough.",
         head: &["left out", "tests that fail", "such as"],
         line: |row| match row {
             Row::Breakage { what, caught_by } => {

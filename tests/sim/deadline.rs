@@ -32,6 +32,39 @@ async fn a_silent_portal_ends_at_the_callers_deadline() {
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
 }
 
+/// Another command holds the VG: what has only looked ends at its deadline, and begins nothing when the VG is free.
+#[tokio::test]
+async fn a_look_ends_at_the_callers_deadline() {
+    let mut stage = SimStage::new().await;
+    let (locator, other) = (stage.volume(Backend::Lvm, "v", SIZE).await, stage.volume(Backend::Lvm, "w", SIZE).await);
+    let (before, mut client) = (stage.snapshot().await, stage.client());
+    for verb in ["attach", "export"] {
+        let held = stage.machine.hang(0, "run lvm fullreport");
+        let start = Instant::now();
+        let refused = if verb == "attach" {
+            client.attach(v1::AttachRequest { timeout_ms: 700, ..attach("a", &locator) }).await.err()
+        } else {
+            let initiator = "iqn.2026-11.org.example:other".into();
+            let (id, locator) = ("a".into(), locator.clone());
+            let request = v1::ExportRequest { id, locator, initiator, timeout_ms: 700, ..v1::ExportRequest::default() };
+            client.export(request).await.err()
+        };
+        let refused = refused.unwrap_or_else(|| panic!("the {verb} did not wait"));
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::DeadlineExceeded, "TIMED_OUT"), "{verb}");
+        assert!(refused.message.contains(&format!("a look at {locator}")), "{}", refused.message);
+        let waited = Duration::from_millis(600)..Duration::from_secs(3);
+        assert!(waited.contains(&start.elapsed()), "{verb}: {:?}", start.elapsed());
+        // It holds nothing any more, though the other command still holds the VG.
+        assert!(client.attach(attach("b", &other)).await.unwrap().changed, "{verb}");
+        assert!(client.detach("b").await.unwrap().changed, "{verb}");
+        held.let_go();
+        let operations = client.operations.list(v1::ListOperationsRequest::default()).await.unwrap().into_inner();
+        assert!(operations.operations.iter().all(|operation| operation.subject == "b"), "{verb}: {operations:?}");
+        assert_eq!(stage.snapshot().await, before, "{verb}");
+    }
+    assert!(client.attach(attach("a", &locator)).await.unwrap().changed);
+}
+
 #[tokio::test]
 async fn the_second_caller_learns_who_is_there() {
     let mut stage = SimStage::new().await;

@@ -35,6 +35,8 @@ pub(crate) struct SimStage {
     pub(crate) domains: Domains,
     /// Of the next agent that is started; its state directory is the stage's.
     pub(crate) config: Config,
+    /// The next agent has looked at every attachment before anybody calls it.
+    pub(crate) looks_first: bool,
     directory: TempDir,
     /// Where its journal is, if there is room in memory: on a disk it would wait for it at each commit, and no test here
     /// loses power. Not by its own name, since the simulated machine has a `/dev` of its own.
@@ -81,6 +83,7 @@ impl SimStage {
             machine,
             domains: Domains::new(),
             config,
+            looks_first: true,
             directory,
             _memory: memory,
             generation: 0,
@@ -108,7 +111,8 @@ impl SimStage {
         &self.config.agent.state_directory
     }
 
-    /// Starts an agent on the machine as it is; ends when it has recovered and serves.
+    /// Starts an agent on the machine as it is; ends when it has recovered, has looked at every attachment (unless a test wants
+    /// to see it serve before that), and serves.
     pub(crate) async fn start(&mut self) {
         assert!(self.start_or_crash().await, "it crashed while it recovered");
     }
@@ -130,6 +134,13 @@ impl SimStage {
             Err(_) if timeout(std::time::Duration::ZERO, self.machine.crashed()).await.is_ok() => return false,
             Err(error) => panic!("it does not start: {error}"),
         };
+        if self.looks_first {
+            tokio::select! {
+                biased;
+                () = self.machine.crashed() => return false,
+                () = mortard.has_looked() => {}
+            }
+        }
         self.reloader = Some(mortard.reloader());
         self.addresses = mortard.addresses();
         self.stop = Arc::default();

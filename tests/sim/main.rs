@@ -22,6 +22,7 @@ mod model;
 mod reboot;
 mod rescue;
 mod socket;
+mod start;
 mod tls;
 mod volumes;
 

@@ -70,6 +70,9 @@ impl Agent {
                 Ok(id) => match known.at_work_on(&name) {
                     Some(operation) => Judged::new(object, Whose::Ours, operation),
                     None if !known.has(&id) => orphan(Some(id)),
+                    None if self.looks.end_of(&id).is_some() => {
+                        Judged::new(object, Whose::Ours, "the agent has just started, and is about to look at it")
+                    }
                     None => {
                         let device = records.iter().find(|record| record.id == name).and_then(|it| it.device.as_ref());
                         let (whose, why) = match (device, leads) {

@@ -1,14 +1,16 @@
 //! Attach: the volume's device, proved, or nothing left behind. And what an attachment looks like from outside.
 
-use super::{Operation, OperationId, Plan, Rest, Work, attachment_key, identity_key};
+use super::{
+    Operation, OperationId, Plan, Rest, Work, attachment_key, export::refuse_exported, identity_key, look_until,
+};
 use crate::{
     agent::Agent,
-    journal::{Change, Record},
+    journal::{About, Change, Record},
     watch::Event,
 };
 use driver::{
-    Attached, AttachmentId, Attempt, Device, Driver, Error, Footprint, Identity, Locator, RawFile, Residual, Result,
-    Spec,
+    Attached, AttachmentId, Attempt, Backend, Device, Driver, Error, Footprint, Identity, Locator, RawFile, Residual,
+    Result, Spec,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -63,18 +65,26 @@ impl Agent {
     pub(crate) async fn attach(self: Arc<Self>, mut request: AttachRequest) -> Result<AttachReply> {
         let driver = self.drivers.ready(request.spec.locator.backend()).await?;
         request.spec.locator = self.canonical(request.spec.locator)?;
-        let volume = request.spec.locator.key();
+        let (volume, deadline) = (request.spec.locator.key(), request.attempt.deadline);
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
-        self.refuse_exported(&request.spec.locator).await?;
+        if let Some(id) = &request.id {
+            self.looked_at(id, deadline).await?;
+            held.extend(attachment_key(id))?;
+        }
+        let About { exports, attachments: siblings, named } = self.journal.about(&volume, request.id.as_ref()).await?;
+        refuse_exported(&request.spec.locator, &exports)?;
         self.refuse_another_way(&request.spec.locator).await?;
-        let siblings = self.journal.attachments_of(&volume).await?;
-        let id = match &request.id {
-            Some(id) => id.clone(),
-            None => siblings.first().map_or_else(AttachmentId::make_up, |record| record.id.clone()),
+        let (id, record) = match (&request.id, siblings.first()) {
+            (Some(id), _) => (id.clone(), named),
+            (None, Some(sibling)) => (sibling.id.clone(), Some(sibling.clone())),
+            (None, None) => (AttachmentId::make_up(), None),
         };
-        held.extend(attachment_key(&id))?;
+        if request.id.is_none() {
+            self.looked_at(&id, deadline).await?;
+            held.extend(attachment_key(&id))?;
+        }
         let mut before = None;
-        if let Some(record) = self.journal.attachment(&id).await? {
+        if let Some(record) = record {
             if request.id.is_none() {
                 self.still_named(driver.as_ref(), &record, &request).await?;
             }
@@ -105,23 +115,23 @@ impl Agent {
         }
         // What a sibling has brought was not there before, and goes with the last of them: his footprint is that of all.
         if let Some(sibling) = siblings.iter().find(|record| record.id != id && record.boot_id == self.boot_id)
-            && let Some(device) = driver.prove(&sibling.attached).await?
+            && let Some(device) = look_until(deadline, &request.spec.locator, driver.prove(&sibling.attached)).await?
         {
             request.spec.check(&device)?;
             is_that_of(&request.spec.locator, before.as_ref(), &device)?;
             let attached = Attached { spec: request.spec.clone(), ..sibling.attached.clone() };
             let plan = Plan::Attach { id, attached: attached.clone() };
-            let work = self.begin(plan, held, request.attempt.deadline).await?;
+            let work = self.begin(plan, held, deadline).await?;
             return self.publish(work, attached, device, request.persistent).await;
         }
-        let footprint = driver.prepare(&request.spec).await?;
+        let footprint = look_until(deadline, &request.spec.locator, driver.prepare(&request.spec)).await?;
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
         if let Footprint::Lvm { identity, .. } | Footprint::File { identity } = &attached.footprint {
             self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
         }
         let plan = Plan::Attach { id, attached: attached.clone() };
-        let mut work = self.begin(plan, held, request.attempt.deadline).await?;
+        let mut work = self.begin(plan, held, deadline).await?;
         let attach = driver.attach(&request.spec, &attached.footprint, &request.attempt);
         match self.effects(&work, attach).await {
             Ok(device) => {
@@ -169,24 +179,21 @@ impl Agent {
         device: &Device,
     ) -> Result<()> {
         work.held.extend(identity_key(&device.identity))?;
-        let records = self.journal.attachments().await?;
-        let same = |record: &&Record| {
-            record.boot_id == self.boot_id
-                && record.attached.identity.as_ref() == Some(&device.identity)
-                && record.attached.spec.locator != attached.spec.locator
-        };
+        let records = self.journal.attachments_that_are(&device.identity).await?;
+        let same =
+            |record: &&Record| record.boot_id == self.boot_id && record.attached.spec.locator != attached.spec.locator;
         if let Some(record) = records.iter().find(same) {
             return Err(another_locator(record));
         }
         let at = Attached { identity: Some(device.identity.clone()), ..attached.clone() };
-        match driver.find(&at).await? {
-            Some(now) if now.path == device.path => Ok(()),
-            _ => Err(Error::Busy {
-                what: attached.spec.locator.to_string(),
-                holder: "a detach that has just ended".into(),
-                age: Duration::ZERO,
-            }),
+        if driver.is_still(&at, device).await? {
+            return Ok(());
         }
+        Err(Error::Busy {
+            what: attached.spec.locator.to_string(),
+            holder: "a detach that has just ended".into(),
+            age: Duration::ZERO,
+        })
     }
 
     /// A locator names a place, and another volume may have been put there since it was attached. So before a caller who
@@ -194,12 +201,13 @@ impl Agent {
     /// device that is asked, and that each time.)
     async fn still_named(&self, driver: &dyn Driver, sibling: &Record, request: &AttachRequest) -> Result<()> {
         let Some(before) = &sibling.attached.identity else { return Ok(()) };
-        let now = match &request.spec.locator {
-            Locator::Lvm(_) => match driver.prepare(&request.spec).await? {
+        let (locator, deadline) = (&request.spec.locator, request.attempt.deadline);
+        let now = match locator {
+            Locator::Lvm(_) => match look_until(deadline, locator, driver.prepare(&request.spec)).await? {
                 Footprint::Lvm { identity, .. } => identity,
                 _ => return Ok(()),
             },
-            Locator::Rbd(_) => driver.inspect(&request.spec.locator).await?.identity,
+            Locator::Rbd(_) => look_until(deadline, locator, driver.inspect(locator)).await?.identity,
             Locator::Iscsi(_) | Locator::File(_) => return Ok(()),
         };
         if now.is_still(before) {
@@ -245,7 +253,8 @@ impl Agent {
         if record.boot_id != self.boot_id {
             return Ok(None);
         }
-        let Some(device) = driver.prove(&record.attached).await? else { return Ok(None) };
+        let proved = look_until(request.attempt.deadline, &asked.locator, driver.prove(&record.attached)).await?;
+        let Some(device) = proved else { return Ok(None) };
         if device.read_only != asked.read_only && asked.read_only {
             return Err(Error::WrongState {
                 what: format!("{} does not refuse writes any more; detach {} first", device.path.display(), record.id),
@@ -304,12 +313,7 @@ impl Agent {
         let driver = self.drivers.get(attached.spec.locator.backend())?;
         if let Locator::Rbd(_) = attached.spec.locator
             && let Some(device) = driver.find(&attached).await?
-            && self
-                .journal
-                .attachments()
-                .await?
-                .iter()
-                .any(|record| record.attached.identity == Some(device.identity.clone()))
+            && !self.journal.attachments_that_are(&device.identity).await?.is_empty()
         {
             // Another attachment, by another name of the image, has found our mapping and uses it.
             return Ok(());
@@ -361,6 +365,33 @@ impl Agent {
             Ok(driver) => driver.find(&record.attached).await,
             Err(error) => Err(error),
         };
+        self.as_found(record, found).await
+    }
+
+    /// Attachments as the kernel lists them, in their order.
+    pub(crate) async fn look_at_each(&self, records: Vec<Record>) -> Vec<Attachment> {
+        let mut found: Vec<Option<Result<Option<Device>>>> = records.iter().map(|_| None).collect();
+        for backend in Backend::ALL {
+            let of = |record: &Record| record.attached.spec.locator.backend() == backend;
+            let places: Vec<usize> = (0..records.len()).filter(|place| of(&records[*place])).collect();
+            let attached: Vec<&Attached> = places.iter().map(|place| &records[*place].attached).collect();
+            if let Ok(driver) = self.drivers.get(backend) {
+                for (place, device) in places.into_iter().zip(driver.find_each(&attached).await) {
+                    found[place] = Some(device);
+                }
+            }
+        }
+        let mut attachments = Vec::with_capacity(records.len());
+        for (record, found) in records.into_iter().zip(found) {
+            attachments.push(match found {
+                Some(found) => self.as_found(record, found).await,
+                None => self.look(record, false).await,
+            });
+        }
+        attachments
+    }
+
+    async fn as_found(&self, record: Record, found: Result<Option<Device>>) -> Attachment {
         let stable_path = self.stable_path(&record.id);
         let (device, mut state, mut problem) = match found {
             Ok(Some(device)) => (Some(device), State::Ready, None),

@@ -1,6 +1,6 @@
 //! Detach: gone, and seen to be gone. Users are looked for first, and nothing is touched if there are any.
 
-use super::{Operation, OperationId, OutcomeState, Plan, Rest, attach::left_over, not_ended};
+use super::{Operation, OperationId, OutcomeState, Plan, Rest, attach::left_over, look_until, not_ended};
 use crate::{
     agent::Agent,
     journal::{Change, Record},
@@ -66,7 +66,7 @@ impl Agent {
 
     /// As [`Self::detach`], whoever holds it.
     pub(super) async fn detach_by_id(self: &Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<DetachReply> {
-        let Some((held, record)) = self.hold("detach", &id).await? else {
+        let Some((held, record)) = self.hold("detach", &id, deadline).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
         let shared = self.shares_device(&record).await?;
@@ -116,7 +116,8 @@ impl Agent {
     /// the device: it is the driver that looks, between its claim on the device and all that it does to it.
     pub(super) async fn take_away(&self, record: &Record, shared: bool, deadline: Instant) -> Result<Detached> {
         let mut detached = Detached::default();
-        if !shared && let Some(attached) = self.in_this_boot(&record.attached, &record.boot_id).await? {
+        let look = self.in_this_boot(&record.attached, &record.boot_id);
+        if !shared && let Some(attached) = look_until(deadline, &record.attached.spec.locator, look).await? {
             let driver = self.drivers.get(attached.spec.locator.backend())?;
             detached = driver.detach(&attached, deadline).await?;
         }

@@ -12,7 +12,7 @@
 use super::{
     Operation, OperationId, OutcomeState, Plan, Rest,
     attach::{UNDO_TIMEOUT, left_over},
-    identity_key,
+    identity_key, look_until,
     manage::attached_as,
     not_ended,
     recover::FIRST_PAUSE,
@@ -147,10 +147,10 @@ impl Agent {
         };
         let attached = match noted {
             Some((attached, boot_id)) if boot_id == this_boot => attached,
-            Some((Attached { identity, .. }, _)) => {
-                Attached { footprint: driver.prepare(&spec).await?, spec, identity }
+            other => {
+                let footprint = look_until(request.deadline, locator, driver.prepare(&spec)).await?;
+                Attached { footprint, spec, identity: other.and_then(|(noted, _)| noted.identity) }
             }
-            None => Attached { footprint: driver.prepare(&spec).await?, spec, identity: None },
         };
         if let Footprint::Lvm { identity, .. } = &attached.footprint {
             held.extend(identity_key(identity))?;
@@ -423,16 +423,7 @@ impl Agent {
         Exported { record, problem, sessions: sessions.iter().map(ToString::to_string).collect() }
     }
 
-    /// Refuses what another host may be writing to.
-    pub(super) async fn refuse_exported(&self, locator: &Locator) -> Result<()> {
-        let exports = self.journal.exports_of(&locator.key()).await?;
-        match exports.is_empty() {
-            true => Ok(()),
-            false => Err(Error::InUse { what: locator.to_string(), by: exports.iter().map(exported_as).collect() }),
-        }
-    }
-
-    /// As [`Self::refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
+    /// As [`refuse_exported`], of what is another name's by now, or served by somebody at the shell: an LV is told by its
     /// UUIDs.
     pub(super) async fn refuse_served(&self, driver: &dyn Driver, attached: &Attached) -> Result<()> {
         let Footprint::Lvm { identity, was_active, .. } = &attached.footprint else { return Ok(()) };
@@ -535,6 +526,14 @@ fn is_what_is_asked(record: &ExportRecord, request: &ExportRequest) -> Result<()
             portals.join(", ")
         ),
     })
+}
+
+/// Refuses what another host may be writing to.
+pub(super) fn refuse_exported(locator: &Locator, exports: &[ExportRecord]) -> Result<()> {
+    match exports.is_empty() {
+        true => Ok(()),
+        false => Err(Error::InUse { what: locator.to_string(), by: exports.iter().map(exported_as).collect() }),
+    }
 }
 
 /// Whether this is an LV's, whatever its name.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 impl Agent {
     /// Learns an attachment's size anew.
     pub(crate) async fn extend(self: Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<AttachReply> {
-        let held = self.hold("extend", &id).await?;
+        let held = self.hold("extend", &id, deadline).await?;
         let (held, record) = held.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
         let locator = record.attached.spec.locator.clone();
         let driver = self.drivers.get(locator.backend())?;

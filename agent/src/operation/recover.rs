@@ -1,5 +1,5 @@
-//! What a crash or a reboot left: each operation is finished or undone, and each attachment is brought in line with this
-//! boot, before anybody is served.
+//! What a crash or a reboot left: each operation is finished or undone before anybody is served; and each attachment is
+//! brought in line with this boot, before anybody works on it.
 
 use super::{
     Operation, OutcomeState, Plan, Rest, Work,
@@ -9,13 +9,14 @@ use super::{
 use crate::{
     agent::Agent,
     journal::{Change, Record},
+    looks::Begun,
     watch::Event,
 };
 use driver::{Attached, AttachmentId, Attempt, Error, Locator, Result};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
@@ -59,9 +60,9 @@ impl Agent {
         if timeout(START_PATIENCE, all).await.is_err() {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
-        self.settle().await?;
         self.drivers.tidy().await;
-        self.remove_stray_links().await
+        self.remove_stray_links().await?;
+        self.settle().await
     }
 
     /// Recovers what can be recovered side by side, oldest first; what needs the same locks follows in the next round.
@@ -226,43 +227,60 @@ impl Agent {
     }
 
     /// Brings the records in line with this boot. After a reboot, what is persistent comes back, and the rest is
-    /// forgotten: a reboot leaves nothing of it. Without one, a stable path that went missing is made again.
+    /// forgotten: a reboot leaves nothing of it. Without one, a stable path that went missing is made again. Both in the
+    /// background: a thousand devices take their time, and one of them may not answer.
     async fn settle(self: &Arc<Self>) -> Result<()> {
         let boot_id = self.boot_id.clone();
         let (here, before): (Vec<_>, Vec<_>) =
             self.journal.attachments().await?.into_iter().partition(|record| record.boot_id == boot_id);
         let (persistent, forgotten): (Vec<_>, Vec<_>) = before.into_iter().partition(|record| record.persistent);
-        for record in forgotten {
-            let id = &record.id;
+        for Record { id, .. } in &forgotten {
             tracing::info!(attachment = %id, "{id} is forgotten: the host was rebooted and it is not persistent");
-            self.unlink(&record.id).await?;
-            self.journal.change(Change::Remove(record.id)).await?;
+            self.unlink(id).await?;
         }
-        let agent = Arc::clone(self);
-        let all = tokio::spawn(async move {
-            let mut looks = JoinSet::new();
-            for record in here {
-                if looks.len() >= LOOKS {
-                    // One that does not answer holds up nobody else for long.
-                    let _ended = timeout(LOOK_PATIENCE, looks.join_next()).await;
-                }
-                looks.spawn(Arc::clone(&agent).look_again(record.id));
-            }
-            while looks.join_next().await.is_some() {}
-        });
-        if timeout(START_PATIENCE, all).await.is_err() {
-            tracing::warn!("some attachments do not answer; they are looked at while others are served");
+        if !forgotten.is_empty() {
+            let forgotten = forgotten.into_iter().map(|record| Change::Remove(record.id));
+            self.journal.change(Change::All(forgotten.collect())).await?;
         }
+        self.looks.expect(here.into_iter().map(|record| record.id));
+        tokio::spawn(Arc::clone(self).look_at_attachments());
         for record in persistent {
             self.bring_back(record, boot_id.clone());
         }
         self.settle_exports(&boot_id).await
     }
 
-    /// Brings one attachment of this boot in line, unless somebody works on it already.
-    async fn look_again(self: Arc<Self>, id: AttachmentId) {
-        let Ok(_until_linked) = self.locks.take("the start", [super::attachment_key(&id)]) else { return };
-        let Ok(Some(record)) = self.journal.attachment(&id).await else { return };
+    /// Looks at every attachment of this boot.
+    async fn look_at_attachments(self: Arc<Self>) {
+        let mut looks = JoinSet::new();
+        while !self.stop.is_cancelled()
+            && let Some(begun) = self.looks.next()
+        {
+            looks.spawn(Arc::clone(&self).look_again(begun));
+            if looks.len() >= LOOKS {
+                // One that does not answer holds up nobody else for long.
+                let _ended = timeout(LOOK_PATIENCE, looks.join_next()).await;
+            }
+        }
+        while looks.join_next().await.is_some() {}
+    }
+
+    /// Waits until the start has looked at an attachment; whoever works on it comes after that. [`Error::TimedOut`] if its
+    /// device does not answer in time.
+    pub(crate) async fn looked_at(self: &Arc<Self>, id: &AttachmentId, deadline: Instant) -> Result<()> {
+        let Some(ended) = self.looks.end_of(id) else { return Ok(()) };
+        if let Some(begun) = self.looks.begin(id) {
+            tokio::spawn(Arc::clone(self).look_again(begun));
+        }
+        let late =
+            |_| Error::TimedOut { waiting_for: format!("the device of {id}, which is looked at after a restart") };
+        timeout_at(deadline, ended.cancelled()).await.map_err(late)
+    }
+
+    /// Brings one attachment of this boot in line, unless its recovery works on it still.
+    async fn look_again(self: Arc<Self>, begun: Begun) {
+        let Ok(_until_linked) = self.locks.take("the start", [super::attachment_key(&begun.id)]) else { return };
+        let Ok(Some(record)) = self.journal.attachment(&begun.id).await else { return };
         self.link_again(&record).await;
         if let Ok(driver) = self.drivers.get(record.attached.spec.locator.backend()) {
             driver.tend(&record.attached).await;
@@ -322,10 +340,11 @@ impl Agent {
 
     /// Stable paths without a record are ours, and of nobody.
     async fn remove_stray_links(&self) -> Result<()> {
+        let known: HashSet<_> = self.journal.attachments().await?.into_iter().map(|record| record.id).collect();
         let directory = &self.config.agent.device_directory;
         for name in self.host.list(directory).map_err(Error::host("list the stable paths"))? {
-            let stray = match name.parse() {
-                Ok(id) => self.journal.attachment(&id).await?.is_none(),
+            let stray = match name.parse::<AttachmentId>() {
+                Ok(id) => !known.contains(&id),
                 Err(_) => name.starts_with('.') && name.ends_with(".new"),
             };
             if stray && let Err(error) = self.host.remove(&directory.join(name)).await {

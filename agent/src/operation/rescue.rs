@@ -32,7 +32,7 @@ mod twins;
 
 pub(crate) use record::{Place, RescueDisk, RescueRecord, RescueState};
 
-use super::{AttachRequest, InstanceNow, OperationId, Plan, Rest};
+use super::{AttachRequest, InstanceNow, OperationId, Plan, Rest, export::refuse_exported};
 use crate::{
     agent::Agent,
     callers::may_begin,
@@ -216,7 +216,7 @@ impl Agent {
                 Some(driver.plan_derivation(image, &owner.to_string()).await?)
             }
             RescueDisk::Volume(volume) => {
-                self.refuse_exported(volume).await?;
+                refuse_exported(volume, &self.journal.exports_of(&volume.key()).await?)?;
                 None
             }
         };

@@ -187,13 +187,17 @@ pub(super) fn link(name: &Path, target: &Path) -> Result<()> {
         fs::set_permissions(directory, Permissions::from_mode(0o755))
             .map_err(Error::io("set the mode of", directory))?;
     }
-    let beside = beside(name);
-    let make = || -> io::Result<()> {
+    let put_in_place = || -> io::Result<()> {
+        let beside = beside(name);
         remove_stale(&beside)?;
         std::os::unix::fs::symlink(target, &beside)?;
         fs::rename(&beside, name)
     };
-    make().map_err(Error::io("link", name))
+    let made = match std::os::unix::fs::symlink(target, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => put_in_place(),
+        made => made,
+    };
+    made.map_err(Error::io("link", name))
 }
 
 /// Only this one: in configfs each directory is a thing, and its parents have to be others.

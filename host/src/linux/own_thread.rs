@@ -2,19 +2,25 @@
 //! has a limited number of threads, which everything else needs.
 
 use crate::{Error, Result, step};
-use std::{sync::Arc, thread};
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
 use tokio::sync::{Semaphore, oneshot};
 
-/// A number of them.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A number of them. One that has nothing to do is kept for the next call: to start it is a good part of what a call costs.
 #[derive(Debug, Clone)]
 pub(super) struct Threads {
     free: Arc<Semaphore>,
     number: usize,
+    idle: Arc<Mutex<Option<mpsc::Sender<Work>>>>,
 }
 
 impl Threads {
     pub(super) fn new(number: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(number)), number }
+        Self { free: Arc::new(Semaphore::new(number)), number, idle: Arc::default() }
     }
 
     /// Runs it to its end, whether somebody waits for it or not. [`Error::Unreachable`] if all are taken.
@@ -29,15 +35,41 @@ impl Threads {
         };
         let (sender, receiver) = oneshot::channel();
         let step = step::current();
-        let run = move || {
+        let work = move || {
             let done = work();
             drop(step);
             drop(taken);
             let _nobody_waits = sender.send(done);
         };
+        self.hand(Box::new(work))?;
+        let panicked = |_| Error::Start { tool: "a thread", source: std::io::Error::other("it panicked") };
+        receiver.await.map_err(panicked)?
+    }
+
+    /// To the one that is idle, or else to a new one.
+    fn hand(&self, work: Work) -> Result<()> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = idle else { return self.start(work) };
+        thread.send(work).or_else(|mpsc::SendError(work)| self.start(work))
+    }
+
+    fn start(&self, work: Work) -> Result<()> {
+        let idle = Arc::downgrade(&self.idle);
+        let run = move || {
+            let mut next = Ok(work);
+            while let Ok(work) = next {
+                work();
+                let (sender, receiver) = mpsc::channel();
+                match idle.upgrade() {
+                    Some(idle) => idle.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(sender),
+                    None => return,
+                };
+                next = receiver.recv();
+            }
+        };
         let start = |source| Error::Start { tool: "a thread", source };
         thread::Builder::new().name("mortar-krbd".into()).spawn(run).map_err(start)?;
-        receiver.await.map_err(|_| start(std::io::Error::other("it panicked")))?
+        Ok(())
     }
 }
 
@@ -46,6 +78,20 @@ mod tests {
     use super::*;
     use std::{sync::mpsc, time::Duration};
     use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn one_that_is_idle_takes_the_next_call() {
+        let threads = Threads::new(2);
+        let id = || async { threads.run(|| Ok(thread::current().id())).await.unwrap() };
+        let is_idle = || threads.idle.lock().unwrap().is_some();
+        let soon = tokio::time::Instant::now() + Duration::from_secs(20);
+        let first = id().await;
+        while !is_idle() {
+            assert!(tokio::time::Instant::now() < soon, "it does not wait for the next");
+            thread::yield_now();
+        }
+        assert_eq!(id().await, first);
+    }
 
     #[tokio::test]
     async fn those_that_hang_are_counted_and_more_are_refused() {
