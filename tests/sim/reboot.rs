@@ -128,3 +128,28 @@ async fn what_the_system_activated_stays_active() {
     assert!(gone.changed && gone.residuals.is_empty() && gone.kept.len() == 1, "{gone:?}");
     assert!(stage.machine.lv_device(VG, "v").is_some(), "it was deactivated");
 }
+
+/// What an attach had noted before the reboot says nothing of this boot: the LV was not active then, and is now, by the system.
+#[tokio::test]
+async fn an_undo_after_a_reboot_leaves_what_the_system_activated() {
+    let mut points = 0;
+    for at in 1.. {
+        let mut stage = SimStage::new().await;
+        let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+        stage.machine.crash_after(at);
+        let mut client = stage.client();
+        let call = tokio::spawn(async move { client.attach(attach("a", &locator)).await });
+        tokio::select! {
+            () = stage.machine.crashed() => {}
+            _ = call => break,
+        }
+        stage.kill();
+        stage.machine.reboot();
+        stage.machine.activate_lv(VG, "v", false);
+        stage.start().await;
+        assert!(stage.client().running().await.is_empty(), "it is not undone");
+        assert!(stage.machine.lv_device(VG, "v").is_some(), "crash after effect {at}: it was deactivated");
+        points += 1;
+    }
+    assert!(points > 2, "{points} effects are too few to be true");
+}
