@@ -56,7 +56,7 @@ async fn a_scrape_during_a_hundred_attaches() {
     }
     figure("100 attaches, scraped meanwhile", format!("{:.1?}", started.elapsed()));
     figure("scrapes, the slowest, most in flight", format!("{scrapes}, {slowest:.1?}, {most}"));
-    assert!(scrapes > 1 && most > 0.0, "{scrapes} scrapes saw {most} at most");
+    assert!(most > 0.0, "{scrapes} scrapes saw nothing under way");
 
     let now = scrape().await;
     assert_eq!((now.value(BEGUN), now.value(ENDED)), (0.0, MANY as f64));
