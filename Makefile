@@ -49,7 +49,7 @@ reliability: ## docs/reliability.md, from what the last run of the tests has not
 	$(call say,docs/reliability.md)
 	@cargo run --quiet -p tests --bin reliability -- docs/reliability.md $(wildcard $(NOTES)/*)
 
-check: ## formatting, lints with warnings as errors, the API's reference, scripts, manual pages
+check: ## formatting, lints with warnings as errors, licences and banned crates, the API's reference, scripts, manual pages
 	$(call say,installing what the checks need)
 	@tests/prepare check
 	$(call say,cargo fmt)
@@ -57,6 +57,8 @@ check: ## formatting, lints with warnings as errors, the API's reference, script
 	$(call say,cargo clippy)
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy -p tests --test guest --test bench -- -D warnings
+	$(call say,deny.toml)
+	@cargo run --quiet -p tests --bin deny -- deny.toml
 	$(call say,docs/api.md)
 	@cargo run --quiet -p tests --bin api-reference -- --check docs/api.md
 	$(call say,shellcheck)
@@ -64,17 +66,19 @@ check: ## formatting, lints with warnings as errors, the API's reference, script
 	$(call say,mandoc)
 	@mandoc -T lint -W warning man/*
 
-deny: ## licences of what is built in, and crates that must not be; installs cargo-deny once
+deny: ## the same of licences and crates by cargo-deny, which is installed once, in some minutes, and tells more
 	@tests/prepare build
 	@cargo fetch --locked
 	@"$$(tests/cargo-tool cargo-deny)/cargo-deny" --offline check licenses bans sources
 
 test-unit: ## tests beside the code, and the whole agent on the simulated machine; no root
 	$(call say,installing what the tests need)
-	@tests/prepare build
+	@tests/prepare unit
 	$(call say,cargo test)
 	@mkdir -p $(NOTES)
 	@$(NOTE) cargo test --workspace --no-fail-fast
+	$(call say,traces to a collector)
+	@cargo test -p agent --features otlp --test otlp
 
 test-guest: root ## the whole agent in a guest: a real kernel, LVM, open-iscsi, systemd
 	$(call say,installing what the guest needs)

@@ -10,6 +10,8 @@
 //!
 //! So strangers, who may connect to the socket like anybody on this host, take no places from others.
 
+mod heard;
+
 use crate::{
     callers::{Callers, Introduced, Peer},
     config::Limits,
@@ -17,6 +19,7 @@ use crate::{
     status::status,
 };
 use driver::Error;
+use heard::{Complaints, Heard};
 use std::{
     future::Future,
     io,
@@ -52,7 +55,7 @@ pub(crate) struct Visit {
 }
 
 /// A connection that was let in, or is about to hear why not.
-pub(crate) type Connection<C> = Held<C, Arc<Visit>>;
+pub(crate) type Connection<C> = Held<Heard<C>, Arc<Visit>>;
 
 /// The connections that are let in, until `stop`. An accept that fails for want of descriptors ends nothing.
 pub(crate) fn admit<S, C>(
@@ -67,6 +70,7 @@ where
 {
     let (connections, requests) = (limits.connections, limits.requests_per_connection);
     let (places, farewells) = (Arc::new(Semaphore::new(connections)), Arc::new(Semaphore::new(REFUSED)));
+    let complaints = Arc::new(Complaints::default());
     let (let_in, stream) = mpsc::channel(1);
     let door = async move {
         tokio::pin!(incoming);
@@ -89,7 +93,8 @@ where
             }
             well = true;
             let free = Arc::new(Semaphore::new(requests as usize));
-            let peer = Arc::new(stream.peer());
+            let stream = Heard::new(stream, Arc::clone(&complaints));
+            let peer = stream.peer();
             let known = callers.know(&peer);
             let place = known.then(|| Arc::clone(&places).try_acquire_owned().ok()).flatten();
             let connection = match place {
@@ -230,7 +235,7 @@ mod tests {
         let callers = Arc::new(Callers::new(&crate::config::Callers::default()));
         let mut let_in = admit(incoming, &Limits::default(), callers, CancellationToken::new());
         for who in ["first", "second"] {
-            assert_eq!(let_in.next().await.unwrap().unwrap().stream, who);
+            assert_eq!(let_in.next().await.unwrap().unwrap().stream.stream, who);
         }
         assert_eq!(start.elapsed(), 4 * OUT_OF_DESCRIPTORS);
     }

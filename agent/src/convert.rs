@@ -16,6 +16,7 @@ use crate::{
         Operation, OutcomeState, Plan, PowerVerb, State, Target, UnexportReply,
     },
     running::Waiting,
+    status::next_step,
     unrecorded::Unrecorded,
     watch::Event,
 };
@@ -443,6 +444,7 @@ pub(crate) fn operation(from: Operation, waiting: Option<Waiting>) -> v1::Operat
         started_at: timestamp(from.started_ms),
         ended_at,
         error: from.outcome.and_then(|outcome| outcome.error).map(|failure| v1::OperationError {
+            next_step: next_step(&failure.reason).into(),
             code: failure.code,
             reason: failure.reason,
             message: failure.message,

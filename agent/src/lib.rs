@@ -22,6 +22,7 @@ mod hostinfo;
 mod journal;
 mod locks;
 mod looks;
+mod losses;
 mod metrics;
 #[cfg(not(feature = "libvirt"))]
 mod no_hypervisor;
@@ -244,6 +245,7 @@ impl Mortard {
         let early = tokio::select! {
             ended = &mut serving => Some(ended),
             () = stop => None,
+            never = self.agent.tell_of_losses() => match never {},
         };
         reporter.abort();
         self.agent.stop.cancel();

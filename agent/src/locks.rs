@@ -31,6 +31,10 @@ impl Locks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn is_held(&self, key: &str) -> bool {
+        self.table().contains_key(key)
+    }
+
     /// Takes all of `keys` or none. [`Error::Busy`] names who holds the first that is taken.
     pub(crate) fn take(&self, holder: &str, keys: impl IntoIterator<Item = String>) -> Result<Held> {
         let mut held = Held { locks: self.clone(), keys: Vec::new(), holder: holder.to_owned() };

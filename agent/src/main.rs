@@ -21,7 +21,7 @@ use tracing_subscriber::{
 /// The storage agent of one host: attaches volumes as block devices, and manages volumes that exist. It serves gRPC on a
 /// Unix socket; `mortar` is its command line.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP)]
+#[command(name = "mortard", version, after_help = AFTER_HELP)]
 struct Args {
     /// The config file. Without it, /etc/mortar/mortard.toml if there is one, or else the defaults.
     #[arg(long, value_name = "FILE")]
@@ -196,4 +196,16 @@ async fn stopped() {
 fn end(why: &dyn std::fmt::Display, code: u8) -> ExitCode {
     let _closed = writeln!(std::io::stderr(), "mortard: {why}");
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// The crate's name is not the program's.
+    #[test]
+    fn it_tells_its_version_by_its_name() {
+        assert_eq!(Args::command().render_version(), concat!("mortard ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 /// Says of everything that it cannot be done.
 #[derive(Debug)]
-pub struct NoHypervisor;
+pub(crate) struct NoHypervisor;
 
 const WHY: &str = "this build of mortard has no libvirt";
 

@@ -60,9 +60,10 @@ mod tests {
         assert_eq!(reloader.reload(new.clone()), Vec::<String>::new());
         new.limits.operations = 7;
         new.agent.socket = "/run/other.sock".into();
-        assert_eq!(reloader.reload(new.clone()), ["agent.socket", "limits.operations"]);
+        new.metrics.listen = "127.0.0.1:9723".into();
+        assert_eq!(reloader.reload(new.clone()), ["agent.socket", "limits.operations", "metrics.listen"]);
         // They do not hold, and so are named again.
-        assert_eq!(reloader.reload(new).len(), 2);
+        assert_eq!(reloader.reload(new).len(), 3);
         assert_eq!(reloader.reload(before), Vec::<String>::new());
     }
 }

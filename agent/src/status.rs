@@ -1,7 +1,8 @@
 //! From [`driver::Error`] to gRPC: the only place that knows codes. A code is chosen by what the caller should do next;
-//! the reason is stable; the message is the whole chain on one line.
+//! the reason is stable; the message is the whole chain on one line, and what to do about it goes with it.
 
 use driver::Error;
+use proto::reasons::{self, NEXT_STEP};
 use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -89,8 +90,14 @@ pub(crate) fn status(error: &Error) -> Status {
         | Error::Tool { .. }
         | Error::Host { .. } => {}
     }
+    put(NEXT_STEP, next_step(error.reason()).to_owned());
     let details = ErrorDetails::with_error_info(error.reason(), proto::ERROR_DOMAIN, metadata);
     Status::with_error_details(code(error), error.chain(), details)
+}
+
+/// What to do about a failure with this reason; nothing is known of one that an older journal may have.
+pub(crate) fn next_step(reason: &str) -> &'static str {
+    reasons::find(reason).map_or("", |reason| reason.next)
 }
 
 #[cfg(test)]
@@ -133,13 +140,23 @@ mod tests {
         let (_, mapping) = TAXONOMY.split_once("pub fn reason").unwrap();
         let (mapping, _) = mapping.split_once("/// The error and all its causes").unwrap();
         let named = mapping.lines().filter_map(|line| line.split_once("=> \"")?.1.split_once('"').map(|it| it.0));
-        let reasons: Vec<_> = all().iter().map(Error::reason).collect();
-        assert_eq!(named.collect::<Vec<_>>(), reasons, "the list above is not the taxonomy");
+        let ours: Vec<_> = all().iter().map(Error::reason).collect();
+        assert_eq!(named.collect::<Vec<_>>(), ours, "the list above is not the taxonomy");
         for error in all() {
-            let explained = proto::reasons::REASONS.iter().find(|it| it.name == error.reason());
+            let explained = reasons::find(error.reason());
             assert_eq!(explained.map(|it| it.code), Some(code(&error)), "{}", error.reason());
         }
-        assert_eq!(reasons.len(), proto::reasons::REASONS.len(), "one is explained that there is not");
+        assert_eq!(ours.len(), reasons::REASONS.len(), "one is explained that there is not");
+    }
+
+    /// Whoever has only the status knows what to do.
+    #[test]
+    fn every_failure_says_the_next_step() {
+        for error in all() {
+            let said = status(&error).get_error_details().error_info().unwrap().metadata[NEXT_STEP].clone();
+            assert!(said.ends_with('.') && said.len() > 10, "{}: {said:?}", error.reason());
+            assert_eq!(said, next_step(error.reason()));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use crate::reasons;
 use mortar_client::{Endpoint, Kind, code_name};
-use proto::reasons::Reason;
+use proto::reasons::NEXT_STEP;
 use serde::{Serialize, Serializer};
 use std::{collections::BTreeMap, error::Error as _, io};
 use tonic::{Code, Status};
@@ -24,7 +24,7 @@ pub(crate) struct Failure {
     code: Code,
     reason: String,
     message: String,
-    /// The names involved, as the agent gives them: `by`, `expected`, `found`, `holder`, …
+    /// The names involved, as the agent gives them: `by`, `expected`, `found`, `holder`, …; and the next step.
     metadata: BTreeMap<String, String>,
     /// These are the agent's own words.
     #[serde(skip)]
@@ -79,10 +79,17 @@ impl Failure {
         &self.message
     }
 
-    /// What to do, as `mortar explain` says it; not where the message itself says that, as mortar's own do.
-    pub(crate) fn advice(&self) -> Option<&'static Reason> {
+    /// What to do, as the agent says it; not where the message itself says that, as mortar's own do.
+    pub(crate) fn advice(&self) -> Option<&str> {
         let says_it = ["INVALID", "NOT_IN_ORDER", "RESIDUAL", "WRONG_STATE", "UNSUPPORTED"];
-        reasons::find(&self.reason).filter(|reason| self.by_agent && !says_it.contains(&reason.name))
+        let next = self.metadata.get(NEXT_STEP).map(String::as_str);
+        // One that is older says nothing of it.
+        let next = next.or_else(|| reasons::find(&self.reason).map(|reason| reason.next));
+        next.filter(|_| self.by_agent && !says_it.contains(&self.reason.as_str()))
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
     }
 
     pub(crate) fn is(&self, code: Code) -> bool {
@@ -213,6 +220,24 @@ mod tests {
                 "metadata": { "by": "/mnt" },
             })
         );
+    }
+
+    #[test]
+    fn the_next_step_is_the_agents_or_else_known_here() {
+        let refused = |reason: &str, said: &[(&str, &str)]| {
+            let metadata = said.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+            let details =
+                ErrorDetails::with_error_info(reason, proto::ERROR_DOMAIN, metadata.collect::<HashMap<_, _>>());
+            Failure::from(tonic::Status::with_error_details(Code::FailedPrecondition, "it is used", details))
+        };
+        let said = [(NEXT_STEP, "Wait for the moon.")];
+        assert_eq!(refused("IN_USE", &said).advice(), Some("Wait for the moon."));
+        assert_eq!(refused("NEW_ONE", &said).advice(), Some("Wait for the moon."));
+        assert!(refused("IN_USE", &[]).advice().is_some_and(|next| next.starts_with("Free it first")));
+        assert_eq!(refused("NEW_ONE", &[]).advice(), None);
+        // The sentence itself says it, or is our own.
+        assert_eq!(refused("WRONG_STATE", &said).advice(), None);
+        assert_eq!(Failure::new(Code::FailedPrecondition, "IN_USE", "it is used").advice(), None);
     }
 
     #[test]

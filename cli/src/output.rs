@@ -8,7 +8,6 @@ use crate::{
 };
 use anstream::{AutoStream, ColorChoice, stream::RawStream};
 use anstyle::{AnsiColor, Style};
-use proto::reasons::Reason;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
@@ -138,7 +137,8 @@ impl Output {
         }
         self.report(&Report { error: failure }, failure.message());
         let advice = failure.advice().filter(|_| self.is_watched());
-        if let Some(Reason { name, next, .. }) = advice {
+        if let Some(next) = advice {
+            let (next, name) = (table::visible(next), table::visible(failure.reason()));
             let _ = writeln!(io::stderr().lock(), "{next} `mortar explain {name}` says more.");
         }
     }

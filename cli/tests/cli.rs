@@ -792,15 +792,58 @@ fn a_shell_completes_what_the_agent_knows() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
+/// A shell of this host runs a script, with `mortar` at hand and a home of its own; what it printed.
+fn shell(name: &str, script: &str, agent: &Agent) -> String {
+    let home = TempDir::new().expect("a home");
+    let bin = assert_cmd::cargo::cargo_bin!("mortar").parent().expect("its directory").display().to_string();
+    let mut shell = assert_cmd::Command::new(name);
+    shell.args(["-c", script]).env_clear().env("PATH", format!("{bin}:/usr/bin:/bin")).env("TERM", "dumb");
+    shell.env("HOME", home.path()).env("MORTAR_SOCKET", agent.socket()).timeout(Duration::from_secs(60));
+    stdout(&shell.assert().success())
+}
+
 #[test]
 fn bash_completes_by_the_script() {
-    let agent = Agent::start();
-    let bin = assert_cmd::cargo::cargo_bin!("mortar").parent().unwrap().display().to_string();
     let script = "eval \"$(mortar completions bash)\"; COMP_WORDS=(mortar extend ''); COMP_CWORD=2; COMP_TYPE=9; \
                   _clap_complete_mortar mortar '' extend; printf '%s\\n' \"${COMPREPLY[@]}\"";
-    let mut bash = assert_cmd::Command::new("bash");
-    bash.args(["-c", script]).env("PATH", format!("{bin}:/usr/bin:/bin")).env("MORTAR_SOCKET", agent.socket());
-    assert!(stdout(&bash.assert().success()).starts_with("a\nb\n--"));
+    let offered = shell("bash", script, &Agent::start());
+    assert!(offered.starts_with("a\nb\n--"), "{offered}");
+}
+
+/// The script as the package installs it, by the keys of somebody who types.
+#[test]
+fn zsh_completes_by_the_script() {
+    // The inner shell says when it reads keys, and ^X tells what stands on its line by then.
+    let script = r#"
+        mkdir $HOME/functions; mortar completions zsh >$HOME/functions/_mortar
+        cat >$HOME/setup <<'END'
+            fpath=($HOME/functions $fpath); PROMPT=
+            autoload -Uz compinit; compinit -u -d $HOME/dump
+            zle-line-init() { print READY; }; zle -N zle-line-init
+            tell() { print -r -- $BUFFER >>$HOME/lines; BUFFER=; print TOLD; }; zle -N tell; bindkey '^X' tell
+END
+        zmodload zsh/zpty
+        zpty inner zsh -f -i
+        zpty -w inner 'source $HOME/setup'
+        zpty -r inner said '*READY*'
+        for typed in 'mortar att' 'mortar show w' 'mortar volumes lv' 'mortar detach '; do
+            zpty -w -n inner $typed$'\t\x18'
+            zpty -r inner said '*TOLD*'
+        done
+        cat $HOME/lines"#;
+    let lines = shell("zsh", script, &Agent::start());
+    assert_eq!(lines, "mortar attach \nmortar show web1 \nmortar volumes lvm:vg \nmortar detach \n");
+}
+
+#[test]
+fn fish_completes_by_the_script() {
+    let script = "mortar completions fish | source
+                  for typed in 'mortar att' 'mortar show w' 'mortar volumes lv' 'mortar extend '
+                      complete --do-complete $typed
+                  end";
+    let offered = shell("fish", script, &Agent::start());
+    let offered: Vec<_> = offered.lines().map(|line| line.split('\t').next().unwrap_or_default()).collect();
+    assert_eq!(offered[..5], ["attach", "web1", "lvm:vg", "a", "b"]);
 }
 
 #[test]

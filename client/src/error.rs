@@ -1,6 +1,7 @@
 //! Why a call did not succeed, in the terms that a caller decides by.
 
 use crate::endpoint::Endpoint;
+use proto::reasons::NEXT_STEP;
 use std::{collections::BTreeMap, error, io, iter, path::Path, sync::Arc};
 use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
@@ -73,6 +74,13 @@ impl Error {
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// What to do about it, in sentences for people; the agent's, where it was the agent that said no. Nothing where the client
+    /// found out by itself: then the sentence says it.
+    #[must_use]
+    pub fn next_step(&self) -> Option<&str> {
+        self.metadata.get(NEXT_STEP).map(String::as_str)
     }
 
     /// Whether the same call may succeed later without anybody mending anything first.

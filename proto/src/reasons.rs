@@ -17,6 +17,15 @@ pub struct Reason {
     pub next: &'static str,
 }
 
+/// The key of `google.rpc.ErrorInfo` under which a failure tells what to do: its reason's `next`.
+pub const NEXT_STEP: &str = "next_step";
+
+/// The reason of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Reason> {
+    REASONS.iter().find(|reason| reason.name == name)
+}
+
 /// What everything that fails with nothing else to say of it has in common.
 const UNDONE: &str = "Nothing: what was begun is undone. If the undo fails, too, the operation is stuck and tried again: see `mortar \
                       operations --running`.";

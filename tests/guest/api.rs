@@ -165,6 +165,12 @@ async fn watch_and_operations() {
     assert_eq!((&first["event"], &first["attachment"]["id"]), (&"attachment".into(), &"before".into()));
     attach("watched", &locator);
     mortar(&["attach", &stage.nowhere(Backend::File), "--id", "failed"]).refused(3, "NOT_FOUND");
+    // Somebody takes the device away, behind the agent's back.
+    sh(&format!("losetup -d {}", text(&mortar(&["show", "before"]).ok(), "path")));
+    until("the loss", Duration::from_secs(20), || {
+        let is_lost = |event: &Value| event["attachment"]["id"] == "before" && event["attachment"]["state"] == "broken";
+        events().iter().any(is_lost).then_some(())
+    });
     detach("watched");
     until("the end", Duration::from_secs(5), || {
         events().iter().any(|event| event["event"] == "attachment_gone" && event["id"] == "watched").then_some(())

@@ -1,7 +1,7 @@
 //! The example controllers of the client library, in Rust and in Python, as a newcomer runs them.
 
 use crate::{
-    cli::{detach, mortar, text, until},
+    cli::{detach, figure, mortar, text, until},
     machine::{GuestStage, SOCKET, sh},
 };
 use driver::Backend;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::{
     fs::write,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tests::stage::Stage;
 
@@ -126,11 +126,12 @@ async fn what_breaks_or_goes_is_repaired() {
     for controller in BOTH {
         let mut running = controller.start();
         until("the first round", PATIENCE, is_ready);
-        // Somebody takes the device away behind the agent's back.
+        // Somebody takes the device away behind the agent's back. It is heard, so they may be quicker than a look of ours.
         let device = mortar(&["show", "example-kept"]).ok();
         sh(&format!("losetup -d {}", text(&device, "path")));
-        assert_eq!(attached(), [format!("example-kept {file} broken")]);
+        let gone = Instant::now();
         until("the device to come back", PATIENCE, is_ready);
+        figure("a device is back after", format!("{:.1?}", gone.elapsed()));
         // Somebody detaches it. He is heard.
         detach("example-kept");
         until("the attachment to come back", PATIENCE, is_ready);

@@ -29,6 +29,7 @@ mod librbd;
 mod lvm;
 mod machine;
 mod many;
+mod metrics;
 mod multipath;
 mod rbd;
 mod rescue;

@@ -251,10 +251,9 @@ async fn who_is_not_let_in() {
         }
         expected.push((format!("127.0.0.{from}"), why));
     }
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     let raw: [(u8, Vec<u8>, &str); 6] = [
         (9, hello_of_1_1(), ""),
-        (10, preface, ""),
+        (10, PREFACE.to_vec(), ""),
         (11, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), ""),
         // A record of more than there may be in one.
         (12, [&[22, 3, 1, 0xff, 0xff][..], &[0; 70_000]].concat(), ""),
@@ -289,21 +288,34 @@ async fn who_is_not_let_in() {
     }
 }
 
+/// What a client of HTTP/2 begins with, and its settings.
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// What no agent answers by anything but the end of the connection.
+pub(crate) fn no_frames() -> [Vec<u8>; 4] {
+    [
+        // 16 MiB of headers; data of no stream; settings of a wrong length; no HTTP/2 at all.
+        [PREFACE, &[0xff, 0xff, 0xff, 1, 4, 0, 0, 0, 1], &[0; 40_000]].concat(),
+        [PREFACE, &[0, 0, 1, 0, 0, 0, 0, 0, 1, 0]].concat(),
+        [PREFACE, &[0, 0, 5, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5]].concat(),
+        b"nonsense, and more of it, and more of it, and more".to_vec(),
+    ]
+}
+
+/// The beginning of a frame, and no more of it.
+pub(crate) fn cut_off() -> Vec<u8> {
+    [PREFACE, &[0, 1, 0, 1, 4, 0, 0]].concat()
+}
+
 /// Who is let in is not let do more than his frames may: too long, cut off, out of order; others do not notice.
 #[tokio::test]
 async fn frames_that_are_none() {
+    listen();
     let far = Far::new(|_| {}).await;
     let viewer = far.viewer();
-    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let mut others = far.client(&far.admin());
     let mut near = far.stage.client();
-    for frames in [
-        // 16 MiB of headers; data of no stream; settings of a wrong length; a frame that is cut off.
-        [preface, &[0xff, 0xff, 0xff, 1, 4, 0, 0, 0, 1], &[0; 40_000]].concat(),
-        [preface, &[0, 0, 1, 0, 0, 0, 0, 0, 1, 0]].concat(),
-        [preface, &[0, 0, 5, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5]].concat(),
-        b"nonsense, and more of it, and more of it, and more".to_vec(),
-    ] {
+    for frames in no_frames() {
         let mut stream = far.way(Some(&viewer)).connect().await.unwrap();
         let _sent = stream.write_all(&frames).await;
         let mut answer = Vec::new();
@@ -312,9 +324,11 @@ async fn frames_that_are_none() {
         near.list().await.unwrap();
     }
     let mut stream = far.way(Some(&viewer)).connect().await.unwrap();
-    stream.write_all(&[preface, &[0, 1, 0, 1, 4, 0, 0]].concat()).await.unwrap();
+    stream.write_all(&cut_off()).await.unwrap();
     drop(stream);
     others.list().await.unwrap();
+    let told: Vec<_> = heard().into_iter().filter(|line| line["outcome"] == "NO_GRPC").collect();
+    assert!(told.len() == 1 && told[0]["who"].contains("spiffe://example.org/viewer/a"), "{told:?}");
 }
 
 /// One byte now and then: the patience is for all of the handshake.
@@ -462,7 +476,7 @@ async fn by_the_client_library() {
 }
 
 /// The median of a few calls.
-async fn latency(client: &mut Client) -> Duration {
+pub(crate) async fn latency(client: &mut Client) -> Duration {
     let mut took = Vec::new();
     for _ in 0..31 {
         let start = Instant::now();

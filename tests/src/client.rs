@@ -1,8 +1,11 @@
 //! A client of the agent for tests, over the connection of the client library, with short words for the calls that tests make often.
 
-use proto::v1::{
-    self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
-    instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
+use proto::{
+    reasons::NEXT_STEP,
+    v1::{
+        self, attachments_client::AttachmentsClient, exports_client::ExportsClient, host_client::HostClient,
+        instances_client::InstancesClient, operations_client::OperationsClient, volumes_client::VolumesClient,
+    },
 };
 use std::path::Path;
 use tonic::{Code, Status, transport::Channel};
@@ -31,7 +34,10 @@ pub struct Refused {
 
 impl From<Status> for Refused {
     fn from(status: Status) -> Self {
-        let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        let says_what_to_do = details.error_info().is_none_or(|info| info.metadata.contains_key(NEXT_STEP));
+        assert!(says_what_to_do, "no next step: {status:?}");
         Self { code: status.code(), reason, message: status.message().to_owned() }
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod conformance;
+pub mod openmetrics;
 pub mod peer;
 pub mod pki;
 pub mod reliability;

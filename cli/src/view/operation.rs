@@ -169,6 +169,7 @@ mod tests {
                 code: "NOT_FOUND".into(),
                 reason: "NOT_FOUND".into(),
                 message: "no LV vg/lv".into(),
+                next_step: "Look what there is.".into(),
             }),
             waiting: Some(v1::Waiting {
                 r#for: "flush /dev/sdb".into(),
