@@ -74,6 +74,11 @@ impl Machine {
         self.with(|world| world.process.crash_after(n));
     }
 
+    /// As the next tool whose run is named so begins, the process dies. The tool does its work all the same, so much later.
+    pub fn crash_as_it_begins(&self, name: impl Into<String>, after: Duration) {
+        self.with(|world| world.process.die_of(name.into(), after));
+    }
+
     /// Ends when the process is dead.
     pub async fn crashed(&self) {
         let mut dead = self.with(|world| world.process.watch());
@@ -363,6 +368,21 @@ impl Machine {
         }
     }
 
+    /// A tool whose process is dead does its work later, unless the machine is turned off before.
+    fn go_on_without(&self, name: String, command: Command, after: Duration) {
+        let (machine, boot, end) = (self.clone(), self.with(|world| world.boot_id.clone()), Instant::now() + after);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(end).await;
+            machine.with(|world| {
+                if world.boot_id == boot {
+                    // Nobody is there to hear what it says.
+                    let _output = world.run(&name, &command);
+                }
+                world.process.orphan_ended(&name);
+            });
+        });
+    }
+
     /// Starts what the kernel will do later by itself.
     fn let_time_pass(&self, world: &mut World) {
         for later in std::mem::take(&mut world.later) {
@@ -383,6 +403,10 @@ impl Machine {
 impl Host for Machine {
     async fn run(&self, command: Command) -> Result<Output> {
         let name = format!("run {}", command.line());
+        if let Some(after) = self.with(|world| world.process.dies_of(self.life, &name)) {
+            self.go_on_without(name, command, after);
+            return std::future::pending().await;
+        }
         self.call_within(&name, command.timeout, |world| world.run(&name, &command)).await
     }
 
@@ -390,8 +414,10 @@ impl Host for Machine {
         self.with(|world| world.tools.contains(&tool).then(|| Path::new("/usr/sbin").join(tool.name())))
     }
 
-    async fn outlived(&self, _deadline: Instant) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    async fn outlived(&self, deadline: Instant) -> Result<Vec<String>> {
+        let mut orphans = self.with(|world| world.process.orphans());
+        let in_time = timeout_at(deadline, orphans.wait_for(Vec::is_empty)).await.is_ok();
+        Ok(if in_time { Vec::new() } else { orphans.borrow().clone() })
     }
 
     fn read(&self, path: &Path) -> Result<Option<String>> {

@@ -2,12 +2,12 @@
 //! set up badly hears of it.
 
 use crate::{
-    cli::{attach, mortar, names, sessions, text},
+    cli::{attach, mortar, names, sessions, text, until},
     machine::{GuestStage, PORTAL, sh, try_sh},
 };
 use driver::Backend;
 use serde_json::Value;
-use std::path::Path;
+use std::{path::Path, time::Duration};
 use tests::stage::Stage;
 
 const SIZE: u64 = 16 << 20;
@@ -147,10 +147,14 @@ impl Drop for Settings {
 async fn settings_that_hang_are_found() {
     let _stage = GuestStage::bare();
     let _as_before = Settings::keep(&[ISCSID, MULTIPATH]);
-    let fine = doctor(&[]);
-    let errors: Vec<&Value> =
-        fine["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] == "error").collect();
-    assert_eq!(errors, Vec::<&Value>::new(), "{fine:#}");
+    // A disk of a busy guest may take its time to answer: then it says so, and to run this again.
+    let fine = until("a host without errors", Duration::from_secs(60), || {
+        let told = doctor(&[]);
+        let is_error = |finding: &Value| finding["severity"] == "error";
+        let errors: Vec<&Value> = told["findings"].as_array().unwrap().iter().filter(|it| is_error(it)).collect();
+        errors.iter().for_each(|error| println!("-- {error}"));
+        errors.is_empty().then_some(told)
+    });
     // Debian's lvm looks at everything.
     assert!(text(finding(&fine, "lvm.conf: devices"), "found").contains("no devices file is used"));
 

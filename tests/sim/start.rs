@@ -1,8 +1,9 @@
-//! What a starting agent serves while it still looks at its attachments, one of which does not answer.
+//! What a starting agent waits for: the tools that the dead one had started. And what it serves while it still looks at its
+//! attachments, one of which does not answer.
 
 use crate::machine::SimStage;
 use driver::Backend;
-use host::sim::Held;
+use host::{Host, sim::Held};
 use proto::v1::{self, AttachmentState};
 use std::time::Duration;
 use tests::{client::attach, stage::Stage};
@@ -29,6 +30,24 @@ async fn started(stage: &mut SimStage) -> (String, Held) {
     timeout(AT_ONCE, stage.start()).await.expect("it does not serve");
     held.reached().await;
     (stuck, held)
+}
+
+/// It activates the LV when the agent is dead already. Undone before that, it would be active for ever.
+#[tokio::test]
+async fn a_tool_that_outlived_the_agent_is_waited_for() {
+    let mut stage = SimStage::new().await;
+    let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
+    let before = stage.snapshot().await;
+    stage.machine.crash_as_it_begins("lvchange", Duration::from_millis(300));
+    let mut client = stage.client();
+    let _call = tokio::spawn(async move { client.attach(attach("a", &locator)).await });
+    timeout(AT_ONCE, stage.machine.crashed()).await.expect("it activates nothing");
+    stage.kill();
+    stage.start().await;
+    assert!(stage.machine.outlived(Instant::now() + AT_ONCE).await.unwrap().is_empty());
+    assert!(stage.machine.effects().iter().any(|effect| effect.contains("lvchange")), "the tool did nothing");
+    assert!(stage.client().running().await.is_empty());
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::{Error, Output};
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How a call ends that was told to fail.
@@ -77,6 +77,10 @@ pub(crate) struct Process {
     interferences: Vec<(String, Interference)>,
     /// With how many effects there have to be, and a part of the call's name.
     holds: Vec<(usize, String, Held)>,
+    /// A part of the name of the tool's run that the process dies of, and how long the tool goes on.
+    deadly: Option<(String, Duration)>,
+    /// The tools of dead processes that still run.
+    orphans: watch::Sender<Vec<String>>,
 }
 
 impl Process {
@@ -90,6 +94,8 @@ impl Process {
             faults: VecDeque::new(),
             interferences: Vec::new(),
             holds: Vec::new(),
+            deadly: None,
+            orphans: watch::Sender::default(),
         }
     }
 
@@ -127,6 +133,27 @@ impl Process {
         let is_it = |(effects, name, _): &(usize, String, Held)| *effects <= self.effects.len() && call.contains(name);
         let place = self.holds.iter().position(is_it).filter(|_| self.lives(life))?;
         Some(self.holds.remove(place).2)
+    }
+
+    pub(crate) fn die_of(&mut self, name: String, after: Duration) {
+        self.deadly = Some((name, after));
+    }
+
+    /// Whether a living process dies as this tool starts; then how long the tool goes on, as an orphan.
+    pub(crate) fn dies_of(&mut self, life: u64, run: &str) -> Option<Duration> {
+        let is_it = self.lives(life) && self.deadly.as_ref().is_some_and(|(name, _)| run.contains(name.as_str()));
+        let (_, after) = self.deadly.take_if(|_| is_it)?;
+        self.orphans.send_modify(|all| all.push(run.to_owned()));
+        self.dead.send_replace(true);
+        Some(after)
+    }
+
+    pub(crate) fn orphan_ended(&mut self, run: &str) {
+        self.orphans.send_modify(|all| all.retain(|other| other != run));
+    }
+
+    pub(crate) fn orphans(&self) -> watch::Receiver<Vec<String>> {
+        self.orphans.subscribe()
     }
 
     pub(crate) fn did(&mut self, effect: &str) {
