@@ -368,21 +368,6 @@ impl Machine {
         }
     }
 
-    /// A tool whose process is dead does its work later, unless the machine is turned off before.
-    fn go_on_without(&self, name: String, command: Command, after: Duration) {
-        let (machine, boot, end) = (self.clone(), self.with(|world| world.boot_id.clone()), Instant::now() + after);
-        tokio::spawn(async move {
-            tokio::time::sleep_until(end).await;
-            machine.with(|world| {
-                if world.boot_id == boot {
-                    // Nobody is there to hear what it says.
-                    let _output = world.run(&name, &command);
-                }
-                world.process.orphan_ended(&name);
-            });
-        });
-    }
-
     /// Starts what the kernel will do later by itself.
     fn let_time_pass(&self, world: &mut World) {
         for later in std::mem::take(&mut world.later) {
@@ -403,10 +388,6 @@ impl Machine {
 impl Host for Machine {
     async fn run(&self, command: Command) -> Result<Output> {
         let name = format!("run {}", command.line());
-        if let Some(after) = self.with(|world| world.process.dies_of(self.life, &name)) {
-            self.go_on_without(name, command, after);
-            return std::future::pending().await;
-        }
         self.call_within(&name, command.timeout, |world| world.run(&name, &command)).await
     }
 

@@ -105,7 +105,7 @@ impl Subject {
 
 /// What is crashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verb {
+pub(crate) enum Verb {
     Attach,
     /// So that it comes back after a reboot.
     AttachPersistently,
@@ -184,7 +184,7 @@ impl Verb {
 }
 
 /// Calls `verb` until the process dies after effect `at`. `false`: it came to its end first.
-async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
+pub(crate) async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize) -> bool {
     stage.machine.crash_after(at);
     let (client, locator) = (stage.client(), locator.to_owned());
     let call = tokio::spawn(async move { verb.call(client, &locator).await });

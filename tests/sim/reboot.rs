@@ -1,7 +1,10 @@
 //! A reboot: what is persistent comes back, as the volume that it was; the rest is forgotten; what the system brought up
 //! by itself is left to it.
 
-use crate::machine::{IQN, PORTAL, SimStage, VG};
+use crate::{
+    crash::{Verb, crash},
+    machine::{IQN, PORTAL, SimStage, VG},
+};
 use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proto::v1::{self, AttachmentState};
@@ -136,12 +139,8 @@ async fn an_undo_after_a_reboot_leaves_what_the_system_activated() {
     for at in 1.. {
         let mut stage = SimStage::new().await;
         let locator = stage.volume(Backend::Lvm, "v", SIZE).await;
-        stage.machine.crash_after(at);
-        let mut client = stage.client();
-        let call = tokio::spawn(async move { client.attach(attach("a", &locator)).await });
-        tokio::select! {
-            () = stage.machine.crashed() => {}
-            _ = call => break,
+        if !crash(&stage, Verb::Attach, &locator, at).await {
+            break;
         }
         stage.kill();
         stage.machine.reboot();

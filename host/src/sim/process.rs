@@ -139,10 +139,9 @@ impl Process {
         self.deadly = Some((name, after));
     }
 
-    /// Whether a living process dies as this tool starts; then how long the tool goes on, as an orphan.
-    pub(crate) fn dies_of(&mut self, life: u64, run: &str) -> Option<Duration> {
-        let is_it = self.lives(life) && self.deadly.as_ref().is_some_and(|(name, _)| run.contains(name.as_str()));
-        let (_, after) = self.deadly.take_if(|_| is_it)?;
+    /// Whether the process dies as this tool starts; then how long the tool goes on, as an orphan.
+    pub(crate) fn dies_of(&mut self, run: &str) -> Option<Duration> {
+        let (_, after) = self.deadly.take_if(|(name, _)| run.contains(name.as_str()))?;
         self.orphans.send_modify(|all| all.push(run.to_owned()));
         self.dead.send_replace(true);
         Some(after)
@@ -150,6 +149,10 @@ impl Process {
 
     pub(crate) fn orphan_ended(&mut self, run: &str) {
         self.orphans.send_modify(|all| all.retain(|other| other != run));
+    }
+
+    pub(crate) fn forget_orphans(&mut self) {
+        self.orphans.send_replace(Vec::new());
     }
 
     pub(crate) fn orphans(&self) -> watch::Receiver<Vec<String>> {

@@ -128,6 +128,7 @@ impl World {
         }
         self.users.clear();
         self.later.clear();
+        self.process.forget_orphans();
         self.boots += 1;
         self.boot_id = format!("00000000-0000-4000-8000-{:012x}", self.boots);
         self.files.put("/proc/sys/kernel/random/boot_id", format!("{}\n", self.boot_id));
@@ -237,6 +238,14 @@ impl World {
     pub(crate) fn run(&mut self, name: &str, command: &Command) -> Result<Output> {
         if !self.tools.contains(&command.tool) {
             return Err(Error::Start { tool: command.tool.name(), source: io::ErrorKind::NotFound.into() });
+        }
+        if let Some(after) = self.process.dies_of(name) {
+            let (name, command) = (name.to_owned(), command.clone());
+            self.later(after, move |world| {
+                let _unheard = world.run(&name, &command);
+                world.process.orphan_ended(&name);
+            });
+            return Ok(Output::default());
         }
         self.process.started(command.line());
         let planned = self.process.fault(name);
