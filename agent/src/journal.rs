@@ -368,10 +368,10 @@ impl Journal {
                 {
                     return Ok(false);
                 }
-                all.prepare_cached(
+                all.execute(
                     "INSERT INTO operation (id, subject, locator, plan, started, boot) VALUES (?, ?, ?, ?, ?, ?)",
-                )?
-                .execute(params![id, subject, locator, plan, started, boot])?;
+                    params![id, subject, locator, plan, started, boot],
+                )?;
                 for row in changes {
                     row.apply(&all)?;
                 }

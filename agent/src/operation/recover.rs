@@ -61,8 +61,9 @@ impl Agent {
             tracing::warn!("recovery takes long; it goes on while others are served");
         }
         self.drivers.tidy().await;
-        self.remove_stray_links().await?;
-        self.settle().await
+        let records = self.journal.attachments().await?;
+        self.remove_stray_links(&records).await?;
+        self.settle(records).await
     }
 
     /// Recovers what can be recovered side by side, oldest first; what needs the same locks follows in the next round.
@@ -229,10 +230,9 @@ impl Agent {
     /// Brings the records in line with this boot. After a reboot, what is persistent comes back, and the rest is
     /// forgotten: a reboot leaves nothing of it. Without one, a stable path that went missing is made again. Both in the
     /// background: a thousand devices take their time, and one of them may not answer.
-    async fn settle(self: &Arc<Self>) -> Result<()> {
+    async fn settle(self: &Arc<Self>, records: Vec<Record>) -> Result<()> {
         let boot_id = self.boot_id.clone();
-        let (here, before): (Vec<_>, Vec<_>) =
-            self.journal.attachments().await?.into_iter().partition(|record| record.boot_id == boot_id);
+        let (here, before): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.boot_id == boot_id);
         let (persistent, forgotten): (Vec<_>, Vec<_>) = before.into_iter().partition(|record| record.persistent);
         for Record { id, .. } in &forgotten {
             tracing::info!(attachment = %id, "{id} is forgotten: the host was rebooted and it is not persistent");
@@ -343,8 +343,8 @@ impl Agent {
     }
 
     /// Stable paths without a record are ours, and of nobody.
-    async fn remove_stray_links(&self) -> Result<()> {
-        let known: HashSet<_> = self.journal.attachments().await?.into_iter().map(|record| record.id).collect();
+    async fn remove_stray_links(&self, records: &[Record]) -> Result<()> {
+        let known: HashSet<_> = records.iter().map(|record| &record.id).collect();
         let directory = &self.config.agent.device_directory;
         for name in self.host.list(directory).map_err(Error::host("list the stable paths"))? {
             let stray = match name.parse::<AttachmentId>() {
