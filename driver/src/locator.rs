@@ -35,6 +35,15 @@ impl Backend {
             Self::Rbd => "rbd",
         }
     }
+
+    /// Whether an attach may leave something on this host's disks, so that a power cut in the middle of one does not take
+    /// it away: the node record of an iSCSI login.
+    pub fn attach_outlives_a_boot(self) -> bool {
+        match self {
+            Self::Iscsi => true,
+            Self::File | Self::Lvm | Self::Rbd => false,
+        }
+    }
 }
 
 impl fmt::Display for Backend {

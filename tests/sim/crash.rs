@@ -18,7 +18,7 @@ const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
 
 /// What a verb is tried on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Subject {
+pub(crate) enum Subject {
     Volume(Backend),
     /// A unit with two ways, each on a portal of its own.
     Multipath,
@@ -33,14 +33,14 @@ enum Subject {
     Shared(Backend),
 }
 
-const FILE: Subject = Subject::Volume(Backend::File);
-const ISCSI: Subject = Subject::Volume(Backend::Iscsi);
-const LVM: Subject = Subject::Volume(Backend::Lvm);
-const RBD: Subject = Subject::Volume(Backend::Rbd);
+pub(crate) const FILE: Subject = Subject::Volume(Backend::File);
+pub(crate) const ISCSI: Subject = Subject::Volume(Backend::Iscsi);
+pub(crate) const LVM: Subject = Subject::Volume(Backend::Lvm);
+pub(crate) const RBD: Subject = Subject::Volume(Backend::Rbd);
 
 impl Subject {
     /// Makes it, and returns its locator.
-    async fn make(self, stage: &mut SimStage) -> String {
+    pub(crate) async fn make(self, stage: &mut SimStage) -> String {
         let machine = &stage.machine;
         match self {
             Self::Volume(backend) => return stage.volume(backend, "v", SIZE).await,
@@ -121,7 +121,7 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Attach => "attach",
             Self::AttachPersistently => "attach, persistent",
@@ -136,7 +136,7 @@ impl Verb {
     }
 
     /// The call, and whether it changed anything.
-    async fn call(self, mut client: Client, locator: &str) -> bool {
+    pub(crate) async fn call(self, mut client: Client, locator: &str) -> bool {
         match self {
             // All paths, or else a snapshot would depend on how far the later ones came.
             Self::Attach | Self::AttachPersistently | Self::AttachReadOnly | Self::AttachExclusively => {
@@ -160,7 +160,7 @@ impl Verb {
     }
 
     /// What has to be done before it can be called.
-    fn before(self) -> Option<Self> {
+    pub(crate) fn before(self) -> Option<Self> {
         match self {
             Self::Attach | Self::AttachPersistently | Self::AttachReadOnly | Self::AttachExclusively | Self::Manage => {
                 None
@@ -172,7 +172,7 @@ impl Verb {
     }
 
     /// What takes it back.
-    fn back(self) -> Self {
+    pub(crate) fn back(self) -> Self {
         match self {
             Self::Attach | Self::AttachPersistently | Self::AttachReadOnly | Self::AttachExclusively => Self::Detach,
             Self::Detach => Self::Attach,
@@ -282,6 +282,47 @@ async fn a_manage_whose_disk_is_silent_at_the_restart() {
         let left = difference(&bare, &stage.snapshot().await);
         assert!(left.is_empty(), "crash after effect {at}: something was left behind\n{left}");
     }
+}
+
+/// The storage alone has to lead back from wherever a crash left a volume: it is under its own name still, or it tells the name
+/// that it had.
+#[tokio::test]
+async fn the_origin_is_told_without_the_journal() {
+    for subject in [FILE, LVM, RBD, Subject::ThickSnapshot, Subject::ThinSnapshot] {
+        for verb in [Verb::Manage, Verb::Unmanage] {
+            let points = sweep_without_the_journal(subject, verb).await;
+            assert!(points > 2, "{subject:?} {verb:?}: {points} effects are too few to be true");
+        }
+    }
+}
+
+/// How many crash points there are.
+async fn sweep_without_the_journal(subject: Subject, verb: Verb) -> usize {
+    for at in 1.. {
+        let place = format!("{subject:?} {verb:?}, crash after effect {at}, journal lost");
+        let mut stage = SimStage::new().await;
+        let locator = subject.make(&mut stage).await;
+        let bare = stage.snapshot().await;
+        if let Some(before) = verb.before() {
+            assert!(before.call(stage.client(), &locator).await);
+        }
+        if !crash(&stage, verb, &locator, at).await {
+            return at - 1;
+        }
+        stage.kill();
+        stage.lose_journal();
+        stage.start().await;
+
+        // Where nobody remembers to look, the volume's own name leads to it.
+        match stage.client().volumes.get(v1::GetVolumeRequest { id: ID.into() }).await {
+            Ok(found) => assert_eq!(found.into_inner().origin, locator, "{place}"),
+            Err(_) => drop(Verb::Manage.call(stage.client(), &locator).await),
+        }
+        assert!(Verb::Unmanage.call(stage.client(), &locator).await, "{place}");
+        let left = difference(&bare, &stage.snapshot().await);
+        assert!(left.is_empty(), "{place}: something was left behind\n{left}");
+    }
+    unreachable!("a verb has an end")
 }
 
 /// The lines that only one of them has.
@@ -425,7 +466,7 @@ async fn start_twice(stage: &mut SimStage, again: usize) -> bool {
 }
 
 /// For the page that tells of it.
-fn swept(operation: &str, subject: Subject, points: usize, runs: usize) {
+pub(crate) fn swept(operation: &str, subject: Subject, points: usize, runs: usize) {
     let driver = match subject {
         Subject::Volume(backend) => backend.to_string(),
         Subject::Shared(backend) => format!("{backend}, shared"),
@@ -461,7 +502,7 @@ async fn what_is_brought_back_after_a_reboot() {
             let crashed = !stage.start_or_crash().await
                 || tokio::select! {
                     () = stage.machine.crashed() => true,
-                    () = until_back(&stage) => false,
+                    () = settled(&stage) => false,
                 };
             if !crashed {
                 assert!(at > 3, "{place}: {at} effects are too few to be true");
@@ -470,7 +511,7 @@ async fn what_is_brought_back_after_a_reboot() {
             }
             stage.kill();
             stage.start().await;
-            until_back(&stage).await;
+            settled(&stage).await;
             assert!(Verb::Detach.call(stage.client(), &locator).await, "{place}");
             let left = difference(&bare, &stage.snapshot().await);
             let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
@@ -479,13 +520,14 @@ async fn what_is_brought_back_after_a_reboot() {
     }
 }
 
-/// Looks until the attachment is there and nothing goes on.
+/// Looks until every attachment is there and nothing goes on.
 #[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
-async fn until_back(stage: &SimStage) {
+pub(crate) async fn settled(stage: &SimStage) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let now = stage.client().get("a").await.unwrap();
-        if now.state() == v1::AttachmentState::Ready && stage.client().running().await.is_empty() {
+        let now = stage.client().list().await.unwrap();
+        let all_there = now.iter().all(|each| each.state() == v1::AttachmentState::Ready);
+        if all_there && stage.client().running().await.is_empty() {
             return;
         }
         assert!(Instant::now() < deadline, "{now:?}");

@@ -1,5 +1,6 @@
 //! The stage of the simulated machine: the agent runs in a task, over a Unix socket in a directory of the test's own.
 
+use crate::power::Journals;
 use agent::{
     Mortard, Reloader,
     config::{CallerRule, Callers, Config, Role},
@@ -38,9 +39,9 @@ pub(crate) struct SimStage {
     /// The next agent has looked at every attachment before anybody calls it.
     pub(crate) looks_first: bool,
     directory: TempDir,
-    /// Where its journal is, if there is room in memory: on a disk it would wait for it at each commit, and no test here
-    /// loses power. Not by its own name, since the simulated machine has a `/dev` of its own.
-    _memory: Option<TempDir>,
+    /// Where its journal is, if there is room in memory: on a disk it would wait for it at each commit. Not by its own name,
+    /// since the simulated machine has a `/dev` of its own.
+    journals: Journals,
     generation: u32,
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
@@ -62,7 +63,6 @@ impl SimStage {
         Self::with(Config::default()).await
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the test's own directory")]
     pub(crate) async fn with(mut config: Config) -> Self {
         let machine = Machine::new();
         machine.put_directory(DIRECTORY);
@@ -70,12 +70,8 @@ impl SimStage {
         machine.add_vg(VG, &["vda"]);
         machine.add_cluster(CLUSTER, "127.0.0.1:6789");
         let directory = TempDir::new().unwrap();
-        let memory = TempDir::new_in("/dev/shm").ok();
         config.agent.state_directory = directory.path().join("state");
-        match &memory {
-            Some(memory) => std::os::unix::fs::symlink(memory.path(), &config.agent.state_directory).unwrap(),
-            None => std::fs::create_dir(&config.agent.state_directory).unwrap(),
-        }
+        let journals = Journals::new(config.agent.state_directory.clone());
         if config.callers == Callers::default() {
             config.callers.rules.push(rule(Role::Admin, &[]));
         }
@@ -85,7 +81,7 @@ impl SimStage {
             config,
             looks_first: true,
             directory,
-            _memory: memory,
+            journals,
             generation: 0,
             agent: None,
             stop: Arc::default(),
@@ -186,13 +182,27 @@ impl SimStage {
 }
 
 impl SimStage {
-    /// The host is turned off and on, and the agent starts with it.
+    /// The power is cut, and comes back with the agent: all is lost that the journal had not on its disk.
     pub(crate) async fn reboot(&mut self) {
+        self.cut_power(self.may_lose());
+        self.start().await;
+    }
+
+    /// How many commits a power cut may take with it.
+    pub(crate) fn may_lose(&self) -> usize {
+        let effects = self.machine.effects();
+        let commits = effects.iter().rev().filter(|effect| effect.starts_with("journal: "));
+        let not_on_disk = commits.take_while(|effect| effect.ends_with("not yet on the disk")).count();
+        not_on_disk.min(self.journals.commits().len())
+    }
+
+    /// The power is cut, and so many commits are lost.
+    pub(crate) fn cut_power(&mut self, lost: usize) {
+        self.journals.cut_power(lost);
         if let Some(agent) = self.agent.take() {
             agent.abort();
         }
         self.machine.reboot();
-        self.start().await;
     }
 }
 

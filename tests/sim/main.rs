@@ -19,6 +19,7 @@ mod losses;
 mod machine;
 mod metrics;
 mod model;
+mod power;
 mod reboot;
 mod rescue;
 mod socket;

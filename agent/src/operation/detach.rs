@@ -136,9 +136,9 @@ impl Agent {
     /// Ends a detach: the record goes, or stays with what could not be removed.
     pub(super) async fn gone(&self, operation: &Operation, mut record: Record, detached: &Detached) -> Result<()> {
         let Some(left) = detached.residuals.first() else {
-            let id = record.id;
+            let id = record.id.clone();
             let outcome = self.outcome(OutcomeState::Succeeded, None);
-            self.conclude(operation, outcome, Change::Remove(id.clone())).await?;
+            self.conclude(operation, outcome, Change::Remove(Box::new(record))).await?;
             self.watch.send(Event::Gone(id));
             return Ok(());
         };

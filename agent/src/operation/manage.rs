@@ -56,7 +56,6 @@ impl Agent {
         if let Some(id) = request.id {
             held.extend(volume_key(id))?;
         }
-        let unchanged = |volume| Ok(ManageReply { volume, changed: false, operation: None, would: Vec::new() });
         let candidate = match driver.inspect(from).await {
             Ok(candidate) => candidate,
             Err(Error::NotFound { what }) => {
@@ -64,7 +63,9 @@ impl Agent {
                 let volumes = driver.volumes(Some(&scope)).await?;
                 let managed = volumes.into_iter().find(|volume| volume.origin == *from);
                 return match managed {
-                    Some(volume) if request.id.is_none_or(|id| id == volume.id) => unchanged(volume),
+                    Some(volume) if request.id.is_none_or(|id| id == volume.id) => {
+                        self.managed_before(volume, &scope, request.dry_run).await
+                    }
                     Some(volume) => Err(managed_already(from, volume.id)),
                     None => Err(Error::NotFound { what }),
                 };
@@ -76,7 +77,7 @@ impl Agent {
             (Some(volume), Some(id)) if volume.id != id => return Err(managed_already(from, volume.id)),
             (Some(volume), _) => {
                 if volume.locator == from.beside(&templates.name(candidate.kind, volume.id))? {
-                    return unchanged(volume.clone());
+                    return self.managed_before(volume.clone(), &scope, request.dry_run).await;
                 }
                 if volume.origin != *from {
                     return Err(managed_already(from, volume.id));
@@ -131,6 +132,16 @@ impl Agent {
                 }
             },
         }
+    }
+
+    /// What is managed already. A journal that knows nothing of it, since the one that did is lost, is told where it is: whoever
+    /// asks for it by its id has to be led there.
+    async fn managed_before(&self, volume: Volume, scope: &Scope, dry_run: bool) -> Result<ManageReply> {
+        let place = scope.to_string();
+        if !dry_run && !self.journal.places().await?.contains(&place) {
+            self.journal.change(Change::Place(place)).await?;
+        }
+        Ok(ManageReply { volume, changed: false, operation: None, would: Vec::new() })
     }
 
     /// Of what its caller gives no time.

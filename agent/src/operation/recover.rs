@@ -239,7 +239,7 @@ impl Agent {
             self.unlink(id).await?;
         }
         if !forgotten.is_empty() {
-            let forgotten = forgotten.into_iter().map(|record| Change::Remove(record.id));
+            let forgotten = forgotten.into_iter().map(|record| Change::Remove(Box::new(record)));
             self.journal.change(Change::All(forgotten.collect())).await?;
         }
         self.looks.expect(here.into_iter().map(|record| record.id));
