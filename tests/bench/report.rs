@@ -142,7 +142,7 @@ only ratios within a section do.
 Times are milliseconds: the median, and in brackets the first and the third quartile (with fewer than seven rounds: the least and the most).
 
 - **Ours** is one call of `mortard` (release build, under systemd with its unit), from a client that is connected to its socket, from the request \
-to the reply. What the agent promises is inside: the journal's commits with fsync, the proof of identity, the stable path.
+to the reply. What the agent promises is inside: the journal's commits, the proof of identity, the stable path.
 - **The floor** is the one tool that the work cannot do without and the kernel's own answer, by a process that is \
 started already and looks in a busy loop. It looks at nothing else, proves nothing and remembers nothing.
 - **The peer** runs as root in one Python process that has its modules loaded, and without the privsep daemon that a deployment has: \
