@@ -95,6 +95,8 @@ pub(crate) struct About {
     pub(crate) attachments: Vec<Record>,
     /// The attachment that has the id which was asked for, whichever volume it is of.
     pub(crate) named: Option<Record>,
+    /// The volume that was given its name, and that one's id.
+    pub(crate) managed: Option<(VolumeId, Identity)>,
 }
 
 /// A handle to the thread that owns the database.
@@ -315,14 +317,21 @@ impl Journal {
     /// All that an attach of `volume` as `id` has to know, in one look.
     pub(crate) async fn about(&self, volume: &str, id: Option<&AttachmentId>) -> Result<About> {
         let (volume, id) = (volume.to_owned(), id.map(ToString::to_string));
-        let (exports, attachments, named) = self
+        let (exports, attachments, named, managed) = self
             .ask("read the journal", move |db| {
-                let exports = texts(db, EXPORTS_OF, Some(&volume))?;
-                let attachments = texts(db, ATTACHMENTS_OF, Some(&volume))?;
-                Ok((exports, attachments, id.map_or(Ok(Vec::new()), |id| texts(db, ATTACHMENT, Some(&id)))?))
+                let all = db.transaction()?;
+                let exports = texts(&all, EXPORTS_OF, Some(&volume))?;
+                let attachments = texts(&all, ATTACHMENTS_OF, Some(&volume))?;
+                let named = id.map_or(Ok(Vec::new()), |id| texts(&all, ATTACHMENT, Some(&id)))?;
+                Ok((exports, attachments, named, managed_at(&all, &volume)?))
             })
             .await?;
-        Ok(About { exports: parsed(&exports)?, attachments: parsed(&attachments)?, named: parsed(&named)?.pop() })
+        Ok(About {
+            exports: parsed(&exports)?,
+            attachments: parsed(&attachments)?,
+            named: parsed(&named)?.pop(),
+            managed: managed.map(ManagedRow::parse).transpose()?,
+        })
     }
 
     /// The attachments of which it is known that they are of this volume, ordered by id.
@@ -409,13 +418,8 @@ impl Journal {
     /// The volume that was given this managed name, and its id.
     pub(crate) async fn managed_at(&self, locator: &Locator) -> Result<Option<(VolumeId, Identity)>> {
         let volume = locator.key();
-        let found = self
-            .ask("read the journal", move |db| {
-                let query = "SELECT id, identity FROM managed WHERE volume = ?";
-                db.query_row(query, [volume], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).optional()
-            })
-            .await?;
-        found.map(|(id, identity)| Ok((id.parse()?, parse(&identity)?))).transpose()
+        let found = self.ask("read the journal", move |db| managed_at(db, &volume)).await?;
+        found.map(ManagedRow::parse).transpose()
     }
 
     /// Of which backends a volume is managed under this id.
@@ -447,6 +451,22 @@ fn texts(db: &Connection, query: &str, argument: Option<&str>) -> rusqlite::Resu
     let mut statement = db.prepare_cached(query)?;
     let rows = statement.query_map(rusqlite::params_from_iter(argument), |row| row.get(0))?;
     rows.collect()
+}
+
+struct ManagedRow {
+    id: String,
+    identity: String,
+}
+
+impl ManagedRow {
+    fn parse(self) -> Result<(VolumeId, Identity)> {
+        Ok((self.id.parse()?, parse(&self.identity)?))
+    }
+}
+
+fn managed_at(db: &Connection, volume: &str) -> rusqlite::Result<Option<ManagedRow>> {
+    let mut statement = db.prepare_cached("SELECT id, identity FROM managed WHERE volume = ?")?;
+    statement.query_row([volume], |row| Ok(ManagedRow { id: row.get(0)?, identity: row.get(1)? })).optional()
 }
 
 fn parsed<T: DeserializeOwned>(texts: &[String]) -> Result<Vec<T>> {

@@ -104,18 +104,25 @@ async fn sweep(subject: Subject, verb: Verb) -> (usize, usize) {
             stage.start().await;
             // What there was of it comes back, or is taken away, in the background.
             settled(&stage).await;
+            if stage.client().list().await.unwrap().is_empty() && !matches!(verb, Verb::Manage | Verb::Unmanage) {
+                left(&stage, &bare, &format!("{place}, before anybody calls")).await;
+            }
             verb.call(stage.client(), &locator).await;
             assert!(!verb.call(stage.client(), &locator).await, "{place}: a third call changed something");
             if verb.before().is_none() {
                 assert!(verb.back().call(stage.client(), &locator).await, "{place}");
             }
-            let left = difference(&bare, &stage.snapshot().await);
-            let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
-            assert!(left.is_empty(), "{place}: something was left behind\n{left:?}");
+            left(&stage, &bare, &place).await;
             runs += 1;
         }
     }
     unreachable!("a verb has an end")
+}
+
+async fn left(stage: &SimStage, bare: &str, place: &str) {
+    let left = difference(bare, &stage.snapshot().await);
+    let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
+    assert!(left.is_empty(), "{place}: something was left behind\n{left:?}");
 }
 
 #[tokio::test]

@@ -71,7 +71,8 @@ impl Agent {
             self.looked_at(id, deadline).await?;
             held.extend(attachment_key(id))?;
         }
-        let About { exports, attachments: siblings, named } = self.journal.about(&volume, request.id.as_ref()).await?;
+        let About { exports, attachments: siblings, named, managed } =
+            self.journal.about(&volume, request.id.as_ref()).await?;
         refuse_exported(&request.spec.locator, &exports)?;
         self.refuse_another_way(&request.spec.locator).await?;
         let (id, record) = match (&request.id, siblings.first()) {
@@ -128,7 +129,7 @@ impl Agent {
         let mut attached = Attached { spec: request.spec.clone(), footprint, identity: None };
         self.refuse_served(driver.as_ref(), &attached).await?;
         if let Footprint::Lvm { identity, .. } | Footprint::File { identity } = &attached.footprint {
-            self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
+            self.still_managed(driver.as_ref(), &attached.spec.locator, identity, managed.clone()).await?;
         }
         let plan = Plan::Attach { id, attached: attached.clone() };
         let mut work = self.begin(plan, held, deadline).await?;
@@ -144,7 +145,7 @@ impl Agent {
                 // Which image a name stands for is known only now.
                 if let Locator::Rbd(_) = &attached.spec.locator
                     && let Err(mismatch) =
-                        self.still_managed(driver.as_ref(), &attached.spec.locator, &device.identity).await
+                        self.still_managed(driver.as_ref(), &attached.spec.locator, &device.identity, managed).await
                 {
                     return self.undo(work, mismatch).await;
                 }

@@ -154,7 +154,8 @@ impl Agent {
         };
         if let Footprint::Lvm { identity, .. } = &attached.footprint {
             held.extend(identity_key(identity))?;
-            self.still_managed(driver.as_ref(), &attached.spec.locator, identity).await?;
+            let managed = self.journal.managed_at(&attached.spec.locator).await?;
+            self.still_managed(driver.as_ref(), &attached.spec.locator, identity, managed).await?;
             self.refuse_renamed(&attached.spec.locator, identity, &id).await?;
         }
         self.refuse_users(driver.as_ref(), &attached, &id).await?;

@@ -191,10 +191,16 @@ impl Agent {
         Ok(!backends.is_empty())
     }
 
-    /// Refuses what has taken a managed name since it was given. Which volume that was only the journal knows; one that it
-    /// knows nothing of is what the storage says.
-    pub(super) async fn still_managed(&self, driver: &dyn Driver, locator: &Locator, now: &Identity) -> Result<()> {
-        let Some((id, before)) = self.journal.managed_at(locator).await? else { return Ok(()) };
+    /// Refuses what has taken a managed name since it was given. Which volume that was only the journal knows (`managed`); one
+    /// that it knows nothing of is what the storage says.
+    pub(super) async fn still_managed(
+        &self,
+        driver: &dyn Driver,
+        locator: &Locator,
+        now: &Identity,
+        managed: Option<(VolumeId, Identity)>,
+    ) -> Result<()> {
+        let Some((id, before)) = managed else { return Ok(()) };
         let mut found = now.to_string();
         if now.is_still(&before) {
             // The number of a file that was removed is given to the next one; that one has no mark.
