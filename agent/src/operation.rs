@@ -211,7 +211,9 @@ pub(crate) fn attachment_key(id: &AttachmentId) -> String {
 /// A look before anything is changed: it ends at the deadline, and the tools that it runs end with it.
 async fn look_until<T>(deadline: Instant, locator: &Locator, look: impl Future<Output = Result<T>>) -> Result<T> {
     let late = |_| Error::TimedOut {
-        waiting_for: format!("a look at {locator}, which another command may hold; nothing was changed"),
+        waiting_for: format!(
+            "a look at {locator}, which another command may hold, or whose server may be gone; nothing was changed"
+        ),
     };
     timeout_at(deadline, look).await.map_err(late)?
 }

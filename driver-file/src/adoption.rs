@@ -19,7 +19,7 @@ use host::Host;
 pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volume> {
     let Adoption { id, name, from, to, identity } = adoption;
     let provenance = Provenance { id: *id, name: name.clone(), origin: volume::file(from)?.clone() };
-    let (found, renamed) = match whereabouts(host, from, to, identity)? {
+    let (found, renamed) = match whereabouts(host, from, to, identity).await? {
         Whereabouts::Here(found) => (found, false),
         Whereabouts::There(found) => (found, true),
     };
@@ -29,7 +29,7 @@ pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volum
         return Err(Error::AlreadyExists { what: format!("{from} is managed already, as {}", other.id) });
     }
     if !renamed {
-        check_is_free(host, to)?;
+        check_is_free(host, to).await?;
     }
     if written.as_ref() != Some(&provenance) {
         provenance::write(host, file, &provenance).await?;
@@ -50,7 +50,7 @@ pub(crate) async fn manage(host: &dyn Host, adoption: &Adoption) -> Result<Volum
 
 pub(crate) async fn unmanage(host: &dyn Host, release: &Release) -> Result<()> {
     let Release { id, from, to, identity } = release;
-    let renamed = matches!(whereabouts(host, from, to, identity)?, Whereabouts::There(_));
+    let renamed = matches!(whereabouts(host, from, to, identity).await?, Whereabouts::There(_));
     let file = volume::file(if renamed { to } else { from })?;
     if let Some(other) = provenance::read(host, file).await?.filter(|written| written.id != *id) {
         return Err(Error::Mismatch {
@@ -73,12 +73,12 @@ enum Whereabouts {
     There(Found),
 }
 
-fn whereabouts(host: &dyn Host, from: &Locator, to: &Locator, identity: &Identity) -> Result<Whereabouts> {
+async fn whereabouts(host: &dyn Host, from: &Locator, to: &Locator, identity: &Identity) -> Result<Whereabouts> {
     let (here, there): (&RawFile, &RawFile) = (volume::file(from)?, volume::file(to)?);
     if here.path().parent() != there.path().parent() {
         return Err(Error::invalid("locator", format!("{to} is not in the directory of {from}")));
     }
-    match (volume::look(host, from)?, volume::look(host, to)?) {
+    match (volume::look(host, from).await?, volume::look(host, to).await?) {
         (_, Some(found)) if found.identity == *identity && from == to => Ok(Whereabouts::There(found)),
         // Two names of one file: only the first is ours to change.
         (Some(found), _) if found.identity == *identity => Ok(Whereabouts::Here(found)),
@@ -92,8 +92,8 @@ fn whereabouts(host: &dyn Host, from: &Locator, to: &Locator, identity: &Identit
     }
 }
 
-fn check_is_free(host: &dyn Host, name: &Locator) -> Result<()> {
-    match host.stat(volume::file(name)?.path()).map_err(machine(format!("look at {name}")))? {
+async fn check_is_free(host: &dyn Host, name: &Locator) -> Result<()> {
+    match host.file(volume::file(name)?.path()).await.map_err(machine(format!("look at {name}")))? {
         None => Ok(()),
         Some(_) => Err(taken(name)),
     }

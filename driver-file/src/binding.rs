@@ -80,7 +80,7 @@ pub(crate) async fn ours(host: &dyn Host, locator: &Locator, identity: &Identity
 /// which would lose its device with ours.
 pub(crate) async fn reusable(host: &dyn Host, locator: &Locator, identity: &Identity) -> Result<Option<LoopDevice>> {
     let in_use = |by: String| Error::InUse { what: locator.to_string(), by: vec![by] };
-    let named = host.resolve(volume::file(locator)?.path()).map_err(machine(format!("look at {locator}")))?;
+    let named = host.real_path(volume::file(locator)?.path()).await.map_err(machine(format!("look at {locator}")))?;
     let mut reusable = None;
     for device in bound_to(host, locator, identity).await? {
         let node = node(&device);
@@ -248,7 +248,7 @@ pub(crate) async fn unbind(
 pub(crate) async fn grow(host: &dyn Host, bound: &LoopDevice, locator: &Locator) -> Result<Device> {
     let gone = || Error::NotFound { what: format!("the device of {locator}") };
     let before = device(host, bound)?.ok_or_else(gone)?;
-    let stat = host.stat(&bound.file).map_err(machine(format!("look at {locator}")))?;
+    let stat = host.file(&bound.file).await.map_err(machine(format!("look at {locator}")))?;
     let stat = stat.filter(|stat| Identity::File { device: stat.device, inode: stat.inode } == before.identity);
     let stat =
         stat.ok_or_else(|| Error::NotFound { what: format!("the file {} of {locator}", bound.file.display()) })?;

@@ -31,13 +31,13 @@ const AFTER: &str = ".img";
 pub(crate) async fn plan(host: &dyn Host, image: &Locator, owner: &str) -> Result<Derivation> {
     let file = volume::file(image)?;
     let to = Locator::File(RawFile::new(&file.sibling(&name_of(owner)?).path().to_string_lossy())?);
-    let found = volume::present(host, image)?;
+    let found = volume::present(host, image).await?;
     look_at(host, image, &found).await?;
     if let Some(Rescue { owner, .. }) = provenance::rescue(host, file).await? {
         let what = format!("{image} cannot be an image: {}", Derivation::explained(&owner));
         return Err(Error::WrongState { what });
     }
-    if volume::look(host, &to)?.is_some() {
+    if volume::look(host, &to).await?.is_some() {
         return Err(match provenance::rescue(host, volume::file(&to)?).await? {
             Some(there) if there.owner == owner => {
                 Error::WrongState { what: format!("{to} is there already: {}", Derivation::explained(owner)) }
@@ -54,7 +54,7 @@ pub(crate) async fn derive(host: &dyn Host, derivation: &Derivation, deadline: I
     if let Some(there) = plan.there(host).await? {
         return derived(host, &derivation.to, &there).await;
     }
-    let found = volume::present(host, &derivation.image)?;
+    let found = volume::present(host, &derivation.image).await?;
     volume::same(&derivation.image, &derivation.identity, &found.identity)?;
     let disk = look_at(host, &derivation.image, &found).await?;
     host.remove(plan.half.path()).await.map_err(machine(format!("remove {}", plan.half.path().display())))?;
@@ -82,7 +82,7 @@ pub(crate) async fn discard(host: &dyn Host, derivation: &Derivation) -> Result<
     let plan = Plan::new(derivation)?;
     plan.there(host).await?;
     for file in [plan.to, &plan.half] {
-        if let Some(found) = volume::look(host, &Locator::File(file.clone()))? {
+        if let Some(found) = volume::look(host, &Locator::File(file.clone())).await? {
             let by = users(host, file, &found.identity).await?;
             if !by.is_empty() {
                 return Err(Error::InUse { what: derivation.to.to_string(), by });
@@ -92,7 +92,7 @@ pub(crate) async fn discard(host: &dyn Host, derivation: &Derivation) -> Result<
     for file in [plan.to, &plan.half] {
         let doing = format!("remove {}", file.path().display());
         host.remove(file.path()).await.map_err(refusal::of(&Locator::File(file.clone()), doing))?;
-        if volume::look(host, &Locator::File(file.clone()))?.is_some() {
+        if volume::look(host, &Locator::File(file.clone())).await?.is_some() {
             let what = format!("{} is there again: somebody else made it; try again", file.path().display());
             return Err(Error::WrongState { what });
         }
@@ -103,14 +103,16 @@ pub(crate) async fn discard(host: &dyn Host, derivation: &Derivation) -> Result<
 /// See [`driver::Driver::derivations`]; in one directory. A half-made one is told by its name.
 pub(crate) async fn list(host: &dyn Host, directory: &Path) -> Result<Vec<Derivation>> {
     let mut found: Vec<Derivation> = Vec::new();
-    for name in host.list(directory).map_err(machine(format!("list {}", directory.display())))? {
+    for (name, FileStat { device, inode, .. }) in
+        host.files(directory).await.map_err(machine(format!("list {}", directory.display())))?
+    {
         let whole = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
         let file = directory.join(whole.unwrap_or(&name));
         let Some(Ok(to)) = file.to_str().map(RawFile::new) else { continue };
         let owner = match whole {
             Some(name) => name.strip_prefix(BEFORE).and_then(|rest| rest.strip_suffix(AFTER)).map(str::to_owned),
             None if name.starts_with('.') => None,
-            None => match volume::look(host, &Locator::File(to.clone())) {
+            None => match volume::look(host, &Locator::File(to.clone())).await {
                 Ok(Some(_)) => provenance::rescue(host, &to).await?.map(|rescue| rescue.owner),
                 _ => None,
             },
@@ -118,8 +120,6 @@ pub(crate) async fn list(host: &dyn Host, directory: &Path) -> Result<Vec<Deriva
         let is_named = |owner: &String| name_of(owner).is_ok_and(|name| to.path().file_name() == Some(name.as_ref()));
         let Some(owner) = owner.filter(is_named) else { continue };
         if found.iter().all(|known| known.owner != owner) {
-            let at = host.stat(&directory.join(&name)).map_err(machine(format!("look at {}", file.display())))?;
-            let Some(FileStat { device, inode, .. }) = at else { continue };
             let to = Locator::File(to);
             // Which file it was made of nothing tells, and a discard does not ask.
             found.push(Derivation { owner, image: to.clone(), identity: Identity::File { device, inode }, to });
@@ -154,7 +154,7 @@ impl<'a> Plan<'a> {
     /// What the derived volume's mark says, if it is there; an error if what has its name does not bear the mark.
     async fn there(&self, host: &dyn Host) -> Result<Option<Rescue>> {
         let at = Locator::File(self.to.clone());
-        if volume::look(host, &at)?.is_none() {
+        if volume::look(host, &at).await?.is_none() {
             return Ok(None);
         }
         match provenance::rescue(host, self.to).await? {
@@ -226,7 +226,7 @@ async fn head(host: &dyn Host, file: &Locator) -> Result<Vec<u8>> {
 
 /// Its format is what it was made as: what a guest has written to it by now decides nothing.
 async fn derived(host: &dyn Host, to: &Locator, rescue: &Rescue) -> Result<Derived> {
-    let found = volume::present(host, to)?;
+    let found = volume::present(host, to).await?;
     let size_bytes = match rescue.format {
         DiskFormat::Raw => found.size_bytes,
         DiskFormat::Qcow2 => {

@@ -95,7 +95,7 @@ impl Driver for FileDriver {
     }
 
     async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
-        let found = volume::attachable(self.host.as_ref(), &spec.locator)?;
+        let found = volume::attachable(self.host.as_ref(), &spec.locator).await?;
         if let Some(bound) = binding::reusable(self.host.as_ref(), &spec.locator, &found.identity).await? {
             binding::check_mode(self.host.as_ref(), spec, &bound)?;
         }
@@ -106,7 +106,7 @@ impl Driver for FileDriver {
         let deadline = attempt.deadline;
         let host = self.host.as_ref();
         let identity = noted(footprint)?;
-        let found = volume::attachable(host, &spec.locator)?;
+        let found = volume::attachable(host, &spec.locator).await?;
         volume::same(&spec.locator, identity, &found.identity)?;
         if let Some(bound) = binding::reusable(host, &spec.locator, identity).await? {
             binding::check_mode(host, spec, &bound)?;
@@ -148,7 +148,7 @@ impl Driver for FileDriver {
         // The device proves itself by the numbers of its file. A name that is gone was changed, by us or by somebody
         // else; one that another file has now would be attached again as another volume.
         if found.is_some()
-            && let Some(named) = volume::look(self.host.as_ref(), &at.spec.locator)?
+            && let Some(named) = volume::look(self.host.as_ref(), &at.spec.locator).await?
         {
             volume::same(&at.spec.locator, identity(at)?, &named.identity)?;
         }
@@ -184,7 +184,7 @@ impl Driver for FileDriver {
     }
 
     async fn inspect(&self, locator: &Locator) -> Result<Candidate> {
-        let found = volume::present(self.host.as_ref(), locator)?;
+        let found = volume::present(self.host.as_ref(), locator).await?;
         self.listing().await?.candidate(volume::file(locator)?, found).await
     }
 

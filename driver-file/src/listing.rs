@@ -21,10 +21,10 @@ impl<'a> Listing<'a> {
     /// Every regular file of a directory.
     pub(crate) async fn candidates(&self, directory: &Path) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
-        for (file, found) in files(self.host, directory)? {
+        for (file, found) in files(self.host, directory).await? {
             match self.candidate(&file, found).await {
                 Ok(candidate) => candidates.push(candidate),
-                Err(error) => unless_gone(self.host, file, error)?,
+                Err(error) => unless_gone(self.host, file, error).await?,
             }
         }
         Ok(candidates)
@@ -70,19 +70,19 @@ impl<'a> Listing<'a> {
 /// The managed volumes of a directory.
 pub(crate) async fn volumes(host: &dyn Host, directory: &Path) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
-    for (file, found) in files(host, directory)? {
+    for (file, found) in files(host, directory).await? {
         match managed(host, &file, &found).await {
             Ok(volume) => volumes.extend(volume),
             Err(Error::WrongState { what }) => tracing::warn!("{} is passed over: {what}", file.path().display()),
-            Err(error) => unless_gone(host, file, error)?,
+            Err(error) => unless_gone(host, file, error).await?,
         }
     }
     Ok(volumes)
 }
 
 /// An error counts only while the file is there: it may go while we look at others.
-fn unless_gone(host: &dyn Host, file: RawFile, error: Error) -> Result<()> {
-    match volume::look(host, &Locator::File(file)) {
+async fn unless_gone(host: &dyn Host, file: RawFile, error: Error) -> Result<()> {
+    match volume::look(host, &Locator::File(file)).await {
         Ok(None) => Ok(()),
         _ => Err(error),
     }
@@ -103,23 +103,21 @@ async fn managed(host: &dyn Host, file: &RawFile, found: &Found) -> Result<Optio
 
 /// The regular files of a directory, sorted by name. Hidden ones are somebody's own business, half-written ones among
 /// them; one whose name cannot stand in a locator could not be named to us.
-fn files(host: &dyn Host, directory: &Path) -> Result<Vec<(RawFile, Found)>> {
+async fn files(host: &dyn Host, directory: &Path) -> Result<Vec<(RawFile, Found)>> {
     let doing = || format!("list {}", directory.display());
-    let place = host.resolve(directory).map_err(machine(doing()))?;
+    let place = host.real_path(directory).await.map_err(machine(doing()))?;
     let place = place.ok_or_else(|| Error::NotFound { what: format!("the directory {}", directory.display()) })?;
-    if !host.stat(&place).map_err(machine(doing()))?.is_some_and(|stat| stat.is_directory) {
+    if !host.file(&place).await.map_err(machine(doing()))?.is_some_and(|stat| stat.is_directory) {
         return Err(Error::invalid("scope", format!("{} is not a directory", directory.display())));
     }
     let mut files = Vec::new();
-    for name in host.list(directory).map_err(machine(doing()))? {
+    for (name, stat) in host.files(directory).await.map_err(machine(doing()))? {
         let path = directory.join(&name);
-        let Some(Ok(file)) = path.to_str().map(RawFile::new) else { continue };
-        let stat = host.stat(&path).map_err(machine(doing()))?;
-        if !name.starts_with('.')
-            && stat.is_some_and(|stat| stat.is_file)
-            && let Some(found) = volume::look(host, &Locator::File(file.clone()))?
+        if let Some(Ok(file)) = path.to_str().map(RawFile::new)
+            && stat.is_file
+            && !name.starts_with('.')
         {
-            files.push((file, found));
+            files.push((file, Found::of(&stat)));
         }
     }
     Ok(files)

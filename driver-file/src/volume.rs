@@ -2,7 +2,7 @@
 
 use crate::refusal::machine;
 use driver::{Error, Identity, Locator, RawFile, Result};
-use host::Host;
+use host::{FileStat, Host};
 
 /// The kernel counts a block device's size in these.
 const SECTOR: u64 = 512;
@@ -15,6 +15,10 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    pub(crate) fn of(stat: &FileStat) -> Self {
+        Self { identity: Identity::File { device: stat.device, inode: stat.inode }, size_bytes: stat.size_bytes }
+    }
+
     /// Why it cannot be a block device; `None` if it can.
     pub(crate) fn unfit(&self) -> Option<String> {
         match self.size_bytes {
@@ -36,26 +40,25 @@ pub(crate) fn file(locator: &Locator) -> Result<&RawFile> {
 }
 
 /// What a locator leads to; `None` if nothing is there.
-pub(crate) fn look(host: &dyn Host, locator: &Locator) -> Result<Option<Found>> {
+pub(crate) async fn look(host: &dyn Host, locator: &Locator) -> Result<Option<Found>> {
     let path = file(locator)?.path();
-    let stat = host.stat(path).map_err(machine(format!("look at {locator}")))?;
+    let stat = host.file(path).await.map_err(machine(format!("look at {locator}")))?;
     let Some(stat) = stat else { return Ok(None) };
     if !stat.is_file {
         let kind = if stat.is_directory { "a directory" } else { "a link or a device node" };
         return Err(Error::WrongState { what: format!("{locator} is {kind}; name the regular file itself") });
     }
-    let identity = Identity::File { device: stat.device, inode: stat.inode };
-    Ok(Some(Found { identity, size_bytes: stat.size_bytes }))
+    Ok(Some(Found::of(&stat)))
 }
 
 /// As [`look`], where it has to be there.
-pub(crate) fn present(host: &dyn Host, locator: &Locator) -> Result<Found> {
-    look(host, locator)?.ok_or_else(|| Error::NotFound { what: locator.to_string() })
+pub(crate) async fn present(host: &dyn Host, locator: &Locator) -> Result<Found> {
+    look(host, locator).await?.ok_or_else(|| Error::NotFound { what: locator.to_string() })
 }
 
 /// As [`present`], where it has to be fit for a device.
-pub(crate) fn attachable(host: &dyn Host, locator: &Locator) -> Result<Found> {
-    let found = present(host, locator)?;
+pub(crate) async fn attachable(host: &dyn Host, locator: &Locator) -> Result<Found> {
+    let found = present(host, locator).await?;
     match found.unfit() {
         None => Ok(found),
         Some(why) => Err(Error::WrongState { what: format!("{locator} cannot be a device: {why}") }),

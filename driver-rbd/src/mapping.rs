@@ -155,13 +155,15 @@ pub(crate) fn others(host: &dyn Host, than: &Mapping) -> Result<Vec<Mapping>> {
     of_image(host, &than.identity, |id| id != than.id)
 }
 
-/// The mapping of a mark. Of all others only one attribute is read.
+/// The mapping of a mark. It is looked for from the highest number down, where a new one mostly is, and of the others only
+/// one attribute is read.
 pub(crate) fn marked(host: &dyn Host, mark: &Mark) -> Result<Option<Mapping>> {
     let look = |id| match Config::of(host, id)? {
         Some(config) if config.mark.as_ref() == Some(mark) => mapped(host, id, config),
         _ => Ok(None),
     };
-    Ok(each(host, look).map_err(failed("look for what was mapped"))?.pop())
+    let found = ids(host).and_then(|ids| ids.into_iter().rev().find_map(|id| look(id).transpose()).transpose());
+    found.map_err(failed("look for what was mapped"))
 }
 
 /// The marks of all mappings of ours.

@@ -60,6 +60,8 @@ pub trait Host: Send + Sync + 'static {
     async fn outlived(&self, deadline: Instant) -> Result<Vec<String>>;
 
     // ---- the kernel's own files ----
+    //
+    // In sysfs, proc and /dev, which are in memory: they are looked at without a thread.
 
     /// An attribute's text without the newline at its end; `None` if there is no such file.
     fn read(&self, path: &Path) -> Result<Option<String>>;
@@ -69,6 +71,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Where a path leads once every link in it is followed; `None` if it leads nowhere.
     fn resolve(&self, path: &Path) -> Result<Option<PathBuf>>;
+
+    /// What a path is, its last link not followed; `None` if it is not there.
+    fn stat(&self, path: &Path) -> Result<Option<FileStat>>;
 
     /// Writes an attribute. It may sleep in the kernel.
     async fn write(&self, attribute: &Path, value: &str) -> Result<()>;
@@ -125,9 +130,18 @@ pub trait Host: Send + Sync + 'static {
     async fn loop_resize(&self, device: &Path) -> Result<()>;
 
     // ---- files ----
+    //
+    // They may be on a server that is gone. Then what asks for them fails after a minute, and one thread at most waits in each
+    // directory for the kernel.
 
-    /// What a path is, its last link not followed; `None` if it is not there.
-    fn stat(&self, path: &Path) -> Result<Option<FileStat>>;
+    /// As [`Host::stat`].
+    async fn file(&self, path: &Path) -> Result<Option<FileStat>>;
+
+    /// As [`Host::resolve`].
+    async fn real_path(&self, path: &Path) -> Result<Option<PathBuf>>;
+
+    /// What is in a directory, sorted by name; nothing if there is no such directory.
+    async fn files(&self, directory: &Path) -> Result<Vec<(String, FileStat)>>;
 
     /// Puts a file in place whole: written beside it, synced, renamed, its directory synced. Missing directories are
     /// made, with mode 0700.

@@ -87,6 +87,17 @@ impl Linux {
         self
     }
 
+    /// Looks at a file of others, one look at a time in each `directory`: its server may be gone.
+    async fn look<T: Send + 'static>(
+        &self,
+        directory: &Path,
+        path: &Path,
+        look: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let lane = lanes::Lane::of(directory, "look");
+        self.lanes.alone(lane, format!("look at {}", path.display()), PATIENCE, look).await
+    }
+
     /// Does what this program was started for by the other name that [`Self::flushing_apart`] gives it; `None` if it has its
     /// own.
     pub fn other_self() -> Option<std::process::ExitCode> {
@@ -179,11 +190,11 @@ impl Host for Linux {
     }
 
     fn resolve(&self, path: &Path) -> Result<Option<PathBuf>> {
-        match fs::canonicalize(path) {
-            Ok(resolved) => Ok(Some(resolved)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(Error::io("resolve", path)(error)),
-        }
+        files::resolve(path)
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
+        files::stat(path)
     }
 
     async fn write(&self, attribute: &Path, value: &str) -> Result<()> {
@@ -282,8 +293,19 @@ impl Host for Linux {
         blocking("loop resize", PATIENCE, move || loops::resize(&path)).await
     }
 
-    fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
-        files::stat(path)
+    async fn file(&self, path: &Path) -> Result<Option<FileStat>> {
+        let owned = path.to_owned();
+        self.look(files::parent(path), path, move || files::stat(&owned)).await
+    }
+
+    async fn real_path(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let owned = path.to_owned();
+        self.look(path, path, move || files::resolve(&owned)).await
+    }
+
+    async fn files(&self, directory: &Path) -> Result<Vec<(String, FileStat)>> {
+        let owned = directory.to_owned();
+        self.look(directory, directory, move || files::in_directory(&owned)).await
     }
 
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
@@ -348,8 +370,7 @@ impl Host for Linux {
 
     async fn attributes(&self, path: &Path, prefix: &str) -> Result<BTreeMap<String, String>> {
         let (owned, prefix) = (path.to_owned(), prefix.to_owned());
-        blocking(format!("attributes of {}", path.display()), PATIENCE, move || files::attributes(&owned, &prefix))
-            .await
+        self.look(files::parent(path), path, move || files::attributes(&owned, &prefix)).await
     }
 
     async fn set_attributes(&self, path: &Path, attributes: &[(&str, Option<&str>)]) -> Result<()> {

@@ -505,6 +505,25 @@ impl Host for Machine {
         self.look(path, |world| Ok(world.files.stat(path)))
     }
 
+    async fn file(&self, path: &Path) -> Result<Option<FileStat>> {
+        let name = format!("file {}", path.display());
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.files.stat(path)))).await
+    }
+
+    async fn real_path(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let name = format!("real_path {}", path.display());
+        self.call(&name, |world| world.attempt(&name, |world| Ok(world.files.resolve(path)))).await
+    }
+
+    async fn files(&self, directory: &Path) -> Result<Vec<(String, FileStat)>> {
+        let name = format!("files {}", directory.display());
+        let list = |world: &mut World| {
+            let stat = |name: String| world.files.stat(directory.join(&name)).map(|stat| (name, stat));
+            Ok(world.files.list(directory).into_iter().filter_map(stat).collect())
+        };
+        self.call(&name, |world| world.attempt(&name, list)).await
+    }
+
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         let put = |world: &mut World| {
             world.files.create(path, content.to_vec(), content.len() as u64, mode);

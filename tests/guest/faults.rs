@@ -24,11 +24,11 @@ const SIZE: u64 = 16 << 20;
 const STATE: &str = "/var/lib/mortar";
 
 /// Puts something back as it was, also after a failure.
-struct Afterwards(&'static str);
+struct Afterwards<S: AsRef<str>>(S);
 
-impl Drop for Afterwards {
+impl<S: AsRef<str>> Drop for Afterwards<S> {
     fn drop(&mut self) {
-        try_sh(self.0);
+        try_sh(self.0.as_ref());
     }
 }
 

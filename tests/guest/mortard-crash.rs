@@ -211,6 +211,18 @@ impl Host for Crashing {
         self.machine.stat(path)
     }
 
+    async fn file(&self, path: &Path) -> Result<Option<FileStat>> {
+        self.machine.file(path).await
+    }
+
+    async fn real_path(&self, path: &Path) -> Result<Option<PathBuf>> {
+        self.machine.real_path(path).await
+    }
+
+    async fn files(&self, directory: &Path) -> Result<Vec<(String, FileStat)>> {
+        self.machine.files(directory).await
+    }
+
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         self.doing(format!("replace {}", path.display()), self.machine.replace(path, content, mode)).await
     }

@@ -172,8 +172,12 @@ async fn change(stage: &GuestStage, volume: &mut Volume, to: State, kill_after: 
     loop {
         match volume.go(stage.client(), to).await {
             Ok(()) => break,
-            // What the recovery has not ended yet, or an agent that is not back.
-            Err(refused) if matches!(refused.reason.as_str(), "BUSY" | "") && Instant::now() < end => {
+            // What the recovery has not ended yet, or an agent that is not back, or a watch that an OSD under load has not been
+            // told the end of: it forgets it after 30 s.
+            Err(refused)
+                if Instant::now() < end
+                    && (matches!(refused.reason.as_str(), "BUSY" | "") || refused.message.contains("watched from")) =>
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(refused) => panic!("{}: {:?} to {to:?}: {refused:?}", volume.locator, volume.state),

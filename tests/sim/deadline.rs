@@ -65,6 +65,28 @@ async fn a_look_ends_at_the_callers_deadline() {
     assert!(client.attach(attach("a", &locator)).await.unwrap().changed);
 }
 
+/// The server of a file is gone: who asks for the file ends at the deadline, wherever it was looked for, and others go on.
+#[tokio::test]
+async fn a_look_at_a_file_ends_at_the_callers_deadline() {
+    let mut stage = SimStage::new().await;
+    let (locator, other) = (stage.volume(Backend::File, "v", SIZE).await, stage.volume(Backend::File, "w", SIZE).await);
+    let (before, mut client) = (stage.snapshot().await, stage.client());
+    for look in ["real_path", "file /srv/volumes/v.raw"] {
+        let held = stage.machine.hang(0, look);
+        let start = Instant::now();
+        let request = v1::AttachRequest { timeout_ms: 700, ..attach("a", &locator) };
+        let refused = client.attach(request).await.unwrap_err();
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::DeadlineExceeded, "TIMED_OUT"), "{look}");
+        let waited = Duration::from_millis(600)..Duration::from_secs(3);
+        assert!(waited.contains(&start.elapsed()), "{look}: {:?}", start.elapsed());
+        assert!(client.attach(attach("b", &other)).await.unwrap().changed, "{look}");
+        assert!(client.detach("b").await.unwrap().changed, "{look}");
+        held.let_go();
+        assert_eq!(stage.snapshot().await, before, "{look}");
+    }
+    assert!(client.attach(attach("a", &locator)).await.unwrap().changed);
+}
+
 #[tokio::test]
 async fn the_second_caller_learns_who_is_there() {
     let mut stage = SimStage::new().await;

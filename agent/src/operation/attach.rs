@@ -64,8 +64,9 @@ impl Agent {
     /// Makes a volume present, or finds that it is.
     pub(crate) async fn attach(self: Arc<Self>, mut request: AttachRequest) -> Result<AttachReply> {
         let driver = self.drivers.ready(request.spec.locator.backend()).await?;
-        request.spec.locator = self.canonical(request.spec.locator)?;
-        let (volume, deadline) = (request.spec.locator.key(), request.attempt.deadline);
+        let deadline = request.attempt.deadline;
+        request.spec.locator = self.canonical(request.spec.locator, deadline).await?;
+        let volume = request.spec.locator.key();
         let mut held = self.locks.take(&format!("attach of {volume}"), request.spec.locator.keys())?;
         if let Some(id) = &request.id {
             self.looked_at(id, deadline).await?;
@@ -327,14 +328,15 @@ impl Agent {
     }
 
     /// The locator in the one spelling that all names of a volume lead to: a file's directory without links.
-    pub(super) fn canonical(&self, locator: Locator) -> Result<Locator> {
-        if let Locator::File(file) = &locator
-            && let (Some(directory), Some(name)) = (file.path().parent(), file.path().file_name())
-            && let Some(real) = self.host.resolve(directory).map_err(Error::host("resolve the file's directory"))?
-        {
-            return RawFile::new(&real.join(name).to_string_lossy()).map(Locator::File);
+    pub(super) async fn canonical(&self, locator: Locator, deadline: Instant) -> Result<Locator> {
+        let Locator::File(file) = &locator else { return Ok(locator) };
+        let (Some(directory), Some(name)) = (file.path().parent(), file.path().file_name()) else { return Ok(locator) };
+        let resolve =
+            async { self.host.real_path(directory).await.map_err(Error::host("resolve the file's directory")) };
+        match look_until(deadline, &locator, resolve).await? {
+            Some(real) => RawFile::new(&real.join(name).to_string_lossy()).map(Locator::File),
+            None => Ok(locator),
         }
-        Ok(locator)
     }
 
     /// `/dev/mortar/ID`

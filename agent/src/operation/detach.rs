@@ -35,7 +35,7 @@ impl Agent {
         let id = match target {
             Target::Id(id) => id,
             Target::Locator(locator) => {
-                let locator = self.canonical(locator)?;
+                let locator = self.canonical(locator, deadline).await?;
                 let volume = locator.key();
                 // An attach of it may be under way: then nobody can say yet that it is gone.
                 drop(self.locks.take(&format!("detach of {volume}"), [volume.clone()])?);

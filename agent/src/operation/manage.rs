@@ -48,7 +48,7 @@ pub(crate) struct UnmanageReply {
 impl Agent {
     /// Takes a volume into management, or finds that it is.
     pub(crate) async fn manage(self: Arc<Self>, mut request: ManageRequest) -> Result<ManageReply> {
-        request.locator = self.canonical(request.locator)?;
+        request.locator = self.canonical(request.locator, self.usual_deadline()).await?;
         let from = &request.locator;
         let scope = from.scope()?;
         let driver = self.drivers.ready(from.backend()).await?;

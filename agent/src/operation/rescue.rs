@@ -135,8 +135,8 @@ impl Agent {
     /// Lets an instance boot from a rescue disk, or finds that it does.
     pub(crate) async fn rescue(self: Arc<Self>, mut request: RescueRequest) -> Result<RescueReply> {
         request.disk = match request.disk {
-            RescueDisk::Image(locator) => RescueDisk::Image(self.canonical(locator)?),
-            RescueDisk::Volume(locator) => RescueDisk::Volume(self.canonical(locator)?),
+            RescueDisk::Image(locator) => RescueDisk::Image(self.canonical(locator, request.deadline).await?),
+            RescueDisk::Volume(locator) => RescueDisk::Volume(self.canonical(locator, request.deadline).await?),
         };
         let instance = self.hypervisor.instance(&request.instance).await?;
         let uuid = instance.uuid;
@@ -284,7 +284,7 @@ impl Agent {
 
     /// A file is handed to QEMU as it is: raw, and nobody else's.
     async fn refuse_file(&self, disk: &RescueDisk, path: &Path) -> Result<()> {
-        let stat = self.host.stat(path).map_err(Error::host(format!("look at {}", path.display())))?;
+        let stat = self.host.file(path).await.map_err(Error::host(format!("look at {}", path.display())))?;
         if !stat.is_some_and(|stat| stat.is_file) {
             return Err(Error::NotFound { what: format!("the file {}", path.display()) });
         }

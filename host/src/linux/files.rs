@@ -51,6 +51,20 @@ pub(super) fn stat(path: &Path) -> Result<Option<FileStat>> {
     }
 }
 
+pub(super) fn resolve(path: &Path) -> Result<Option<PathBuf>> {
+    match fs::canonicalize(path) {
+        Ok(resolved) => Ok(Some(resolved)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(Error::io("resolve", path)(error)),
+    }
+}
+
+/// What goes meanwhile is left out.
+pub(super) fn in_directory(directory: &Path) -> Result<Vec<(String, FileStat)>> {
+    let stat = |name: String| Ok(stat(&directory.join(&name))?.map(|stat| (name, stat)));
+    super::list(directory)?.into_iter().filter_map(|name| stat(name).transpose()).collect()
+}
+
 pub(super) fn replace(path: &Path, content: &[u8], mode: u32, synced: bool) -> Result<()> {
     let directory = parent(path);
     make_directories(directory, 0o700)?;
@@ -262,7 +276,7 @@ pub(super) fn set_attributes(path: &Path, attributes: &[(String, Option<String>)
     sync().map_err(Error::io("sync", path))
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 

@@ -115,6 +115,18 @@ impl Host for Attended {
         step(Kind::Changes, || format!("resize {}", device.display()), self.0.loop_resize(device)).await
     }
 
+    async fn file(&self, path: &Path) -> Result<Option<FileStat>> {
+        step(Kind::Reads, || format!("look at {}", path.display()), self.0.file(path)).await
+    }
+
+    async fn real_path(&self, path: &Path) -> Result<Option<PathBuf>> {
+        step(Kind::Reads, || format!("resolve {}", path.display()), self.0.real_path(path)).await
+    }
+
+    async fn files(&self, directory: &Path) -> Result<Vec<(String, FileStat)>> {
+        step(Kind::Reads, || format!("list {}", directory.display()), self.0.files(directory)).await
+    }
+
     async fn replace(&self, path: &Path, content: &[u8], mode: u32) -> Result<()> {
         step(Kind::Changes, || format!("write {}", path.display()), self.0.replace(path, content, mode)).await
     }

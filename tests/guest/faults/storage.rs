@@ -2,7 +2,7 @@
 
 use super::{Afterwards, SIZE, ended, observed, said_of};
 use crate::{
-    cli::{attach, detach, mortar, text, until},
+    cli::{attach, detach, main_pid, mortar, text, until},
     machine::{GuestStage, sh},
 };
 use driver::Backend;
@@ -35,6 +35,51 @@ async fn a_flush_with_io_errors() {
         "I/O errors while data is written out before a detach",
         &ran,
         "still attached; detached when the device was well",
+    );
+}
+
+/// A disk stands still below a file system of volumes, as a server that is gone does: who asks for one of its files is told so
+/// in time, however often, and nobody else waits.
+#[tokio::test]
+async fn the_file_system_of_a_volume_stands_still() {
+    let mut stage = GuestStage::with_vg();
+    let other = stage.volume(Backend::File, "w", SIZE).await;
+    let before = stage.snapshot().await;
+    sh(&format!(
+        "lvcreate -q -y -n under -L 64M {0} >/dev/null; mkfs.ext4 -q /dev/{0}/under; mkdir /mnt/still; mount /dev/{0}/under /mnt/still
+         truncate -s 1M /mnt/still/{{0,1,2,3}}.raw; umount /mnt/still; mount /dev/{0}/under /mnt/still",
+        stage.vg()
+    ));
+    let map = format!("{}-under", stage.vg());
+    let resume = format!("dmsetup resume {map}");
+    let well =
+        Afterwards(format!("{resume}; umount /mnt/still; rmdir /mnt/still; lvremove -q -y {}/under", stage.vg()));
+    sh(&format!("dmsetup suspend --nolockfs --noflush {map}"));
+    let stuck = || {
+        let states = sh(&format!("cut -d ' ' -f 3 /proc/{}/task/*/stat", main_pid()));
+        states.lines().filter(|state| *state == "D").count()
+    };
+    let mut last = None;
+    for number in 0..4 {
+        let file = format!("file:/mnt/still/{number}.raw");
+        let ran = mortar(&["--timeout", "2s", "attach", &file, "--id", "a"]);
+        assert!(ran.took < Duration::from_secs(5), "{:?}", ran.took);
+        ran.refused(5, "TIMED_OUT");
+        last = Some(ran);
+        attach("b", &other);
+        detach("b");
+    }
+    assert_eq!(stuck(), 1, "each call has left a thread in the kernel");
+    sh(&resume);
+    until("the kernel's answer", Duration::from_secs(20), || (stuck() == 0).then_some(()));
+    attach("a", "file:/mnt/still/3.raw");
+    detach("a");
+    drop(well);
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+    observed(
+        "the file system of a file volume stands still",
+        &last.unwrap(),
+        "nothing was begun, and nobody else waited; attached when the disk went on",
     );
 }
 

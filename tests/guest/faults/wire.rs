@@ -18,7 +18,7 @@ async fn far_target() -> (GuestStage, String) {
     (stage, format!("iscsi://127.0.0.2/{iqn}/0"))
 }
 
-const HEALED: Afterwards = Afterwards("[[ $(ip rule show) != *blackhole* ]] || net_heal 127.0.0.2");
+const HEALED: Afterwards<&str> = Afterwards("[[ $(ip rule show) != *blackhole* ]] || net_heal 127.0.0.2");
 
 /// The caller gets his answer in time, and nothing stays; when the target is back, so is the volume.
 #[tokio::test]
