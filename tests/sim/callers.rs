@@ -1,7 +1,7 @@
 //! Who may call what: every RPC that is served, by everybody there is; how far a rule reaches; and what is told of it.
 
 use crate::audit::{heard, lines, listen};
-use crate::machine::{BACKENDS, DIRECTORY, IQN, POOL, PORTAL, SimStage, VG, rule};
+use crate::machine::{BACKENDS, DIRECTORY, IQN, POOL, PORTAL, SimStage, VG, rule, until};
 use agent::config::{Callers, Config, Need, Role};
 use driver::Backend;
 use prost::Message;
@@ -384,9 +384,7 @@ async fn what_is_in_the_audit_log() {
     let request = v1::AttachRequest { timeout_ms: 1500, ..attach("b", &unit) };
     let mut other = stage.client();
     let call = tokio::spawn(async move { other.attach(request).await.map(drop) });
-    while client.running().await.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    until("the attach", async || !client.running().await.is_empty()).await;
     call.abort();
     let hung_up = async {
         loop {

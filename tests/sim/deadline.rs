@@ -1,6 +1,6 @@
 //! Deadlines, hang-ups and two callers at once.
 
-use crate::machine::{IQN, SimStage};
+use crate::machine::{IQN, SimStage, until};
 use driver::Backend;
 use proto::v1;
 use std::time::Duration;
@@ -94,9 +94,7 @@ async fn the_second_caller_learns_who_is_there() {
     stage.machine.silence(crate::machine::PORTAL);
     let (mut first, request) = (stage.client(), v1::AttachRequest { timeout_ms: 1500, ..attach("a", &locator) });
     let call = tokio::spawn(async move { first.attach(request).await });
-    while running(&stage).await == 0 {
-        tokio::task::yield_now().await;
-    }
+    until("the attach", async || running(&stage).await > 0).await;
     let busy = stage.client().attach(attach("b", &locator)).await.unwrap_err();
     assert_eq!(busy.code, Code::Aborted);
     assert!(busy.message.contains(&format!("attach of iscsi:{IQN}/0 since")), "{}", busy.message);

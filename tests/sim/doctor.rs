@@ -1,7 +1,7 @@
 //! The doctor: everything in each of its four states, each beside the same of somebody else, and a repair that takes away
 //! what is ours and nobody's, while others work.
 
-use crate::machine::{BACKENDS, CLUSTER, IQN, POOL, PORTAL, SimStage, VG};
+use crate::machine::{BACKENDS, CLUSTER, IQN, POOL, PORTAL, SimStage, VG, until};
 use driver::Backend;
 use host::{Host, LoopSetup, sim::iscsi::LogicalUnit};
 use proto::v1::{self, HostObjectKind as Kind, HostObjectState as State};
@@ -355,17 +355,13 @@ async fn what_does_not_answer_is_a_finding() {
 
 /// A map that hangs in the kernel is an operation's; and when it comes after its caller has gone, it is not the doctor's.
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
 async fn what_an_operation_is_at_is_not_an_orphan() {
     let mut stage = SimStage::new().await;
     let locator = stage.volume(Backend::Rbd, "v", SIZE).await;
     let go = stage.machine.hold_next_map();
     let mut client = stage.client();
     let attaching = tokio::spawn(async move { client.attach(attach("a", &locator)).await });
-    let running = v1::ListOperationsRequest { running_only: true, limit: 0 };
-    while stage.client().operations.list(running).await.unwrap().into_inner().operations.is_empty() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until("the attach", async || !stage.client().running().await.is_empty()).await;
     stage.machine.put_link("/dev/mortar/a", "/dev/rbd0");
     let response = doctor(&stage, true).await;
     assert_clean(&response);

@@ -1,6 +1,6 @@
 //! Each limit of the config: whoever is past it is told so at once, with its key; everybody else goes on.
 
-use crate::machine::{PORTAL, SimStage};
+use crate::machine::{PORTAL, SimStage, until};
 use agent::config::Config;
 use driver::Backend;
 use proto::v1;
@@ -9,10 +9,7 @@ use tests::{
     client::{Client, Refused, attach},
     stage::Stage,
 };
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, timeout},
-};
+use tokio::{task::JoinHandle, time::Instant};
 use tonic::Code;
 
 const SIZE: u64 = 16 << 20;
@@ -40,9 +37,7 @@ async fn hanging(stage: &mut SimStage, client: &Client, count: usize) -> Vec<Joi
         calls.push(tokio::spawn(async move { drop(client.attach(request).await.unwrap_err()) }));
     }
     let mut other = stage.client();
-    while other.running().await.len() < count {
-        tokio::task::yield_now().await;
-    }
+    until("all of them", async || other.running().await.len() == count).await;
     calls
 }
 
@@ -154,12 +149,7 @@ async fn watchers() {
     is_past(&refused.into(), "limits.watchers");
     client.list().await.unwrap();
     drop(first);
-    let again = async {
-        while client.attachments.watch(v1::WatchRequest {}).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(10), again).await.expect("the seat is given back");
+    until("the seat", async || client.attachments.watch(v1::WatchRequest {}).await.is_ok()).await;
 }
 
 #[tokio::test]

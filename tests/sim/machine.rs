@@ -14,10 +14,16 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tempfile::TempDir;
 use tests::{client::Client, stage::Stage};
-use tokio::{net::UnixListener, sync::Notify, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Channel;
 
@@ -127,7 +133,7 @@ impl SimStage {
         let mortard = match started {
             Ok(mortard) => mortard,
             // What only reads ends with an error in a process that is dead.
-            Err(_) if timeout(std::time::Duration::ZERO, self.machine.crashed()).await.is_ok() => return false,
+            Err(_) if timeout(Duration::ZERO, self.machine.crashed()).await.is_ok() => return false,
             Err(error) => panic!("it does not start: {error}"),
         };
         if self.looks_first {
@@ -203,6 +209,15 @@ impl SimStage {
             agent.abort();
         }
         self.machine.reboot();
+    }
+}
+
+/// Looks again and again, for twenty seconds: without what it waits for, a test fails, and does not go on for ever.
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(Instant::now() < patience, "{what} does not come");
+        tokio::task::yield_now().await;
     }
 }
 

@@ -5,7 +5,7 @@ mod crash;
 mod doctor;
 mod refusal;
 
-use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage, VG};
+use crate::machine::{CLUSTER, DIRECTORY, POOL, SimStage, VG, until};
 use driver::Backend;
 use proto::v1::{self, rescue_request::Disk};
 use tests::{client::attach, stage::Stage};
@@ -314,9 +314,7 @@ async fn a_rescued_instance_is_rescued_after_a_reboot() {
     stage.reboot().await;
     let mut client = stage.client();
     for id in ["root".to_owned(), format!("rescue-{UUID}")] {
-        while client.get(&id).await.unwrap().state() != v1::AttachmentState::Ready {
-            tokio::task::yield_now().await;
-        }
+        until(&id, async || client.get(&id).await.unwrap().state() == v1::AttachmentState::Ready).await;
     }
     let start = v1::StartInstanceRequest { instance: UUID.into(), timeout_ms: 0 };
     client.instances.start(start).await.unwrap();
