@@ -171,6 +171,11 @@ impl Verb {
         }
     }
 
+    /// It changes the name of a volume, and attaches nothing.
+    pub(crate) fn is_of_names(self) -> bool {
+        matches!(self, Self::Manage | Self::Unmanage | Self::UnmanageUnderItsName)
+    }
+
     /// What takes it back.
     pub(crate) fn back(self) -> Self {
         match self {
@@ -236,6 +241,12 @@ async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran 
     }
     if !start_twice(&mut stage, again).await {
         return Ran::NoSuchRecoveryEffect;
+    }
+
+    // What is not attached any more, or not yet, is whole as it was before anybody calls again.
+    if !verb.is_of_names() && stage.client().list().await.unwrap().is_empty() {
+        let left = difference(&bare, &stage.snapshot().await);
+        assert!(left.is_empty(), "{place}: something was left behind before the retry\n{left}");
     }
 
     // The retry answers, the next one has nothing to do, and the way back leads to where it all began.

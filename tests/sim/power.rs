@@ -104,7 +104,7 @@ async fn sweep(subject: Subject, verb: Verb) -> (usize, usize) {
             stage.start().await;
             // What there was of it comes back, or is taken away, in the background.
             settled(&stage).await;
-            if stage.client().list().await.unwrap().is_empty() && !matches!(verb, Verb::Manage | Verb::Unmanage) {
+            if !verb.is_of_names() && stage.client().list().await.unwrap().is_empty() {
                 left(&stage, &bare, &format!("{place}, before anybody calls")).await;
             }
             verb.call(stage.client(), &locator).await;
