@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -154,11 +154,13 @@ impl<C> Connected for Connection<C> {
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
     request_bytes: usize,
+    /// Told of each answer.
+    answered: Arc<Notify>,
 }
 
 impl Admission {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        Self { request_bytes: limits.request_bytes }
+    pub(crate) fn new(limits: &Limits, answered: Arc<Notify>) -> Self {
+        Self { request_bytes: limits.request_bytes, answered }
     }
 }
 
@@ -197,10 +199,11 @@ where
             Ok(room) => room,
             Err(refused) => return Box::pin(std::future::ready(Ok(status(&refused).into_http()))),
         };
-        let (answer, most) = (self.inner.call(request), self.admission.request_bytes);
+        let (answer, Admission { request_bytes: most, answered }) = (self.inner.call(request), self.admission.clone());
         Box::pin(async move {
             let response = answer.await?;
             drop(room);
+            answered.notify_one();
             Ok(if is_too_long(&response) { too_long(most) } else { response })
         })
     }

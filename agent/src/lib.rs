@@ -28,6 +28,7 @@ mod metrics;
 mod no_hypervisor;
 mod operation;
 mod reload;
+mod rest;
 mod running;
 mod seed;
 mod service;
@@ -66,7 +67,7 @@ use proto::v1::{
 use std::{future::Future, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     time::timeout,
 };
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -218,10 +219,11 @@ impl Mortard {
         let failed = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
         let limits = &self.agent.config.limits;
         let bytes = limits.request_bytes;
+        let answered = Arc::<Notify>::default();
         let routes = Server::builder()
             // More than are served: those past that are told so.
             .max_concurrent_streams(limits.requests_per_connection.saturating_add(TO_BE_REFUSED))
-            .layer(Admission::new(limits))
+            .layer(Admission::new(limits, Arc::clone(&answered)))
             .layer(Gate::new(Arc::clone(&self.callers)))
             .add_service(AttachmentsServer::new(service.clone()).max_decoding_message_size(bytes))
             .add_service(VolumesServer::new(service.clone()).max_decoding_message_size(bytes))
@@ -246,6 +248,7 @@ impl Mortard {
             ended = &mut serving => Some(ended),
             () = stop => None,
             never = self.agent.tell_of_losses() => match never {},
+            never = rest::rest(Arc::clone(&agent.host), answered) => match never {},
         };
         reporter.abort();
         self.agent.stop.cancel();

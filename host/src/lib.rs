@@ -203,6 +203,9 @@ pub trait Host: Send + Sync + 'static {
         SystemTime::now()
     }
 
+    /// Told when nobody has asked for anything for a while: memory that is free goes back to the kernel.
+    async fn rest(&self) {}
+
     /// Told of an effect outside this trait (a commit of the journal) before it is tried, so that a test can refuse it.
     async fn commits(&self, _what: &str) -> Result<()> {
         Ok(())

@@ -10,6 +10,7 @@ mod inherited;
 mod keys;
 mod lanes;
 mod loops;
+mod memory;
 mod multipathd;
 mod netlink;
 mod own_thread;
@@ -381,6 +382,11 @@ impl Host for Linux {
             files::set_attributes(&owned, &attributes)
         })
         .await
+    }
+
+    async fn rest(&self) {
+        // On a thread: it goes through the whole heap.
+        let _panicked = tokio::task::spawn_blocking(memory::give_back).await;
     }
 
     async fn reach(&self, address: SocketAddr, deadline: Instant) -> Result<()> {

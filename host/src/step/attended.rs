@@ -231,6 +231,10 @@ impl Host for Attended {
         self.0.now()
     }
 
+    async fn rest(&self) {
+        self.0.rest().await;
+    }
+
     async fn commits(&self, what: &str) -> Result<()> {
         self.0.commits(what).await
     }
