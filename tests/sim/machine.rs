@@ -48,6 +48,8 @@ pub(crate) struct SimStage {
     /// Where its journal is, if there is room in memory: on a disk it would wait for it at each commit. Not by its own name,
     /// since the simulated machine has a `/dev` of its own.
     journals: Journals,
+    /// How many effects there were when the power was last cut: what was left of them then is on the disk.
+    before_the_cut: usize,
     generation: u32,
     agent: Option<JoinHandle<()>>,
     stop: Arc<Notify>,
@@ -88,6 +90,7 @@ impl SimStage {
             looks_first: true,
             directory,
             journals,
+            before_the_cut: 0,
             generation: 0,
             agent: None,
             stop: Arc::default(),
@@ -197,7 +200,7 @@ impl SimStage {
     /// How many commits a power cut may take with it.
     pub(crate) fn may_lose(&self) -> usize {
         let effects = self.machine.effects();
-        let commits = effects.iter().rev().filter(|effect| effect.starts_with("journal: "));
+        let commits = effects[self.before_the_cut..].iter().rev().filter(|effect| effect.starts_with("journal: "));
         let not_on_disk = commits.take_while(|effect| effect.ends_with("not yet on the disk")).count();
         not_on_disk.min(self.journals.commits().len())
     }
@@ -205,6 +208,7 @@ impl SimStage {
     /// The power is cut, and so many commits are lost.
     pub(crate) fn cut_power(&mut self, lost: usize) {
         self.journals.cut_power(lost);
+        self.before_the_cut = self.machine.effects().len();
         if let Some(agent) = self.agent.take() {
             agent.abort();
         }

@@ -446,7 +446,10 @@ impl Play {
             if self.client.clone().running().await.is_empty() && done(self, &self.look().await.0) {
                 return;
             }
-            assert!(Instant::now() < deadline, "it does not come\n{}", self.story());
+            if Instant::now() >= deadline {
+                let (seen, running) = (self.look().await.0, self.client.clone().running().await);
+                panic!("it does not come: {seen:?} instead of {:?}; {running:?}\n{}", self.model, self.story());
+            }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
