@@ -3,7 +3,7 @@
 
 use crate::{
     crash::difference,
-    machine::{IQN, PORTAL, SimStage},
+    machine::{IQN, PORTAL, SimStage, until},
 };
 use agent::config::Config;
 use driver::Backend;
@@ -225,11 +225,7 @@ async fn a_deadline_ends_the_wait_only() {
     let waiting = only_operation(&stage).await.waiting.unwrap();
     assert!(waiting.r#for.starts_with("run lvm lvchange"), "{waiting:?}");
     held.let_go();
-    let patience = Instant::now() + Duration::from_secs(20);
-    while !stage.client().running().await.is_empty() {
-        assert!(Instant::now() < patience, "it does not end");
-        tokio::task::yield_now().await;
-    }
+    until("the end", async || stage.client().running().await.is_empty()).await;
 }
 
 /// A device that does not answer its flush: the detach is wedged, everybody else goes on, and it ends when the kernel does.
@@ -266,11 +262,7 @@ async fn a_stuck_device_holds_up_nobody_else() {
     assert_eq!(cancelled.code, Code::FailedPrecondition, "{}", cancelled.message);
 
     held.let_go();
-    let patience = Instant::now() + Duration::from_secs(20);
-    while !client.running().await.is_empty() {
-        assert!(Instant::now() < patience, "it does not end");
-        tokio::task::yield_now().await;
-    }
+    until("the end", async || client.running().await.is_empty()).await;
     assert!(client.list().await.unwrap().is_empty());
     assert_eq!(stage.snapshot().await, bare);
 }

@@ -1,7 +1,7 @@
 //! A crash after every effect of every verb, another after every effect of the recovery, and then the caller's retry:
 //! each operation is finished or undone, and nothing is left that nobody owns.
 
-use crate::machine::{CLUSTER, DIRECTORY, IQN, POOL, SimStage, VG};
+use crate::machine::{CLUSTER, DIRECTORY, IQN, POOL, SimStage, VG, until};
 use driver::Backend;
 use host::sim::iscsi::LogicalUnit;
 use proto::v1;
@@ -11,7 +11,6 @@ use tests::{
     reliability::{Row, Sweep, note},
     stage::Stage,
 };
-use tokio::time::{Instant, sleep};
 
 const SIZE: u64 = 16 << 20;
 const ID: &str = "9394b827-4ad0-488e-8df8-26476b3a8662";
@@ -202,6 +201,17 @@ pub(crate) async fn crash(stage: &SimStage, verb: Verb, locator: &str, at: usize
     }
 }
 
+/// A stage on which a verb can be called, the locator for it, and how the machine was before anything was called.
+pub(crate) async fn ready(subject: Subject, verb: Verb) -> (SimStage, String, String) {
+    let mut stage = SimStage::new().await;
+    let locator = subject.make(&mut stage).await;
+    let bare = stage.snapshot().await;
+    if let Some(before) = verb.before() {
+        assert!(before.call(stage.client(), &locator).await);
+    }
+    (stage, locator, bare)
+}
+
 /// All crash points of one verb; returns how many there are, and how many schedules were run.
 async fn sweep(subject: Subject, verb: Verb) -> (usize, usize) {
     let mut schedules = 0;
@@ -229,12 +239,7 @@ enum Ran {
 
 async fn schedule(subject: Subject, verb: Verb, at: usize, again: usize) -> Ran {
     let place = format!("{subject:?} {verb:?}, crash after effect {at}, then after effect {again} of the recovery");
-    let mut stage = SimStage::new().await;
-    let locator = subject.make(&mut stage).await;
-    let bare = stage.snapshot().await;
-    if let Some(before) = verb.before() {
-        assert!(before.call(stage.client(), &locator).await);
-    }
+    let (mut stage, locator, bare) = ready(subject, verb).await;
     let start = stage.snapshot().await;
     if !crash(&stage, verb, &locator, at).await {
         return Ran::NoSuchEffect;
@@ -311,12 +316,7 @@ async fn the_origin_is_told_without_the_journal() {
 async fn sweep_without_the_journal(subject: Subject, verb: Verb) -> usize {
     for at in 1.. {
         let place = format!("{subject:?} {verb:?}, crash after effect {at}, journal lost");
-        let mut stage = SimStage::new().await;
-        let locator = subject.make(&mut stage).await;
-        let bare = stage.snapshot().await;
-        if let Some(before) = verb.before() {
-            assert!(before.call(stage.client(), &locator).await);
-        }
+        let (mut stage, locator, bare) = ready(subject, verb).await;
         if !crash(&stage, verb, &locator, at).await {
             return at - 1;
         }
@@ -342,6 +342,13 @@ pub(crate) fn difference(before: &str, after: &str) -> String {
     let gone = before.difference(&after).map(|line| format!("- {line}\n"));
     let new = after.difference(&before).map(|line| format!("+ {line}\n"));
     gone.chain(new).collect()
+}
+
+/// Of another boot than `bare`, it is as that was.
+pub(crate) async fn nothing_is_left_after_a_boot(stage: &SimStage, bare: &str, place: &str) {
+    let left = difference(bare, &stage.snapshot().await);
+    let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
+    assert!(left.is_empty(), "{place}: something was left behind\n{left:?}");
 }
 
 macro_rules! sweeps {
@@ -524,26 +531,18 @@ async fn what_is_brought_back_after_a_reboot() {
             stage.start().await;
             settled(&stage).await;
             assert!(Verb::Detach.call(stage.client(), &locator).await, "{place}");
-            let left = difference(&bare, &stage.snapshot().await);
-            let left: Vec<&str> = left.lines().filter(|line| !line.contains("boot_id")).collect();
-            assert!(left.is_empty(), "{place}: something was left behind\n{left:?}");
+            nothing_is_left_after_a_boot(&stage, &bare, &place).await;
         }
     }
 }
 
 /// Looks until every attachment is there and nothing goes on.
-#[expect(clippy::disallowed_methods, reason = "from outside, there is nothing to wait on")]
 pub(crate) async fn settled(stage: &SimStage) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
+    until("what is attached", async || {
         let now = stage.client().list().await.unwrap();
-        let all_there = now.iter().all(|each| each.state() == v1::AttachmentState::Ready);
-        if all_there && stage.client().running().await.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{now:?}");
-        sleep(Duration::from_millis(5)).await;
-    }
+        now.iter().all(|each| each.state() == v1::AttachmentState::Ready) && stage.client().running().await.is_empty()
+    })
+    .await;
 }
 
 /// An attachment whose agent lost its journal is an orphan; a crash after each effect of the repair that takes it away.
