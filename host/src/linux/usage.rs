@@ -35,8 +35,9 @@ impl Devices {
     }
 }
 
-/// Who of all that a look has seen uses a device or one of its partitions.
-fn users(device: &Path, look: &Look) -> Result<Vec<User>> {
+/// Who of all that a look has seen uses a device or one of its partitions. `None`: a process that had it open has ended
+/// since. Then nobody can say any more whether it was one of udev's, nor whether a child of it goes on with the device.
+fn users(device: &Path, look: &Look) -> Result<Option<Vec<User>>> {
     let meta = fs::metadata(device).map_err(Error::io("look at", device))?;
     if !meta.file_type().is_block_device() {
         return Err(Error::io("look at", device)(std::io::Error::other("it is no block device")));
@@ -47,8 +48,10 @@ fn users(device: &Path, look: &Look) -> Result<Vec<User>> {
     users.extend(exports(&devices, look));
     users.extend(swaps(&devices, look));
     users.extend(mounts(&devices, look));
-    users.extend(openers(&devices, look));
-    Ok(users)
+    Ok(openers(&devices, look).map(|openers| {
+        users.extend(openers);
+        users
+    }))
 }
 
 fn number(rdev: u64) -> String {
@@ -181,12 +184,22 @@ fn is_udev(pid: u32) -> bool {
     parent.is_some_and(|parent| runs_udevd(parent.trim()))
 }
 
-fn openers(devices: &Devices, look: &Look) -> Vec<User> {
+/// `None`: one of them has ended.
+fn openers(devices: &Devices, look: &Look) -> Option<Vec<User>> {
     let mut pids: Vec<u32> =
         look.open.iter().filter(|(_, rdev)| devices.rdevs.contains(rdev)).map(|(pid, _)| *pid).collect();
     pids.dedup();
     pids.retain(|pid| !is_udev(*pid) && !is_multipathd(*pid));
-    pids.into_iter().map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
+    let opener = |pid| {
+        let command = command_of(pid);
+        runs(pid).then_some(User::Opener { pid, command })
+    };
+    pids.into_iter().map(opener).collect()
+}
+
+/// Whether a process has a program still. One that has ended has none, even before its parent has taken note.
+fn runs(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 /// Which processes but us have a regular file open. They are known by the path, as a look at the file itself may hang.
@@ -222,6 +235,23 @@ mod tests {
         reader.wait().unwrap();
         let pid = reader.id();
         assert!(matches!(found.as_slice(), [User::Opener { pid: by, .. }] if *by == pid), "{found:?}");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_no_user_and_asks_for_another_look() {
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let look = Look { open: vec![(process.id(), 7)], ..Look::default() };
+        let devices = Devices { rdevs: BTreeSet::from([7]), ..devices("0:7") };
+        let users = openers(&devices, &look);
+        process.kill().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while runs(process.id()) && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let (ended, pid) = (openers(&devices, &look), process.id());
+        process.wait().unwrap();
+        assert_eq!(users, Some(vec![User::Opener { pid, command: "sleep".into() }]));
+        assert_eq!((ended, openers(&devices, &look)), (None, None));
     }
 
     #[test]

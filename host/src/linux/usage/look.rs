@@ -94,9 +94,24 @@ impl Looks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who uses a device or one of its partitions, as seen after the call.
+    /// Who uses a device or one of its partitions, as seen after the call. While processes that have it open come and go
+    /// faster than they can be judged, it is looked for again.
     pub(in super::super) async fn users(self: &Arc<Self>, device: &Path, limit: Duration) -> Result<Vec<User>> {
+        let seen = async {
+            loop {
+                let (look, device) = (self.taken().await?, device.to_owned());
+                let users = spawn_blocking(move || super::users(&device, &look)).await;
+                if let Some(users) = users.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))? {
+                    return Ok(users);
+                }
+            }
+        };
         let late = || Error::TimedOut { what: format!("search for users of {}", device.display()), after: limit };
+        timeout(limit, seen).await.map_err(|_| late())?
+    }
+
+    /// A look that was begun after the call.
+    async fn taken(self: &Arc<Self>) -> Result<Arc<Look>> {
         let (reply, answer) = oneshot::channel();
         let idle = {
             let mut queue = self.queue();
@@ -107,12 +122,9 @@ impl Looks {
             let looks = Arc::clone(self);
             spawn_blocking(move || looks.look());
         }
-        let look = timeout(limit, answer).await.map_err(|_| late())?.map_err(|_| late())??;
-        let device = device.to_owned();
-        match spawn_blocking(move || super::users(&device, &look)).await {
-            Ok(users) => users,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        answer
+            .await
+            .map_err(|_| Error::Unreachable { why: "cannot look who uses devices: the look has broken off".into() })?
     }
 
     /// Looks as long as somebody waits.
