@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{
@@ -36,6 +37,10 @@ struct Args {
     #[arg(long)]
     check_config: bool,
 }
+
+/// How long a thread of the runtime is kept that waits for its next call that may take a while. Each keeps free memory of its
+/// own, which only its end gives back, so it ends before the agent rests (`rest.rs`).
+const IDLE: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "Exit codes: 0 stopped as asked; 64 the config is wrong; 69 a tool is missing or another \
                           mortard runs; 70 anything else.";
@@ -63,7 +68,7 @@ fn main() -> ExitCode {
         let _closed = writeln!(std::io::stdout(), "{}: ok", place.display());
         return ExitCode::SUCCESS;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE).build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&error, exit::SOFTWARE),
     };
