@@ -41,7 +41,7 @@ impl Bar {
         let optimised = std::env::var("GUEST_BINARIES").is_ok_and(|at| at.ends_with("/release"));
         if optimised {
             let second = Duration::from_secs(1);
-            return Self { memory: "VmRSS", enough: 20 * MIB, soon: second, all_soon: second };
+            return Self { memory: "VmRSS", enough: 20 * MIB, soon: second, all_soon: 2 * second };
         }
         Self { memory: "RssAnon", enough: 22 * MIB, soon: Duration::from_secs(5), all_soon: Duration::from_secs(8) }
     }
