@@ -9,10 +9,16 @@
 
 use super::{super::loops, entries, file_name, unescape};
 use crate::{Error, Result, User};
+use nix::{
+    dir::Dir,
+    fcntl::{AtFlags, OFlag, readlinkat},
+    sys::stat::{Mode, SFlag, fstatat},
+};
 use std::{
     collections::BTreeSet,
+    ffi::CString,
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -179,16 +185,21 @@ fn swaps() -> Vec<String> {
     table.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(unescape)).collect()
 }
 
-/// The block devices that a process has open.
+/// The block devices that a process has open. Its descriptors are looked up from their directory: to come to each of them
+/// through all of `/proc` would be most of what a look costs.
 fn devices_of(process: &Path) -> Vec<u64> {
-    let device = |fd: PathBuf| {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let Ok(mut directory) = Dir::open(&process.join("fd"), flags, Mode::empty()) else { return Vec::new() };
+    let names: Vec<_> = directory.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_owned())).collect();
+    let device = |name: &CString| {
         // The link's text is enough to leave out sockets, pipes and most files without a stat.
-        let target = fs::read_link(&fd).ok()?;
-        if !target.starts_with("/dev") || target == Path::new("/dev/null") {
+        let target = readlinkat(&directory, name.as_c_str()).ok()?;
+        if !target.as_bytes().starts_with(b"/dev/") || target == "/dev/null" {
             return None;
         }
-        let meta = fs::metadata(&fd).ok()?;
-        meta.file_type().is_block_device().then(|| meta.rdev())
+        let stat = fstatat(&directory, name.as_c_str(), AtFlags::empty()).ok()?;
+        let is_block_device = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFBLK.bits();
+        is_block_device.then_some(stat.st_rdev)
     };
-    entries(&process.join("fd")).into_iter().filter_map(device).collect()
+    names.iter().filter_map(device).collect()
 }
