@@ -21,8 +21,9 @@ use tokio::{
 
 /// How long the start waits for recovery; what takes longer goes on while others are served.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// How many attachments are looked at at a time, unless none of them answers within the patience.
-const LOOKS: usize = 8;
+/// How many attachments are looked at at a time, unless none of them answers within the patience. Few, so that who calls
+/// meanwhile need not share the host with a crowd of looks.
+const LOOKS: usize = 2;
 const LOOK_PATIENCE: Duration = Duration::from_millis(100);
 /// The pause before the first repetition of what failed; it doubles up to the longest.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
