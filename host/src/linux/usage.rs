@@ -48,10 +48,9 @@ fn users(device: &Path, look: &Look) -> Result<Option<Vec<User>>> {
     users.extend(exports(&devices, look));
     users.extend(swaps(&devices, look));
     users.extend(mounts(&devices, look));
-    Ok(openers(&devices, look).map(|openers| {
-        users.extend(openers);
-        users
-    }))
+    let Some(openers) = openers(&devices, look) else { return Ok(None) };
+    users.extend(openers);
+    Ok(Some(users))
 }
 
 fn number(rdev: u64) -> String {
@@ -197,7 +196,8 @@ fn openers(devices: &Devices, look: &Look) -> Option<Vec<User>> {
     pids.into_iter().map(opener).collect()
 }
 
-/// Whether a process has a program still. One that has ended has none, even before its parent has taken note.
+/// Whether a process has a program. A thread of the kernel has none, nor has one that has ended, even before its parent has
+/// taken note.
 fn runs(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }

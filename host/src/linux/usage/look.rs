@@ -7,18 +7,12 @@
 //!                         └─┘ as long as somebody waits
 //! ```
 
-use super::{super::loops, entries, file_name, unescape};
+use super::{super::loops, entries, file_name, runs, unescape};
 use crate::{Error, Result, User};
-use nix::{
-    dir::Dir,
-    fcntl::{AtFlags, OFlag, readlinkat},
-    sys::stat::{Mode, SFlag, fstatat},
-};
 use std::{
     collections::BTreeSet,
-    ffi::CString,
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -69,7 +63,7 @@ impl Look {
         for pid in std::iter::once(own).chain(others.filter(|pid| *pid != own)) {
             let process = PathBuf::from(format!("/proc/{pid}"));
             // A thread of the kernel has no program, mounts nothing and opens nothing.
-            if fs::read_link(process.join("exe")).is_err() {
+            if !runs(pid) {
                 continue;
             }
             if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
@@ -185,21 +179,16 @@ fn swaps() -> Vec<String> {
     table.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(unescape)).collect()
 }
 
-/// The block devices that a process has open. Its descriptors are looked up from their directory: to come to each of them
-/// through all of `/proc` would be most of what a look costs.
+/// The block devices that a process has open.
 fn devices_of(process: &Path) -> Vec<u64> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let Ok(mut directory) = Dir::open(&process.join("fd"), flags, Mode::empty()) else { return Vec::new() };
-    let names: Vec<_> = directory.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_owned())).collect();
-    let device = |name: &CString| {
+    let device = |fd: PathBuf| {
         // The link's text is enough to leave out sockets, pipes and most files without a stat.
-        let target = readlinkat(&directory, name.as_c_str()).ok()?;
-        if !target.as_bytes().starts_with(b"/dev/") || target == "/dev/null" {
+        let target = fs::read_link(&fd).ok()?;
+        if !target.starts_with("/dev") || target == Path::new("/dev/null") {
             return None;
         }
-        let stat = fstatat(&directory, name.as_c_str(), AtFlags::empty()).ok()?;
-        let is_block_device = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFBLK.bits();
-        is_block_device.then_some(stat.st_rdev)
+        let meta = fs::metadata(&fd).ok()?;
+        meta.file_type().is_block_device().then(|| meta.rdev())
     };
-    names.iter().filter_map(device).collect()
+    entries(&process.join("fd")).into_iter().filter_map(device).collect()
 }
