@@ -9,6 +9,7 @@ use crate::{
     record::Credentials,
     session,
     session::{Session, Unit},
+    view,
 };
 use driver::{Device, Error, Footprint, Identity, Result, Spec, Wwn};
 use host::{BlockDevice, Output, wait_for};
@@ -246,7 +247,8 @@ impl Initiator {
         let doing = || format!("write the node record {}", path.display());
         self.host().replace_unsynced(&path, text.as_bytes(), 0o600).await.map_err(machine(doing()))?;
         drop(text);
-        let ran = self.host().run(iscsiadm::login(place, left.max(tried + ANSWER))).await;
+        let command = iscsiadm::login(place, left.max(tried + ANSWER));
+        let ran = view::run(self.host(), &self.config.view, None, command).await;
         if let Err(error) = self.database.clear(self.host(), place).await {
             // Nobody may read it but root; the detach removes it.
             tracing::warn!(%error, path = %path.display(), "cannot remove the node record");

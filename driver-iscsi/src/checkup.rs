@@ -4,16 +4,14 @@
 mod daemon_settings;
 mod multipath_settings;
 
-use crate::{Initiator, machine, multipath, record::INTERFACE};
+use crate::{
+    Initiator, machine, multipath,
+    record::INTERFACE,
+    view::{SOCKETS, daemon_listens},
+};
 use driver::{Error, Finding, Result, Severity, version::is_at_least};
 use host::{Module, Tool, module};
 use std::path::Path;
-
-/// Who listens on this host, and where.
-const SOCKETS: &str = "/proc/net/unix";
-
-/// Where iscsid, or systemd for it, listens (open-iscsi's `usr/iscsid.h`).
-const ISCSID: &str = "@ISCSIADM_ABSTRACT_NAMESPACE";
 
 /// A name in a domain that stands for any in manuals (RFC 2606): it was copied from one.
 const EXAMPLE: &str = ".com.example:";
@@ -56,7 +54,7 @@ impl Initiator {
 
     fn daemon(&self) -> Result<Option<Finding>> {
         let sockets = self.text(Path::new(SOCKETS))?.unwrap_or_default();
-        if sockets.lines().any(|line| line.split_whitespace().next_back() == Some(ISCSID)) {
+        if daemon_listens(&sockets) {
             return Ok(None);
         }
         Ok(Some(Finding::error(

@@ -11,9 +11,10 @@
 //! leave. An agent that died before it came to that finds them by its sessions.
 
 use crate::{
+    IscsiConfig,
     place::Place,
     record::{self, INTERFACE},
-    session,
+    session, view,
 };
 use driver::{Error, Result};
 use host::Host;
@@ -33,6 +34,7 @@ iface.iscsi_ifacename = mortar
 pub(crate) struct Database {
     nodes: PathBuf,
     interface: PathBuf,
+    view: PathBuf,
     /// Shared by all who need it as it is, held alone by whoever removes what others could be walking through.
     visitors: RwLock<()>,
     /// One visitor writes the interface; the others wait for it.
@@ -42,10 +44,11 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    pub(crate) fn new(nodes: &Path, interfaces: &Path) -> Self {
+    pub(crate) fn new(config: &IscsiConfig) -> Self {
         Self {
-            nodes: nodes.into(),
-            interface: interfaces.join(INTERFACE),
+            nodes: config.nodes.clone(),
+            interface: config.interfaces.join(INTERFACE),
+            view: config.view.clone(),
             visitors: RwLock::new(()),
             interface_written: AsyncMutex::new(()),
             emptied: Mutex::default(),
@@ -114,7 +117,7 @@ impl Database {
         if !session::any_ours(host)? {
             remove_whole(host, &self.interface).await?;
         }
-        Ok(())
+        view::tidy(host, &self.view).await
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     place::Place,
     proof, session,
     session::{Session, Unit},
+    view,
 };
 use driver::{Attached, Detached, Error, Identity, Residual, ResidualKind, Result};
 use host::{BlockDevice, Claim, wait_for};
@@ -264,7 +265,8 @@ impl Initiator {
         let (pause, tries) = DAEMON_STARTS;
         for tries_left in (0..tries).rev() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let refused = match self.host().run(iscsiadm::logout(session, left.max(LOGOUT))).await {
+            let command = iscsiadm::logout(session, left.max(LOGOUT));
+            let refused = match view::run(self.host(), &self.config.view, Some(session), command).await {
                 Ok(output) if iscsiadm::has_just_started(&output) => {
                     Some(iscsiadm::classify(Verb::Logout, place, &output))
                 }

@@ -45,6 +45,7 @@ mod session;
 mod tests;
 mod turns;
 mod unmap;
+mod view;
 mod ways;
 
 use async_trait::async_trait;
@@ -71,7 +72,7 @@ use tokio::{
 use turns::Turns;
 use ways::Walks;
 
-/// Where open-iscsi keeps its files.
+/// Where open-iscsi keeps its files, and what it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IscsiConfig {
     /// The node records.
@@ -82,6 +83,8 @@ pub struct IscsiConfig {
     pub initiator_name: PathBuf,
     /// The daemon's settings.
     pub daemon: PathBuf,
+    /// The sysfs that `iscsiadm` is shown, in memory.
+    pub view: PathBuf,
 }
 
 impl Default for IscsiConfig {
@@ -92,6 +95,7 @@ impl Default for IscsiConfig {
             interfaces: directory.join("ifaces"),
             initiator_name: directory.join("initiatorname.iscsi"),
             daemon: directory.join("iscsid.conf"),
+            view: "/run/mortar/sysfs".into(),
         }
     }
 }
@@ -124,7 +128,7 @@ pub(crate) fn machine(doing: impl Into<String>) -> impl FnOnce(host::Error) -> E
 impl IscsiDriver {
     /// A driver on this machine.
     pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
-        let database = Arc::new(Database::new(&config.nodes, &config.interfaces));
+        let database = Arc::new(Database::new(&config));
         let initiator = Initiator { host, config, database, turns: Turns::default(), version: OnceCell::new() };
         Self { initiator: Arc::new(initiator), walks: Walks::default() }
     }

@@ -38,6 +38,11 @@ impl Session {
         self.state == "LOGGED_IN"
     }
 
+    /// Its name in sysfs.
+    pub(crate) fn name(&self) -> String {
+        format!("session{}", self.id)
+    }
+
     pub(crate) fn state(&self) -> &str {
         &self.state
     }
@@ -74,7 +79,7 @@ impl Session {
 
     /// The same session as it is now; `None` if it is gone.
     pub(crate) fn again(&self, host: &dyn Host) -> Result<Option<Self>> {
-        Ok(read(host, &format!("session{}", self.id))?.map(|(session, _)| session))
+        Ok(read(host, &self.name())?.map(|(session, _)| session))
     }
 }
 

@@ -31,13 +31,16 @@ impl Tool {
     }
 }
 
-/// A tool's run. Its environment is empty but for a fixed `PATH` and `LC_ALL=C`; its arguments never hold a secret.
+/// A tool's run. Its environment is a fixed `PATH`, `LC_ALL=C` and what is set for it; no argument and no setting ever holds a
+/// secret.
 #[derive(Debug, Clone)]
 pub struct Command {
     /// What is run.
     pub tool: Tool,
     /// With what.
     pub args: Vec<String>,
+    /// What is set for it in its environment.
+    pub settings: Vec<(&'static str, String)>,
     /// How long it is waited for.
     pub timeout: Duration,
     /// What it reads from its standard input, which may hold a secret.
@@ -52,6 +55,7 @@ impl Command {
         Self {
             tool,
             args: args.into_iter().map(Into::into).collect(),
+            settings: Vec::new(),
             timeout: Duration::from_secs(60),
             input: None,
             writes: false,
@@ -66,6 +70,12 @@ impl Command {
     /// Waits at most so long.
     pub fn within(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets this in its environment.
+    pub fn set(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.settings.push((name, value.into()));
         self
     }
 

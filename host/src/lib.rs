@@ -168,7 +168,7 @@ pub trait Host: Send + Sync + 'static {
     /// Removes a file, a link or an empty directory. Absent is fine, and so is a directory that is not empty.
     async fn remove(&self, path: &Path) -> Result<()>;
 
-    /// Makes or replaces a symbolic link in /dev, whole at any moment. Missing directories are made.
+    /// Makes or replaces a symbolic link in /dev or /run, whole at any moment. Missing directories are made.
     async fn link(&self, name: &Path, target: &Path) -> Result<()>;
 
     /// Makes a directory, but none above it; in configfs that makes what it stands for. One that is there is fine.

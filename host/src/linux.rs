@@ -355,7 +355,7 @@ impl Host for Linux {
     }
 
     async fn link(&self, name: &Path, target: &Path) -> Result<()> {
-        // On no thread: /dev is in memory, and answers.
+        // On no thread: /dev and /run are in memory, and answer.
         files::link(name, target)
     }
 

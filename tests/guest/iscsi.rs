@@ -89,6 +89,29 @@ async fn detaching_one_lun_leaves_the_other() {
     assert_eq!(stage.snapshot().await, before, "something was left behind");
 }
 
+/// What a login and a logout cost must not grow with the sessions of others, each of which iscsiadm would read: it sees none
+/// of them in the sysfs that it is shown, and the one that ends as it is.
+#[tokio::test]
+async fn iscsiadm_is_shown_no_session_but_its_own() {
+    const SHOWN: &str = "/run/mortar/sysfs/class/iscsi_session";
+    let (stage, luns) = stage_with(1).await;
+    let before = stage.snapshot().await;
+    attach("here", &luns[0]);
+    let [session] = <[String; 1]>::try_from(names("/sys/class/iscsi_session")).unwrap();
+    let logout = || {
+        let number = session.trim_start_matches("session");
+        sh(&format!("SYSFS_PATH=/run/mortar/sysfs iscsiadm -m session -r {number} --logout 2>&1 || echo exit code $?"))
+    };
+    let unseen = logout();
+    assert!(unseen.contains("exit code 22") && sessions().len() == 1, "{unseen}");
+    sh(&format!("cp -a /sys/class/iscsi_session/{session} {SHOWN}/"));
+    let seen = logout();
+    assert!(seen.contains("successful") && sessions().is_empty(), "{seen}");
+    detach("here");
+    assert_eq!(sh(&format!("ls {SHOWN}")), "");
+    assert_eq!(stage.snapshot().await, before, "something was left behind");
+}
+
 /// The WWN that the caller expects is held against the device's own; both are named, and nothing is left.
 #[tokio::test]
 async fn the_wwn_of_another_volume_is_refused() {

@@ -62,6 +62,7 @@ pub(super) async fn run(slots: &Slots, command: Command) -> Result<Output> {
     let mut child = tokio::process::Command::new(program)
         .args(&command.args)
         .env_clear()
+        .envs(command.settings.iter().map(|(name, value)| (name, value)))
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .env(MARK.0, MARK.1)

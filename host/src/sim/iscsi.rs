@@ -364,8 +364,25 @@ fn failed(code: i32, said: impl std::fmt::Display) -> Output {
     Output { code, stderr: format!("iscsiadm: {said}\n"), ..Output::default() }
 }
 
-/// The tool: those of its runs that we make.
+/// The tool: those of its runs that we make. It complains of each session that it lists and cannot read.
 pub(crate) fn run(world: &mut World, command: &Command) -> Output {
+    let unseen = world.iscsi.sessions.keys().filter(|id| !sees(world, command, **id)).map(|id| {
+        format!(
+            "iscsiadm: could not read session targetname: 5\niscsiadm: could not find session info for session{id}\n"
+        )
+    });
+    let complaints: String = unseen.collect();
+    let output = act(world, command);
+    Output { stderr: complaints + &output.stderr, ..output }
+}
+
+/// Whether a session stands in the sysfs that the tool is shown.
+fn sees(world: &World, command: &Command, id: u32) -> bool {
+    let root = command.settings.iter().find(|(name, _)| *name == "SYSFS_PATH").map_or("/sys", |(_, root)| root);
+    world.files.resolve(format!("{root}/class/iscsi_session/session{id}")).is_some()
+}
+
+fn act(world: &mut World, command: &Command) -> Output {
     let args: Vec<&str> = command.args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["--version"] => Output { stdout: "iscsiadm version 2.1.8\n".into(), ..Output::default() },
@@ -379,8 +396,8 @@ pub(crate) fn run(world: &mut World, command: &Command) -> Output {
             }
         }
         ["-m", "session", "-r", id, "--logout"] => {
-            let Some((id, session)) = id.parse().ok().and_then(|id| Some((id, world.iscsi.sessions.get(&id)?.clone())))
-            else {
+            let seen = id.parse().ok().filter(|id| sees(world, command, *id));
+            let Some((id, session)) = seen.and_then(|id| Some((id, world.iscsi.sessions.get(&id)?.clone()))) else {
                 return failed(22, format!("Could not get session info for sid {id}"));
             };
             let interface = &session.interface;

@@ -132,6 +132,9 @@ impl World {
         self.boots += 1;
         self.boot_id = format!("00000000-0000-4000-8000-{:012x}", self.boots);
         self.files.put("/proc/sys/kernel/random/boot_id", format!("{}\n", self.boot_id));
+        // As systemd makes it.
+        self.files.link("/run/mortar/sysfs/devices", "/sys/devices");
+        self.files.make_directory("/run/mortar/sysfs/class/iscsi_session");
         self.files.put("/proc/net/unix", "0: 00000002 00000000 00010000 0001 01 7 @ISCSIADM_ABSTRACT_NAMESPACE\n");
         self.files.make_directory("/sys/block");
         loops::boot(self);
