@@ -323,13 +323,13 @@ impl Agent {
         jiff::Timestamp::try_from(self.host.now()).map_or(0, jiff::Timestamp::as_millisecond)
     }
 
-    /// An attachment with its own lock and its volume's; `None` if there is none.
+    /// An attachment with its own lock and its volume's, and the others of that volume; `None` if there is none.
     async fn hold(
         self: &Arc<Self>,
         verb: &str,
         id: &AttachmentId,
         deadline: Instant,
-    ) -> Result<Option<(Held, Record)>> {
+    ) -> Result<Option<(Held, Record, Vec<Record>)>> {
         self.looked_at(id, deadline).await?;
         let mut held = self.locks.take(&format!("{verb} of {id}"), [attachment_key(id)])?;
         let Some(record) = self.journal.attachment(id).await? else { return Ok(None) };
@@ -339,8 +339,12 @@ impl Agent {
             held.extend(key)?;
         }
         // Read once more under all locks: a manage may have given it another locator meanwhile.
-        match self.journal.attachment(id).await?.filter(|now| now.attached.spec.locator.key() == volume) {
-            Some(record) => Ok(Some((held, record))),
+        let mut of_volume = self.journal.attachments_of(&volume).await?;
+        match of_volume.iter().position(|record| record.id == *id) {
+            Some(place) => {
+                let record = of_volume.remove(place);
+                Ok(Some((held, record, of_volume)))
+            }
             None => {
                 let holder = "an operation that just ended".into();
                 Err(Error::Busy { what: volume, holder, age: Duration::ZERO })

@@ -142,7 +142,7 @@ impl Initiator {
 
     /// Whether a session stands that can be used, so that the portal need not be tried.
     fn is_at_hand(&self, place: &Place, footprint: &Footprint) -> Result<bool> {
-        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
         Ok(sessions.iter().any(|session| session.is_up() && (session.ours || was_here(footprint, place))))
     }
 
@@ -166,7 +166,7 @@ impl Initiator {
         credentials: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Session> {
-        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
         if was_here(footprint, place) {
             for session in sessions.iter().filter(|session| !session.ours) {
                 if session.unit(place.lun).is_present(self.host()).map_err(machine("look for the unit"))? {
@@ -186,10 +186,12 @@ impl Initiator {
 
     async fn session_comes_up(&self, place: &Place, deadline: Instant) -> Result<Session> {
         let up = |session: &Session| session.ours && session.is_up();
-        wait_for(self.host(), deadline, || Ok(session::sessions(self.host(), place)?.into_iter().find(up)))
-            .await
-            .map_err(machine("wait for the session"))?
-            .ok_or_else(|| Error::Unreachable { what: place.target(), why: "its session did not come up".into() })
+        wait_for(self.host(), deadline, || {
+            Ok(session::sessions(self.host(), &self.targets, place)?.into_iter().find(up))
+        })
+        .await
+        .map_err(machine("wait for the session"))?
+        .ok_or_else(|| Error::Unreachable { what: place.target(), why: "its session did not come up".into() })
     }
 
     /// It is the daemon that logs in, and it goes on though nobody waits for it any more. So whatever the caller's deadline,
@@ -230,7 +232,7 @@ impl Initiator {
     }
 
     fn has_session(&self, place: &Place) -> Result<bool> {
-        let sessions = session::sessions(self.host(), place).map_err(machine("list the sessions"))?;
+        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
         Ok(sessions.iter().any(|session| session.ours))
     }
 
@@ -380,7 +382,7 @@ impl Initiator {
     }
 
     async fn undo_unit(&self, place: &Place, deadline: Instant) -> Result<()> {
-        for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
+        for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
             let unit = session.unit(place.lun);
             if !session.ours || !unit.is_present(self.host()).map_err(machine("look for the unit"))? {
                 continue;

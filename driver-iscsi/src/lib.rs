@@ -59,7 +59,7 @@ use legs::Leg;
 use multipath::Map;
 use place::Place;
 use record::Credentials;
-use session::{Session, Unit};
+use session::{Session, Targets, Unit};
 use std::{
     path::{Path, PathBuf},
     slice,
@@ -112,6 +112,7 @@ pub(crate) struct Initiator {
     config: IscsiConfig,
     database: Arc<Database>,
     turns: Turns,
+    targets: Targets,
     /// What `iscsiadm` says of itself, asked once: each attach wants to know whether we are ready.
     version: OnceCell<String>,
 }
@@ -129,7 +130,14 @@ impl IscsiDriver {
     /// A driver on this machine.
     pub fn new(host: Arc<dyn Host>, config: IscsiConfig) -> Self {
         let database = Arc::new(Database::new(&config));
-        let initiator = Initiator { host, config, database, turns: Turns::default(), version: OnceCell::new() };
+        let initiator = Initiator {
+            host,
+            config,
+            database,
+            turns: Turns::default(),
+            targets: Targets::default(),
+            version: OnceCell::new(),
+        };
         Self { initiator: Arc::new(initiator), walks: Walks::default() }
     }
 }
@@ -141,7 +149,7 @@ impl Initiator {
 
     /// The unit of an attachment: ours, or the one that was here before it.
     pub(crate) fn locate(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Session, Unit)>> {
-        for session in session::sessions(self.host(), place).map_err(machine("list the sessions"))? {
+        for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
             let unit = session.unit(place.lun);
             if (session.ours || attach::was_here(footprint, place))
                 && unit.is_present(self.host()).map_err(machine("look for the unit"))?

@@ -10,11 +10,13 @@
 //! ```
 
 use crate::{place::Place, record::INTERFACE};
-use driver::{Lun, Portal};
+use driver::{Iqn, Lun, Portal};
 use host::{BlockDevice, Host, Result, block_device};
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 const SESSIONS: &str = "/sys/class/iscsi_session";
@@ -83,15 +85,56 @@ impl Session {
     }
 }
 
+/// Whose sessions are whose: the target of each that was seen and still stands, so that a hundred others cost no more than
+/// one. A session's number comes only once in the life of its kernel module, and with that the class's directory is another.
+#[derive(Debug, Default)]
+pub(crate) struct Targets(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The inode of the class's directory.
+    class: Option<u64>,
+    /// By the session's name.
+    iqns: BTreeMap<String, String>,
+}
+
+impl Targets {
+    /// The names of the sessions to a target.
+    fn sessions_to(&self, host: &dyn Host, target: &Iqn) -> Result<Vec<String>> {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = host.list(Path::new(SESSIONS))?;
+        let class = host.stat(Path::new(SESSIONS))?.map(|class| class.inode);
+        let mut before = std::mem::take(&mut seen.iqns);
+        if std::mem::replace(&mut seen.class, class) != class {
+            before.clear();
+        }
+        let mut found = Vec::new();
+        for name in names {
+            let iqn = match before.remove(&name) {
+                Some(iqn) => iqn,
+                None => match host.read(&Path::new(SESSIONS).join(&name).join("targetname"))? {
+                    Some(iqn) => iqn,
+                    None => continue,
+                },
+            };
+            // Without regard to case (RFC 7143 section 4.2.7.2).
+            if iqn.eq_ignore_ascii_case(target.as_str()) {
+                found.push(name.clone());
+            }
+            // The kernel makes a session before it is told of its target (`(null)`, until then).
+            if iqn.parse::<Iqn>().is_ok() {
+                seen.iqns.insert(name, iqn);
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// The sessions to a target by a portal: ours first, those that are up first.
-pub(crate) fn sessions(host: &dyn Host, place: &Place) -> Result<Vec<Session>> {
+pub(crate) fn sessions(host: &dyn Host, targets: &Targets, place: &Place) -> Result<Vec<Session>> {
     let mut found = Vec::new();
-    for name in host.list(Path::new(SESSIONS))? {
-        // One attribute of the many that there are, so that a hundred other sessions cost little. iSCSI names are without
-        // regard to case (RFC 7143 section 4.2.7.2).
-        let iqn = host.read(&Path::new(SESSIONS).join(&name).join("targetname"))?;
-        if iqn.is_some_and(|iqn| iqn.eq_ignore_ascii_case(place.iqn.as_str()))
-            && let Some((session, portal)) = read(host, &name)?
+    for name in targets.sessions_to(host, &place.iqn)? {
+        if let Some((session, portal)) = read(host, &name)?
             && portal == Some(place.portal)
         {
             found.push(session);
@@ -171,7 +214,7 @@ impl Unit {
     }
 
     pub(crate) fn is_present(&self, host: &dyn Host) -> Result<bool> {
-        Ok(host.resolve(&Path::new(UNITS).join(&self.address))?.is_some())
+        Ok(host.stat(&Path::new(UNITS).join(&self.address))?.is_some())
     }
 
     /// The peripheral device type (SPC-4 section 6.6.2).
@@ -218,6 +261,24 @@ mod tests {
             machine.put_file(format!("/sys/class/{class}/{name}"), *value);
         }
         machine
+    }
+
+    #[test]
+    fn whose_a_session_is_is_read_once_it_is_known_and_anew_after_the_kernel_module() {
+        const TARGETS: [&str; 2] = ["iqn.2026-11.org.example:t1", "iqn.2026-11.org.example:t2"];
+        let machine = machine(&[("targetname", "(null)"), ("state", "LOGGED_IN"), ("target_id", "0")]);
+        let name = "/sys/class/iscsi_session/session3/targetname";
+        let targets = Targets::default();
+        let found = |target: &str| targets.sessions_to(&machine, &target.parse().unwrap()).unwrap().len();
+        assert_eq!(TARGETS.map(found), [0, 0]);
+        machine.put_file(name, TARGETS[0]);
+        assert_eq!(TARGETS.map(found), [1, 0]);
+        // No kernel does this: it shows that nobody asks again.
+        machine.put_file(name, TARGETS[1]);
+        assert_eq!(TARGETS.map(found), [1, 0]);
+        machine.remove_tree(SESSIONS);
+        machine.put_file(name, TARGETS[1]);
+        assert_eq!(TARGETS.map(found), [0, 1]);
     }
 
     proptest! {

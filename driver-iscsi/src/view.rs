@@ -113,7 +113,7 @@ mod tests {
             machine.operator_login(iqn, PORTAL, "manual");
         }
         let place = Place::all(&format!("iscsi://{PORTAL}/{}/0", IQNS[0]).parse().unwrap()).unwrap().remove(0);
-        let session = session::sessions(&machine, &place).unwrap().remove(0);
+        let session = session::sessions(&machine, &session::Targets::default(), &place).unwrap().remove(0);
         let logout = iscsiadm::logout(&session, Duration::from_secs(1));
         (machine, session, logout)
     }

@@ -431,10 +431,16 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// An attribute in sysfs comes in one piece, shorter than a page, and its size is not known before (sysfs(5)): that is three
-/// system calls, where `fs::read` makes six.
+/// What the kernel makes as it is read has no size before. An attribute in sysfs comes in one piece, shorter than a page
+/// (sysfs(5)): that is three system calls, where `fs::read` makes six. A table in /proc comes page by page, where `fs::read`
+/// begins with 32 bytes.
 fn read_all(path: &Path) -> io::Result<Vec<u8>> {
     const PAGE: usize = 4096;
+    if path.starts_with("/proc") {
+        let mut bytes = Vec::with_capacity(4 * PAGE);
+        fs::File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
     if !path.starts_with("/sys") {
         return fs::read(path);
     }

@@ -66,10 +66,11 @@ impl Agent {
 
     /// As [`Self::detach`], whoever holds it.
     pub(super) async fn detach_by_id(self: &Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<DetachReply> {
-        let Some((held, record)) = self.hold("detach", &id, deadline).await? else {
+        let Some((held, record, others)) = self.hold("detach", &id, deadline).await? else {
             return Ok(DetachReply { id: Some(id), ..DetachReply::default() });
         };
-        let shared = self.shares_device(&record).await?;
+        // They go by one locator, and so have one device.
+        let shared = !others.is_empty();
         let plan = Plan::Detach { id: id.clone(), attached: record.attached.clone() };
         let work = self.begin(plan, held, deadline).await?;
         match self.effects(&work, self.take_away(&record, shared, deadline)).await {

@@ -10,7 +10,7 @@ impl Agent {
     /// Learns an attachment's size anew.
     pub(crate) async fn extend(self: Arc<Self>, id: AttachmentId, deadline: Instant) -> Result<AttachReply> {
         let held = self.hold("extend", &id, deadline).await?;
-        let (held, record) = held.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
+        let (held, record, _others) = held.ok_or_else(|| Error::NotFound { what: format!("attachment {id}") })?;
         let locator = record.attached.spec.locator.clone();
         let driver = self.drivers.get(locator.backend())?;
         let before = driver.prove(&record.attached).await?;

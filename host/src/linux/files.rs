@@ -52,11 +52,20 @@ pub(super) fn stat(path: &Path) -> Result<Option<FileStat>> {
 }
 
 pub(super) fn resolve(path: &Path) -> Result<Option<PathBuf>> {
-    match fs::canonicalize(path) {
+    match real_path(path) {
         Ok(resolved) => Ok(Some(resolved)),
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(Error::io("resolve", path)(error)),
     }
+}
+
+/// As realpath(3), which asks the kernel for each part of a path; here the kernel follows it as a whole, in three system calls.
+pub(super) fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let real = fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+    // Of what is gone meanwhile, or lies outside of our root, this is no path (proc_pid_fd(5)).
+    let is_path = real.is_absolute() && !real.as_os_str().as_encoded_bytes().ends_with(b" (deleted)");
+    if is_path { Ok(real) } else { fs::canonicalize(path) }
 }
 
 /// What goes meanwhile is left out.

@@ -142,7 +142,8 @@ impl Process {
             let (last, pipe) = &mut *lock(&self.requests);
             *last += 1;
             lock(&self.waiting).insert(*last, answer);
-            if writeln!(pipe, "{last} {}", device.display()).is_err() {
+            // A pipe has no buffer of ours: it is one write, and wakes its reader once.
+            if pipe.write_all(format!("{last} {}\n", device.display()).as_bytes()).is_err() {
                 lock(&self.waiting).remove(last);
             }
         }

@@ -8,10 +8,11 @@ mod look;
 
 pub(super) use look::Looks;
 
+use super::files;
 use crate::{Error, Result, User};
 use look::Look;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -59,8 +60,11 @@ fn number(rdev: u64) -> String {
 
 fn with_partitions(rdev: u64) -> Devices {
     let mut devices = Devices { numbers: BTreeSet::new(), rdevs: BTreeSet::new(), directories: Vec::new() };
-    let Ok(whole) = fs::canonicalize(Path::new("/sys/dev/block").join(number(rdev))) else { return devices };
-    let parts = entries(&whole).into_iter().filter(|path| path.join("partition").exists());
+    let Ok(whole) = files::real_path(&Path::new("/sys/dev/block").join(number(rdev))) else { return devices };
+    // A partition's directory is called by its disk (`block/partitions/core.c`); of what else is there, little is.
+    let disk = file_name(&whole);
+    let is_part = |path: &PathBuf| file_name(path).starts_with(&disk) && path.join("partition").exists();
+    let parts = entries(&whole).into_iter().filter(is_part);
     for directory in std::iter::once(whole.clone()).chain(parts) {
         let Ok(text) = fs::read_to_string(directory.join("dev")) else { continue };
         let Some((major, minor)) = text.trim().split_once(':') else { continue };
@@ -117,8 +121,9 @@ fn command_of(pid: u32) -> String {
 /// A mount that we see ourselves is told without a process.
 fn mounts(devices: &Devices, look: &Look) -> Vec<User> {
     let (mut places, mut found) = (BTreeSet::new(), Vec::new());
+    let mut sources = Sources::default();
     for (pid, table) in &look.mounts {
-        for at in mounted(table, devices) {
+        for at in mounted(table, devices, &mut sources) {
             if places.insert(at.clone()) {
                 let seen_by = (*pid != std::process::id()).then(|| format!("{} (pid {pid})", command_of(*pid)));
                 found.push(User::Mount { at, seen_by });
@@ -128,15 +133,19 @@ fn mounts(devices: &Devices, look: &Look) -> Vec<User> {
     found
 }
 
+/// What is mounted, and whether it is one of the devices: most tables have the same.
+type Sources = BTreeMap<String, bool>;
+
 /// The mount points of the devices in a mountinfo table (proc_pid_mountinfo(5)). A file system over several devices
 /// (btrfs) has a number of its own, so its source counts as well.
-fn mounted(table: &str, devices: &Devices) -> Vec<String> {
+fn mounted(table: &str, devices: &Devices, sources: &mut Sources) -> Vec<String> {
     let of_ours = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(2);
         let (number, _root, at) = (fields.next()?, fields.next()?, fields.next()?);
         let source = after.split(' ').nth(1)?;
-        (devices.numbers.contains(number) || devices.include(&unescape(source))).then(|| unescape(at))
+        let mut is_source = || *sources.entry(source.to_owned()).or_insert_with(|| devices.include(&unescape(source)));
+        (devices.numbers.contains(number) || is_source()).then(|| unescape(at))
     };
     table.lines().filter_map(of_ours).collect()
 }
@@ -161,26 +170,26 @@ fn unescape(text: &str) -> String {
     plain + rest
 }
 
-/// multipathd has every path open, for its checker; it lets go when the path goes.
-fn is_multipathd(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe"))
-        .is_ok_and(|exe| matches!(file_name(&exe).as_str(), "multipathd" | "multipath"))
+/// Whether a process with this program is no user: what it has open it lets go by itself. udev opens a device for a moment
+/// after each of its events, in as many workers as there are devices; multipathd has every path open, for its checker.
+fn lets_go(program: &str) -> bool {
+    is_udev(program) || matches!(program, "multipathd" | "multipath")
 }
 
-/// udev and its helpers (`scsi_id`, `blkid`, …) open a device for a moment after each of its events, and let go by
-/// themselves. Under systemd they are all in one control group; elsewhere they are udevd or its children.
-fn is_udev(pid: u32) -> bool {
-    let runs_udevd = |pid: &str| {
-        fs::read_link(format!("/proc/{pid}/exe"))
-            .is_ok_and(|exe| matches!(file_name(&exe).as_str(), "systemd-udevd" | "udevadm" | "udevd"))
-    };
+fn is_udev(program: &str) -> bool {
+    matches!(program, "systemd-udevd" | "udevadm" | "udevd")
+}
+
+/// udev's helpers (`scsi_id`, `blkid`, …) let go by themselves as well. Under systemd they are all in one control group with
+/// it; elsewhere they are its children.
+fn helps_udev(pid: u32) -> bool {
     let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    if group.contains("/systemd-udevd.service") || runs_udevd(&pid.to_string()) {
+    if group.contains("/systemd-udevd.service") {
         return true;
     }
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    parent.is_some_and(|parent| runs_udevd(parent.trim()))
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+    parent.and_then(program).is_some_and(|parent| is_udev(&parent))
 }
 
 /// `None`: one of them has ended.
@@ -188,30 +197,40 @@ fn openers(devices: &Devices, look: &Look) -> Option<Vec<User>> {
     let mut pids: Vec<u32> =
         look.open.iter().filter(|(_, rdev)| devices.rdevs.contains(rdev)).map(|(pid, _)| *pid).collect();
     pids.dedup();
-    pids.retain(|pid| !is_udev(*pid) && !is_multipathd(*pid));
-    let opener = |pid| {
-        let command = command_of(pid);
-        runs(pid).then_some(User::Opener { pid, command })
-    };
+    pids.retain(|pid| !helps_udev(*pid) && !program(*pid).is_some_and(|program| lets_go(&program)));
     pids.into_iter().map(opener).collect()
 }
 
-/// Whether a process has a program. A thread of the kernel has none, nor has one that has ended, even before its parent has
-/// taken note.
-fn runs(pid: u32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+/// A process that has something open; `None` if it has ended since.
+fn opener(pid: u32) -> Option<User> {
+    let command = command_of(pid);
+    program(pid).map(|_| User::Opener { pid, command })
 }
 
-/// Which processes but us have a regular file open. They are known by the path, as a look at the file itself may hang.
+/// The name of a process's program. A thread of the kernel has none, nor has one that has ended, even before its parent has
+/// taken note.
+fn program(pid: u32) -> Option<String> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok().map(|path| file_name(&path))
+}
+
+/// Which processes but us have a regular file open. They are known by the path, as a look at the file itself may hang. As long
+/// as one of them ends meanwhile, and a child of it may go on with the file, it is looked again.
 pub(super) fn of_file(file: &Path) -> Vec<User> {
-    let Ok(file) = fs::canonicalize(file) else { return Vec::new() };
+    let Ok(file) = files::real_path(file) else { return Vec::new() };
     let has_open = |pid: &u32| {
         let descriptors = entries(&PathBuf::from(format!("/proc/{pid}/fd")));
         *pid != std::process::id()
             && descriptors.iter().any(|descriptor| fs::read_link(descriptor).is_ok_and(|leads| leads == file))
     };
-    let pids = entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok());
-    pids.filter(has_open).map(|pid| User::Opener { pid, command: command_of(pid) }).collect()
+    let look = || {
+        let pids = entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok());
+        pids.filter(has_open).map(opener).collect::<Option<Vec<User>>>()
+    };
+    loop {
+        if let Some(users) = look() {
+            return users;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +264,7 @@ mod tests {
         let users = openers(&devices, &look);
         process.kill().unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while runs(process.id()) && std::time::Instant::now() < end {
+        while program(process.id()).is_some() && std::time::Instant::now() < end {
             std::thread::yield_now();
         }
         let (ended, pid) = (openers(&devices, &look), process.id());
@@ -260,8 +279,8 @@ mod tests {
                      37 35 8:32 / /mnt/c rw - ext4 /dev/sdc rw\n\
                      38 35 0:5 / /dev rw - devtmpfs udev rw\n\
                      broken line";
-        assert_eq!(mounted(table, &devices("8:16")), ["/mnt/a b"]);
-        assert_eq!(mounted(table, &devices("8:48")), Vec::<String>::new());
+        assert_eq!(mounted(table, &devices("8:16"), &mut Sources::new()), ["/mnt/a b"]);
+        assert_eq!(mounted(table, &devices("8:48"), &mut Sources::new()), Vec::<String>::new());
     }
 
     #[tokio::test]
@@ -307,7 +326,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_table_panics(table in "(\\PC|[\\\\0-9: \n-]){0,200}") {
-            let _mounted = mounted(&table, &devices("8:16"));
+            let _mounted = mounted(&table, &devices("8:16"), &mut Sources::new());
         }
 
         #[test]
@@ -322,7 +341,7 @@ mod tests {
             // The kernel ends a line with a newline alone; so do we.
             prop_assume!(!escaped.contains('\r'));
             let table = format!("36 35 8:16 / {escaped} rw,noatime shared:1 - ext4 /dev/sdb rw\n");
-            prop_assert_eq!(mounted(&table, &devices("8:16")), [at]);
+            prop_assert_eq!(mounted(&table, &devices("8:16"), &mut Sources::new()), [at]);
         }
     }
 }

@@ -7,7 +7,10 @@
 //!                         └─┘ as long as somebody waits
 //! ```
 
-use super::{super::loops, entries, file_name, runs, unescape};
+use super::{
+    super::{loops, read},
+    entries, file_name, lets_go, program, unescape,
+};
 use crate::{Error, Result, User};
 use std::{
     collections::BTreeSet,
@@ -30,7 +33,7 @@ pub(super) struct Look {
     pub(super) swaps: Vec<String>,
     /// One process of each mount namespace, ours first, and its table of mounts.
     pub(super) mounts: Vec<(u32, String)>,
-    /// Which process has which block device open, as stat writes it; none of us.
+    /// Which process has which block device open, as stat writes it; none of us, and none that lets go by itself.
     pub(super) open: Vec<(u32, u64)>,
 }
 
@@ -63,15 +66,14 @@ impl Look {
         for pid in std::iter::once(own).chain(others.filter(|pid| *pid != own)) {
             let process = PathBuf::from(format!("/proc/{pid}"));
             // A thread of the kernel has no program, mounts nothing and opens nothing.
-            if !runs(pid) {
-                continue;
-            }
+            let Some(program) = program(pid) else { continue };
             if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
                 && namespaces.insert(namespace)
             {
-                self.mounts.push((pid, fs::read_to_string(process.join("mountinfo")).unwrap_or_default()));
+                self.mounts.push((pid, text(&process.join("mountinfo"))));
             }
-            if pid != own {
+            // Who is no user whatever he has open need not be asked for it.
+            if pid != own && !lets_go(&program) {
                 self.open.extend(devices_of(&process).into_iter().map(|rdev| (pid, rdev)));
             }
         }
@@ -175,8 +177,12 @@ pub(super) fn exports(config: &Path) -> Vec<Export> {
 }
 
 fn swaps() -> Vec<String> {
-    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let table = text(Path::new("/proc/swaps"));
     table.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(unescape)).collect()
+}
+
+fn text(path: &Path) -> String {
+    read(path).ok().flatten().unwrap_or_default()
 }
 
 /// The block devices that a process has open.
