@@ -38,9 +38,10 @@ struct Args {
     check_config: bool,
 }
 
-/// How long a thread of the runtime is kept that waits for its next call that may take a while. Each keeps free memory of its
-/// own, which only its end gives back, so it ends before the agent rests (`rest.rs`).
-const IDLE: Duration = Duration::from_secs(1);
+/// How long a thread of the runtime is kept that waits for its next call that may take a while: volumes come and go several at a
+/// time, and a new thread costs more than most such calls. Each keeps free memory of its own, which only its end gives back, so
+/// it ends before the agent rests (`rest.rs`).
+const IDLE: Duration = Duration::from_secs(10);
 
 const AFTER_HELP: &str = "Exit codes: 0 stopped as asked; 64 the config is wrong; 69 a tool is missing or another \
                           mortard runs; 70 anything else.";

@@ -5,8 +5,9 @@ use host::Host;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::timeout};
 
-/// How long nobody asks for anything before it is over.
-const QUIET: Duration = Duration::from_secs(2);
+/// How long nobody asks for anything before it is over. By then its threads have ended (`IDLE` in main.rs), and left what they
+/// kept for themselves.
+const QUIET: Duration = Duration::from_secs(12);
 
 /// Rests after each crowd. Wakes for nothing else.
 pub(crate) async fn rest(host: Arc<dyn Host>, answered: Arc<Notify>) -> Infallible {
