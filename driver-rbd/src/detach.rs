@@ -11,7 +11,6 @@ use driver::{Attached, Detached, Error, Footprint, Image, Residual, ResidualKind
 use host::{Claim, Host, wait_for};
 use std::{
     path::{Path, PathBuf},
-    pin::pin,
     time::Duration,
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -21,9 +20,6 @@ const REMOVE: [&str; 2] = ["/sys/bus/rbd/remove_single_major", "/sys/bus/rbd/rem
 
 /// How long the kernel is let alone with a device that udev has open for a moment.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// What a flush takes at most that has little to write.
-const SOON: Duration = Duration::from_millis(100);
 
 /// The mappings of an attachment: ours, and those of others.
 pub(crate) struct Theirs {
@@ -92,13 +88,12 @@ impl RbdDriver {
         }
         // Without an identity it was never handed out, so nobody has written to it.
         if at.identity.is_some() {
-            match self.flush_unused(&node, deadline).await {
+            match self.flush(&node, deadline).await {
                 Err(_) if !self.is_there(mapping)? => return Ok(None),
                 flushed => flushed?,
             }
         }
-        // The kernel unmaps nothing that is open, and sees to it that nobody opens it then. So who uses it is looked for when
-        // the kernel says that somebody does: that look goes through all that all processes have open.
+        // The kernel unmaps nothing that is open, and sees to it that nobody opens it then.
         drop(claim);
         match self.parts().unmap(mapping, deadline).await {
             Ok(()) => Ok(None),
@@ -117,34 +112,22 @@ impl RbdDriver {
             .map_err(failed(format!("look whether {} is still ours", mapping.node().display())))
     }
 
-    /// Keeps others from mounting it, or building on it, as long as the claim lives.
+    /// Looks for users, then keeps new ones out as long as the claim lives.
     async fn claim(&self, node: &Path) -> Result<Option<Claim>> {
+        let what = || node.display().to_string();
+        let by = users(self.host(), node).await?;
+        if !by.is_empty() {
+            return Err(Error::InUse { what: what(), by });
+        }
         match self.host().claim(node).await {
             Ok(claim) => Ok(Some(claim)),
             Err(host::Error::Busy { .. }) => {
-                let mut by = users(self.host(), node).await?;
-                if by.is_empty() {
-                    by.push("somebody who has just taken it".into());
-                }
-                Err(Error::InUse { what: node.display().to_string(), by })
+                Err(Error::InUse { what: what(), by: vec!["somebody who has just taken it".into()] })
             }
             Err(error) => {
                 tracing::debug!(%error, device = %node.display(), "cannot be claimed");
                 Ok(None)
             }
-        }
-    }
-
-    /// A flush that ends soon, or else is waited for only if nobody uses the device: who does hears of it at once, though its
-    /// cluster stands still.
-    async fn flush_unused(&self, node: &Path, deadline: Instant) -> Result<()> {
-        let mut flush = pin!(self.flush(node, deadline));
-        if let Ok(flushed) = timeout(SOON, &mut flush).await {
-            return flushed;
-        }
-        match users(self.host(), node).await? {
-            by if by.is_empty() => flush.await,
-            by => Err(Error::InUse { what: node.display().to_string(), by }),
         }
     }
 
