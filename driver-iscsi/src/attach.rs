@@ -142,7 +142,7 @@ impl Initiator {
 
     /// Whether a session stands that can be used, so that the portal need not be tried.
     fn is_at_hand(&self, place: &Place, footprint: &Footprint) -> Result<bool> {
-        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
+        let sessions = self.sessions(place)?;
         Ok(sessions.iter().any(|session| session.is_up() && (session.ours || was_here(footprint, place))))
     }
 
@@ -166,7 +166,7 @@ impl Initiator {
         credentials: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Session> {
-        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
+        let sessions = self.sessions(place)?;
         if was_here(footprint, place) {
             for session in sessions.iter().filter(|session| !session.ours) {
                 if session.unit(place.lun).is_present(self.host()).map_err(machine("look for the unit"))? {
@@ -232,7 +232,7 @@ impl Initiator {
     }
 
     fn has_session(&self, place: &Place) -> Result<bool> {
-        let sessions = session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))?;
+        let sessions = self.sessions(place)?;
         Ok(sessions.iter().any(|session| session.ours))
     }
 
@@ -382,7 +382,7 @@ impl Initiator {
     }
 
     async fn undo_unit(&self, place: &Place, deadline: Instant) -> Result<()> {
-        for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
+        for session in self.sessions(place)? {
             let unit = session.unit(place.lun);
             if !session.ours || !unit.is_present(self.host()).map_err(machine("look for the unit"))? {
                 continue;

@@ -11,7 +11,7 @@ use crate::{
     legs::Leg,
     machine,
     place::Place,
-    proof, session,
+    proof,
     session::{Session, Unit},
     view,
 };
@@ -80,7 +80,7 @@ impl Initiator {
     /// Every unit at a place, whoever's.
     fn standing(&self, place: &Place) -> Result<Vec<Leg>> {
         let mut found = Vec::new();
-        for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
+        for session in self.sessions(place)? {
             let unit = session.unit(place.lun);
             if unit.is_present(self.host()).map_err(machine("look for the unit"))? {
                 let disk = unit.disk(self.host()).map_err(machine("read the unit's device"))?;
@@ -238,7 +238,7 @@ impl Initiator {
         let mut residuals = Vec::new();
         {
             let _turn = self.turns.take(place, deadline).await?;
-            for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
+            for session in self.sessions(place)? {
                 if session.ours && !session.has_units(self.host()).map_err(machine("list the units"))? {
                     residuals.extend(self.logout(place, &session, deadline).await.err().map(|error| Residual {
                         kind: ResidualKind::Session,

@@ -147,9 +147,14 @@ impl Initiator {
         self.host.as_ref()
     }
 
+    /// The sessions to a place: ours first, those that are up first.
+    pub(crate) fn sessions(&self, place: &Place) -> Result<Vec<Session>> {
+        session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))
+    }
+
     /// The unit of an attachment: ours, or the one that was here before it.
     pub(crate) fn locate(&self, place: &Place, footprint: &Footprint) -> Result<Option<(Session, Unit)>> {
-        for session in session::sessions(self.host(), &self.targets, place).map_err(machine("list the sessions"))? {
+        for session in self.sessions(place)? {
             let unit = session.unit(place.lun);
             if (session.ours || attach::was_here(footprint, place))
                 && unit.is_present(self.host()).map_err(machine("look for the unit"))?

@@ -10,8 +10,8 @@
 //!                  /class/iscsi_session/session3 (while it ends)  ──▶ ../../devices/platform/host2/session3/…
 //! ```
 //!
-//! systemd makes it at the start of the host (`systemd/mortar.tmpfiles`). `iscsiadm` lists the names of sessions from the real place, and passes over each that it cannot read here, with a complaint
-//! ([`without_complaints`]).
+//! systemd makes it at the start of the host (`systemd/mortar.tmpfiles`). `iscsiadm` lists the names of sessions from the real
+//! place, and passes over each that it cannot read here, with a complaint ([`without_complaints`]).
 
 use crate::session::Session;
 use host::{Command, Host, Output, Result};
@@ -31,7 +31,7 @@ pub(crate) fn daemon_listens(sockets: &str) -> bool {
 /// Runs `iscsiadm` so that it sees this session only, or none.
 ///
 /// It sees all of them if nobody listens for iscsid, as it may start iscsid then, which takes over its environment; if there is
-/// no view; and, in a second run, if it did not find what it needs.
+/// no view, or none can be had of the session; and, in a second run, if it did not find what it needs.
 pub(crate) async fn run(host: &dyn Host, root: &Path, session: Option<&Session>, command: Command) -> Result<Output> {
     /// TRANS_NOT_FOUND, NO_OBJS_FOUND, SYSFS_LOOKUP, HOST_NOT_FOUND (open-iscsi, `include/iscsi_err.h`).
     const BLIND: [i32; 4] = [12, 21, 22, 23];
@@ -40,8 +40,14 @@ pub(crate) async fn run(host: &dyn Host, root: &Path, session: Option<&Session>,
         return host.run(command).await;
     }
     let link = match session {
-        Some(session) => show(host, root, session).await?,
         None => None,
+        Some(session) => match show(host, root, session).await {
+            Ok(link) => link,
+            Err(error) => {
+                tracing::warn!(%error, "iscsiadm reads every session, as it cannot be shown its own");
+                return host.run(command).await;
+            }
+        },
     };
     let output = host.run(command.clone().set("SYSFS_PATH", root.to_string_lossy())).await;
     if let Some(link) = link
@@ -152,6 +158,14 @@ mod tests {
 
         let (machine, session, _) = self::machine();
         machine.remove_tree(ROOT);
+        let output = run(&machine, Path::new(ROOT), Some(&session), logout).await.unwrap();
+        assert_eq!((output.code, machine.processes()), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_shown_if_its_own_cannot_be() {
+        let (machine, session, logout) = machine();
+        machine.fail_next("link", host::Error::Exists { path: ROOT.into() });
         let output = run(&machine, Path::new(ROOT), Some(&session), logout).await.unwrap();
         assert_eq!((output.code, machine.processes()), (0, 1));
     }
