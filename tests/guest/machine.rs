@@ -138,7 +138,8 @@ impl Drop for GuestStage {
                 try_sh("systemctl status --no-pager --lines 30 mortard; lsblk; dmsetup ls; iscsiadm -m session; true");
             eprintln!("{}", String::from_utf8_lossy(&state.stdout));
             try_sh(
-                "mortar --output json list | jq -r '.[].id' | while read -r id; do mortar detach \"$id\" || true; done",
+                "mortar --output json list | jq -r '.[].id' | while read -r id; do mortar detach \"$id\" || true; done; \
+                 multipath -F || true; iscsiadm -m session --logout || true; rm -rf /etc/iscsi/nodes/* /etc/iscsi/send_targets",
             );
         }
         if self.has_target {

@@ -192,6 +192,24 @@ fn helps_udev(pid: u32) -> bool {
     parent.and_then(program).is_some_and(|parent| is_udev(&parent))
 }
 
+/// What a process has open. One that we have just forked has open what we have, until exec(2) closes that; so what is found is
+/// nothing if the process is such a one, and is asked for again, for the case that it was.
+fn of_its_own<T>(pid: u32, what_is_open: impl Fn() -> Vec<T>) -> Vec<T> {
+    if what_is_open().is_empty() || is_about_to_exec(pid) { Vec::new() } else { what_is_open() }
+}
+
+/// Whether a process is a fork of ours that is not yet the program it was made for.
+fn is_about_to_exec(pid: u32) -> bool {
+    /// PF_FORKNOEXEC (`include/linux/sched.h`), and where the flags and the parent are behind the name (proc_pid_stat(5)).
+    const NO_EXEC_YET: u64 = 0x40;
+    const PARENT: usize = 1;
+    const FLAGS: usize = 6;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, behind_the_name)) = stat.rsplit_once(')') else { return false };
+    let number = |at| behind_the_name.split_whitespace().nth(at).and_then(|word| word.parse::<u64>().ok());
+    number(PARENT) == Some(u64::from(std::process::id())) && number(FLAGS).is_some_and(|flags| flags & NO_EXEC_YET != 0)
+}
+
 /// `None`: one of them has ended.
 fn openers(devices: &Devices, look: &Look) -> Option<Vec<User>> {
     let mut pids: Vec<u32> =
@@ -218,9 +236,12 @@ fn program(pid: u32) -> Option<String> {
 pub(super) fn of_file(file: &Path) -> Vec<User> {
     let Ok(file) = files::real_path(file) else { return Vec::new() };
     let has_open = |pid: &u32| {
-        let descriptors = entries(&PathBuf::from(format!("/proc/{pid}/fd")));
-        *pid != std::process::id()
-            && descriptors.iter().any(|descriptor| fs::read_link(descriptor).is_ok_and(|leads| leads == file))
+        let descriptors = || {
+            let mut all = entries(&PathBuf::from(format!("/proc/{pid}/fd")));
+            all.retain(|descriptor| fs::read_link(descriptor).is_ok_and(|leads| leads == file));
+            all
+        };
+        *pid != std::process::id() && !of_its_own(*pid, descriptors).is_empty()
     };
     let look = || {
         let pids = entries(Path::new("/proc")).into_iter().filter_map(|path| file_name(&path).parse().ok());
@@ -238,6 +259,7 @@ mod tests {
     use super::{super::loops, *};
     use crate::Host;
     use proptest::prelude::*;
+    use std::io::{Read, Write};
 
     fn devices(number: &str) -> Devices {
         Devices { numbers: BTreeSet::from([number.to_owned()]), rdevs: BTreeSet::new(), directories: Vec::new() }
@@ -254,6 +276,30 @@ mod tests {
         reader.wait().unwrap();
         let pid = reader.id();
         assert!(matches!(found.as_slice(), [User::Opener { pid: by, .. }] if *by == pid), "{found:?}");
+    }
+
+    #[test]
+    fn a_fork_of_ours_has_nothing_open_of_its_own() {
+        use std::os::unix::process::CommandExt;
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (forked, waits) = std::io::pipe().unwrap();
+        let (goes_on, go_on) = std::io::pipe().unwrap();
+        let mut command = std::process::Command::new("true");
+        // SAFETY: the closure makes two system calls and allocates nothing.
+        #[expect(unsafe_code, reason = "to stop between fork and exec")]
+        unsafe {
+            command.pre_exec(move || {
+                (&waits).write_all(b"x")?;
+                (&goes_on).read_exact(&mut [0])
+            });
+        }
+        let program = std::thread::spawn(move || command.spawn().unwrap().wait().unwrap());
+        (&forked).read_exact(&mut [0]).unwrap();
+        let found = of_file(file.path());
+        (&go_on).write_all(b"x").unwrap();
+        assert!(program.join().unwrap().success());
+        assert_eq!(found, []);
     }
 
     #[test]

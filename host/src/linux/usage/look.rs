@@ -9,7 +9,7 @@
 
 use super::{
     super::{loops, read},
-    entries, file_name, lets_go, program, unescape,
+    entries, file_name, lets_go, of_its_own, program, unescape,
 };
 use crate::{Error, Result, User};
 use std::{
@@ -74,7 +74,7 @@ impl Look {
             }
             // Who is no user whatever he has open need not be asked for it.
             if pid != own && !lets_go(&program) {
-                self.open.extend(devices_of(&process).into_iter().map(|rdev| (pid, rdev)));
+                self.open.extend(of_its_own(pid, || devices_of(&process)).into_iter().map(|rdev| (pid, rdev)));
             }
         }
     }
