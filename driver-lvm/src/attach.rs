@@ -93,7 +93,7 @@ impl Lvm {
     /// See [`driver::Driver::prepare`].
     pub(crate) async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
         let at = volume_of(&spec.locator)?;
-        let vg = self.group(&at.vg).await?;
+        let vg = self.metadata(&at.vg).await?;
         let refused = |why: Option<String>| why.map_or(Ok(()), |what| Err(Error::WrongState { what }));
         refused(refuse::group(&vg))?;
         let lv = vg.lv(at.lv.as_str()).ok_or_else(|| absent(at))?;

@@ -18,5 +18,5 @@ pub fn names(text: &str) {
 
 /// What a disk begins with.
 pub fn label(head: &[u8]) {
-    let _is_pv = label::is_pv(head);
+    let _label = label::Label::of(head);
 }

@@ -2,7 +2,8 @@
 //! renaming them.
 //!
 //! What LVM holds is read by one `lvm fullreport`; what is active is read from sysfs; what is changed is changed by one
-//! `lvm` for each step. Nothing is kept but which VG was last seen on which PVs, and which disks do not answer.
+//! `lvm` for each step. What a report said is kept, and asked for again without a process as long as the PVs say that nothing
+//! has changed ([`known`]).
 
 mod active;
 mod attach;
@@ -11,6 +12,7 @@ mod filters;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod inventory;
+mod known;
 mod label;
 mod lvm;
 mod manage;
@@ -31,7 +33,6 @@ use host::Host;
 use lvm::Lvm;
 use report::{Lv, Vg};
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -70,12 +71,12 @@ impl LvmDriver {
     async fn candidates(&self, vg: &Vg, lvs: &[&Lv]) -> Result<Vec<Candidate>> {
         let active = active::list(self.host())?;
         let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
-        let pvs: BTreeSet<PathBuf> = self.lvm.labels.among(lvs.iter().copied().filter_map(node).collect()).await.pvs;
+        let pvs = self.lvm.labels.among(lvs.iter().copied().filter_map(node)).await.pvs;
         let mut candidates = Vec::new();
         for lv in lvs {
             let node = node(lv);
             let mut refusal = refuse::manage(vg, lv, &self.templates);
-            if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains(node)) {
+            if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains_key(node)) {
                 refusal = Some(Refusal::Kind(format!(
                     "{0}/{1} is a PV of another VG; if that is one that a guest made inside of its disk, manage {0}/{1} \
                      while it is inactive (lvchange -an)",
@@ -192,7 +193,7 @@ impl Driver for LvmDriver {
 
     async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
         let vgs = match scope {
-            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
+            Some(scope) => vec![self.lvm.metadata(vg_of(scope)?).await?],
             None => self.lvm.groups().await?,
         };
         let mut volumes = Vec::new();
@@ -219,7 +220,7 @@ impl Driver for LvmDriver {
 
     async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
         Lvm::derivations_in(&match scope {
-            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
+            Some(scope) => vec![self.lvm.metadata(vg_of(scope)?).await?],
             None => self.lvm.groups().await?,
         })
     }

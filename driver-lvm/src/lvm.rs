@@ -5,6 +5,7 @@
 
 use crate::{
     active, failed,
+    known::{Known, PvLabels},
     report::{self, Vg},
     scan::{self, Labelled, Labels},
     uuids,
@@ -58,8 +59,7 @@ pub(crate) struct Lvm {
     pub(crate) links: PathBuf,
     pub(crate) labels: Labels,
     pub(crate) seen: active::Seen,
-    /// The PVs that each VG was last seen on.
-    known: Mutex<BTreeMap<VgName, Vec<PathBuf>>>,
+    known: Known,
     /// The LVs, by the UUIDs of the VG and their own, that were attached and not detached since we run.
     attached: Mutex<BTreeSet<(String, String)>>,
     /// One for each VG: LVM would let only one run at a time write to it anyway.
@@ -74,7 +74,7 @@ impl Lvm {
             links,
             labels,
             seen: active::Seen::default(),
-            known: Mutex::default(),
+            known: Known::default(),
             attached: Mutex::default(),
             locks: Mutex::default(),
         }
@@ -103,17 +103,32 @@ impl Lvm {
         open(&self.attached).contains(&(vg_uuid.to_owned(), lv_uuid.to_owned()))
     }
 
+    /// A VG as its metadata has it. No process if that has not changed since the last report; else as [`Lvm::group`]. Whether
+    /// an LV is open is as it was at that report.
+    pub(crate) async fn metadata(&self, name: &VgName) -> Result<Vg> {
+        if let Some(pvs) = self.known(name).await? {
+            let now = self.labels.among(pvs).await.pvs;
+            if let Some(vg) = self.known.unchanged(name, &now) {
+                return self.owned(vg).await;
+            }
+        }
+        self.group(name).await
+    }
+
     /// A VG as it is now. One process if its PVs are known still, else one after a look at every disk.
     pub(crate) async fn group(&self, name: &VgName) -> Result<Vg> {
         if let Some(pvs) = self.known(name).await? {
-            let (mut vgs, _) = self.report(&pvs).await?;
+            let before = self.labels.among(pvs.clone()).await.pvs;
+            let (mut vgs, complaint) = self.report(&pvs).await?;
             vgs.retain(|vg| vg.name == name.as_str() && vg.missing_pvs == 0);
             if let Some(vg) = vgs.pop() {
+                let before = if complaint.is_none() { before } else { PvLabels::new() };
+                self.known.keep(name, &vg, &before);
                 return self.owned(vg).await;
             }
-            open(&self.known).remove(name);
+            self.known.forget(name);
         }
-        let Look { vgs, complaint, silent } = self.look().await?;
+        let Look { vgs, complaint, silent } = self.look(self.labelled().await?).await?;
         let mut named: Vec<Vg> = vgs.into_iter().filter(|vg| vg.name == name.as_str()).collect();
         match (named.pop(), named.is_empty(), complaint) {
             (Some(vg), true, _) => self.owned(vg).await,
@@ -138,18 +153,21 @@ impl Lvm {
         }
     }
 
-    /// Every VG of this host.
+    /// Every VG of this host, as its metadata has it: see [`Lvm::metadata`].
     pub(crate) async fn groups(&self) -> Result<Vec<Vg>> {
-        match self.look().await? {
-            Look { vgs, complaint: Some(complaint), .. } if vgs.is_empty() => Err(complaint),
-            Look { vgs, .. } => {
-                let mut owned = Vec::new();
-                for vg in vgs {
-                    owned.push(self.owned(vg).await?);
-                }
-                Ok(owned)
-            }
+        let labelled = self.labelled().await?;
+        let vgs = match self.known.all_unchanged(&labelled.pvs) {
+            Some(vgs) => vgs,
+            None => match self.look(labelled).await? {
+                Look { vgs, complaint: Some(complaint), .. } if vgs.is_empty() => return Err(complaint),
+                Look { vgs, .. } => vgs,
+            },
+        };
+        let mut owned = Vec::new();
+        for vg in vgs {
+            owned.push(self.owned(vg).await?);
         }
+        Ok(owned)
     }
 
     /// Changes an LV. What is not there under this name *and* identity is not touched, which is no error here: the
@@ -171,7 +189,7 @@ impl Lvm {
             return Err(error);
         }
         // The VG may have moved to other PVs. Only then is there a reason to try again.
-        open(&self.known).remove(&at.vg);
+        self.known.forget(&at.vg);
         match self.group(&at.vg).await {
             Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(&at.vg, deadline)?).await,
             _ => Err(error),
@@ -237,27 +255,27 @@ impl Lvm {
     /// The PVs that a VG was last seen on, if they all may still be looked at: the kernel gives the name of a disk that
     /// went to one that comes, which may be a guest's by now.
     async fn known(&self, vg: &VgName) -> Result<Option<Vec<PathBuf>>> {
-        let Some(pvs) = open(&self.known).get(vg).cloned() else { return Ok(None) };
+        let Some(pvs) = self.known.pvs(vg) else { return Ok(None) };
         let suspects = scan::suspects(self.host.as_ref(), &self.links).await?;
         if pvs.iter().all(|pv| suspects.contains(pv)) {
             return Ok(Some(pvs));
         }
-        open(&self.known).remove(vg);
+        self.known.forget(vg);
         Ok(None)
     }
 
-    /// Looks at all disks, and learns which VG is on which of them.
-    async fn look(&self) -> Result<Look> {
-        let suspects = scan::suspects(self.host.as_ref(), &self.links).await?;
-        let Labelled { pvs, silent } = self.labels.among(suspects).await;
-        let pvs: Vec<PathBuf> = pvs.into_iter().collect();
+    /// The PVs among all disks.
+    async fn labelled(&self) -> Result<Labelled> {
+        Ok(self.labels.among(scan::suspects(self.host.as_ref(), &self.links).await?).await)
+    }
+
+    /// Looks at all VGs, and learns which is on which PVs.
+    async fn look(&self, Labelled { pvs: before, silent }: Labelled) -> Result<Look> {
+        let pvs: Vec<PathBuf> = before.keys().cloned().collect();
         let (vgs, complaint) = self.report(&pvs).await?;
-        let mut known = open(&self.known);
-        known.clear();
-        for vg in &vgs {
-            if let Ok(name) = vg.name.parse::<VgName>() {
-                known.insert(name, vg.pvs.clone());
-            }
+        match &complaint {
+            None => self.known.keep_all(&vgs, before),
+            Some(_) => self.known.keep_all(&vgs, PvLabels::new()),
         }
         Ok(Look { vgs, complaint, silent })
     }

@@ -24,7 +24,7 @@ impl Lvm {
     pub(crate) async fn manage(&self, adoption: &Adoption) -> Result<Volume> {
         let plan = Plan::new(&adoption.from, &adoption.to, &adoption.identity)?;
         let _turn = self.lock(&plan.from.vg, None).await?;
-        let mut vg = self.group(&plan.from.vg).await?;
+        let mut vg = self.metadata(&plan.from.vg).await?;
         let lv = plan.locate(&vg)?;
         if let Some(other) = tags::id(lv).filter(|id| *id != adoption.id.to_string()) {
             return Err(Error::AlreadyExists { what: format!("{}/{} is managed as {other}", vg.name, lv.name) });
@@ -60,7 +60,7 @@ impl Lvm {
     pub(crate) async fn unmanage(&self, release: &Release) -> Result<()> {
         let plan = Plan::new(&release.from, &release.to, &release.identity)?;
         let _turn = self.lock(&plan.from.vg, None).await?;
-        let vg = self.group(&plan.from.vg).await?;
+        let vg = self.metadata(&plan.from.vg).await?;
         let lv = plan.locate(&vg)?;
         if let Some(other) = tags::id(lv).filter(|id| *id != release.id.to_string()) {
             return Err(Error::Mismatch {

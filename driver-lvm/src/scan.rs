@@ -9,7 +9,10 @@
 //! what carries the mark of our other drivers counts too, from its first moment to its last: a disk on an iSCSI session
 //! whose interface is called `mortar`, a loop device labelled `mortar`.
 
-use crate::{failed, label};
+use crate::{
+    failed,
+    label::{self, Label},
+};
 use driver::Result;
 use host::{Host, LoopDevice};
 use std::{
@@ -38,15 +41,22 @@ const SESSIONS: &str = "/sys/class/iscsi_session";
 /// The PV labels of devices.
 pub(crate) struct Labels {
     host: Arc<dyn Host>,
+    reads: Arc<Mutex<Reads>>,
+}
+
+#[derive(Default)]
+struct Reads {
+    /// How many were begun since we run.
+    begun: u64,
     /// One for each device at most: a device that hangs would keep every further one as well, and a thread with it.
-    reads: Arc<Mutex<BTreeMap<PathBuf, Read>>>,
+    under_way: BTreeMap<PathBuf, Read>,
 }
 
 /// What devices said.
 #[derive(Debug, Default)]
 pub(crate) struct Labelled {
     /// They carry a PV label.
-    pub(crate) pvs: BTreeSet<PathBuf>,
+    pub(crate) pvs: BTreeMap<PathBuf, Label>,
     /// They did not answer, so nobody knows.
     pub(crate) silent: Vec<PathBuf>,
 }
@@ -54,9 +64,10 @@ pub(crate) struct Labelled {
 /// A read that is under way.
 #[derive(Clone)]
 struct Read {
+    number: u64,
     since: Instant,
-    /// Whether it is a PV; `None` if it cannot be read, or until it is.
-    answer: watch::Receiver<Option<bool>>,
+    /// The label if it is a PV. `None` if the device cannot be read, or until it is.
+    answer: watch::Receiver<Option<Option<Label>>>,
 }
 
 impl Labels {
@@ -64,60 +75,72 @@ impl Labels {
         Self { host, reads: Arc::default() }
     }
 
-    /// Which of the devices carry a PV label.
-    pub(crate) async fn among(&self, devices: Vec<PathBuf>) -> Labelled {
+    /// Which of the devices carry a PV label, and what it is after the call.
+    pub(crate) async fn among(&self, devices: impl IntoIterator<Item = PathBuf>) -> Labelled {
+        let before = open(&self.reads).begun;
         let mut looks = JoinSet::new();
         for device in devices {
-            let (read, is_new) = self.read(&device);
-            looks.spawn(async move {
-                let Read { since, mut answer } = read;
-                // The other end goes with the read.
-                let told = async { answer.wait_for(Option::is_some).await.is_ok_and(|told| *told == Some(true)) };
-                let is_pv = timeout_at(since + PATIENCE, told).await.ok();
-                if is_pv.is_none() && is_new {
-                    let device = device.display();
-                    tracing::warn!(%device, "it does not answer: left out of the search for PVs until it does");
-                }
-                (device, is_pv)
-            });
+            let (host, reads) = (Arc::clone(&self.host), Arc::clone(&self.reads));
+            looks.spawn(async move { (label_of(host, reads, &device, before).await, device) });
         }
         let mut labelled = Labelled::default();
-        for (device, is_pv) in looks.join_all().await {
-            match is_pv {
-                Some(true) => drop(labelled.pvs.insert(device)),
-                Some(false) => {}
+        for (label, device) in looks.join_all().await {
+            match label {
+                Some(Some(label)) => drop(labelled.pvs.insert(device, label)),
+                Some(None) => {}
                 None => labelled.silent.push(device),
             }
         }
         labelled.silent.sort();
         labelled
     }
+}
 
-    /// The read of a device that is under way, or one that begins now.
-    fn read(&self, device: &Path) -> (Read, bool) {
-        let mut reads = open(&self.reads);
-        if let Some(read) = reads.get(device) {
-            return (read.clone(), false);
-        }
-        let (told, answer) = watch::channel(None);
-        let read = Read { since: Instant::now(), answer };
-        reads.insert(device.to_owned(), read.clone());
-        let (host, reads, device) = (Arc::clone(&self.host), Arc::clone(&self.reads), device.to_owned());
-        tokio::spawn(async move {
-            let head = host.head(&device, label::LENGTH, FOREVER).await;
-            open(&reads).remove(&device);
-            match head {
-                Ok(head) => {
-                    told.send_replace(Some(label::is_pv(&head)));
+/// What a device says to a read that comes after the first `before`; `None` if it does not answer.
+async fn label_of(host: Arc<dyn Host>, reads: Arc<Mutex<Reads>>, device: &Path, before: u64) -> Option<Option<Label>> {
+    loop {
+        let (Read { number, since, mut answer }, is_new) = read(&host, &reads, device);
+        // The other end goes with the read.
+        let told = async { answer.wait_for(Option::is_some).await.map_or(None, |told| told.clone().flatten()) };
+        match timeout_at(since + PATIENCE, told).await {
+            Ok(label) if number > before => return Some(label),
+            Ok(_) => {}
+            Err(_) => {
+                if is_new {
+                    let device = device.display();
+                    tracing::warn!(%device, "it does not answer: left out of the search for PVs until it does");
                 }
-                // An empty drive, or one that has just gone.
-                Err(error) => {
-                    tracing::debug!(device = %device.display(), %error, "left out of the search for PVs");
-                }
+                return None;
             }
-        });
-        (read, true)
+        }
     }
+}
+
+/// The read of a device that is under way, or one that begins now.
+fn read(host: &Arc<dyn Host>, reads: &Arc<Mutex<Reads>>, device: &Path) -> (Read, bool) {
+    let mut all = open(reads);
+    if let Some(read) = all.under_way.get(device) {
+        return (read.clone(), false);
+    }
+    let (told, answer) = watch::channel(None);
+    all.begun += 1;
+    let read = Read { number: all.begun, since: Instant::now(), answer };
+    all.under_way.insert(device.to_owned(), read.clone());
+    let (host, reads, device) = (Arc::clone(host), Arc::clone(reads), device.to_owned());
+    tokio::spawn(async move {
+        let head = host.head(&device, label::LENGTH, FOREVER).await;
+        open(&reads).under_way.remove(&device);
+        match head {
+            Ok(head) => {
+                told.send_replace(Some(Label::of(&head)));
+            }
+            // An empty drive, or one that has just gone.
+            Err(error) => {
+                tracing::debug!(device = %device.display(), %error, "left out of the search for PVs");
+            }
+        }
+    });
+    (read, true)
 }
 
 /// Disks and partitions that may be PVs, as sysfs tells it: none of them is asked.

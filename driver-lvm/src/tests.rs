@@ -712,11 +712,81 @@ async fn only_the_disks_of_the_vg_are_seen_once_they_are_known() {
     let driver = driver(&machine);
     let (at, _) = attach(&driver, &spec("vg0/a-1")).await;
     assert!(machine.commands()[0].contains("/dev/vdc"));
-    driver.prepare(&spec("vg0/a-1")).await.unwrap();
+    driver.inspect(&locator("vg0/a-1")).await.unwrap();
     driver.detach(&at, soon()).await.unwrap();
     for command in &machine.commands()[1..] {
         assert!(!command.contains("/dev/vdc"), "{command}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_report_has_said_is_asked_for_again_once_it_may_be_wrong() {
+    let machine = machine();
+    machine.add_vg("other", &["vdc"]);
+    let driver = driver(&machine);
+    let prepared = |name: &'static str| {
+        let (machine, driver) = (&machine, &driver);
+        async move {
+            let (started, prepared) = processes(machine, driver.prepare(&spec(name))).await;
+            (started, prepared.map_or_else(|error| error.reason(), |_| "there"))
+        }
+    };
+    let listed = || async { processes(&machine, driver.volumes(None)).await.0 };
+    assert_eq!(prepared("vg0/a-1").await, (1, "there"));
+    assert_eq!(
+        (prepared("vg0/a-1").await, prepared("vg0/b").await, listed().await),
+        ((0, "there"), (0, "NOT_FOUND"), 0)
+    );
+    machine.activate_lv("vg0", "a-1", false);
+    assert_eq!(
+        (prepared("vg0/a-1").await, listed().await),
+        ((0, "there"), 0),
+        "the kernel tells it, and not the metadata"
+    );
+
+    machine.rename_lv("vg0", "a-1", "b");
+    assert_eq!((prepared("vg0/a-1").await, prepared("vg0/b").await), ((1, "NOT_FOUND"), (0, "there")));
+    machine.tag_lv("vg0", "b", "theirs");
+    assert_eq!((listed().await, listed().await, prepared("vg0/b").await), (1, 0, (0, "there")));
+    machine.add_lv("other", "c", GIB);
+    assert_eq!((prepared("vg0/b").await, prepared("other/c").await, listed().await), ((0, "there"), (1, "there"), 0));
+    machine.add_vg("third", &["vdd"]);
+    assert_eq!((prepared("vg0/b").await, listed().await, listed().await), ((0, "there"), 1, 0));
+
+    // It is no part of the metadata whether somebody has an LV open.
+    let device = machine.lv_device("vg0", "b").unwrap();
+    machine.engage(&device, host::User::Opener { pid: 7, command: "dd".into() });
+    assert!(refusal(&driver, "vg0/b").await.contains("dd"));
+    machine.set_vg_system_id("vg0", "elsewhere");
+    assert_eq!(prepared("vg0/b").await.1, "WRONG_STATE");
+    machine.lose_disk("vdc");
+    assert_eq!(prepared("other/c").await.1, "NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_the_call_is_read_again() {
+    let machine = machine();
+    let driver = Arc::new(driver(&machine));
+    driver.prepare(&spec("vg0/a-1")).await.unwrap();
+    let prepare = || {
+        let driver = Arc::clone(&driver);
+        tokio::spawn(async move { driver.prepare(&spec("vg0/a-1")).await })
+    };
+    let held = machine.hang(0, "head /dev/vda");
+    let first = prepare();
+    held.reached().await;
+    let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let read = Arc::clone(&again);
+    machine.before_next("head /dev/vda", |_| {});
+    machine.before_next("head /dev/vda", move |_| read.store(true, std::sync::atomic::Ordering::Relaxed));
+    let second = prepare();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    held.let_go();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert!(again.load(std::sync::atomic::Ordering::Relaxed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -756,12 +826,12 @@ async fn a_report_that_crashed_is_asked_for_once_more() {
     let driver = driver(&machine);
     let crash = || Output { code: 139, ..Output::default() };
     machine.fail_next("fullreport", crash());
-    let (started, prepared) = processes(&machine, driver.prepare(&spec("vg0/a-1"))).await;
-    prepared.unwrap();
+    let (started, inspected) = processes(&machine, driver.inspect(&locator("vg0/a-1"))).await;
+    inspected.unwrap();
     assert_eq!(started, 2);
     machine.fail_next("fullreport", crash());
     machine.fail_next("fullreport", crash());
-    assert_eq!(driver.prepare(&spec("vg0/a-1")).await.unwrap_err().reason(), "TOOL_FAILED");
+    assert_eq!(driver.inspect(&locator("vg0/a-1")).await.unwrap_err().reason(), "TOOL_FAILED");
 }
 
 #[tokio::test(start_paused = true)]
@@ -850,12 +920,12 @@ async fn manage_and_unmanage() {
 
     let (started, volume) = processes(&machine, driver.manage(&adoption)).await;
     let volume = volume.unwrap();
-    assert_eq!(started, 4);
+    assert_eq!(started, 3, "the tags, the name, and a look at what came of it");
     assert_eq!((volume.id, volume.size_bytes, volume.name.as_str()), (adoption.id, GIB, "for-people"));
     assert_eq!((&volume.locator, &volume.origin), (&adoption.to, &adoption.from));
     assert_eq!(volume.identity, adoption.identity);
     let (started, again) = processes(&machine, driver.manage(&adoption)).await;
-    assert_eq!((started, again.unwrap()), (1, volume.clone()));
+    assert_eq!((started, again.unwrap()), (0, volume.clone()));
     for scope in [None, Some(&scope())] {
         assert_eq!(driver.volumes(scope).await.unwrap(), std::slice::from_ref(&volume));
     }
@@ -867,11 +937,11 @@ async fn manage_and_unmanage() {
 
     let (started, released) = processes(&machine, driver.unmanage(&release(&adoption))).await;
     released.unwrap();
-    assert_eq!(started, 4);
+    assert_eq!(started, 3);
     assert_eq!(machine.snapshot(), before);
     let (started, again) = processes(&machine, driver.unmanage(&release(&adoption))).await;
     again.unwrap();
-    assert_eq!(started, 1);
+    assert_eq!(started, 0);
     assert!(driver.volumes(None).await.unwrap().is_empty());
 }
 

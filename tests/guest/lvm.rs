@@ -1,7 +1,7 @@
 //! LVM: every sort of LV, everything that is not to be managed, and VGs that are none of the host's business.
 
 use crate::{
-    cli::{attach, detach, mortar, read, text, wrong_device},
+    cli::{Execs, attach, detach, mortar, read, text, wrong_device},
     machine::{GuestStage, sh, try_sh},
 };
 use driver::Backend;
@@ -43,6 +43,50 @@ async fn thick_thin_and_snapshot() {
         detach(name);
         assert_eq!(stage.snapshot().await, before, "{name}: something was left behind");
     }
+}
+
+/// lvm is asked for the same thing once: what it has reported of a VG is believed until somebody changes the VG, and no longer.
+#[tokio::test]
+async fn a_vg_is_reported_once_for_each_change() {
+    let mut stage = GuestStage::with_vg();
+    let locator = stage.volume(Backend::Lvm, "v", 16 * MIB).await;
+    let vg = stage.vg();
+    let execs = Execs::watch();
+    let mut seen = 0;
+    // How many reports, and how many other runs of lvm, something costs.
+    let mut runs = |what: &dyn Fn()| {
+        what();
+        let ran = execs.seen();
+        let ran: Vec<&str> = ran.lines().filter(|line| line.contains("execve(") && line.contains("/lvm\"")).collect();
+        let new = ran[seen..].to_vec();
+        seen = ran.len();
+        let reports = new.iter().filter(|line| line.contains("\"fullreport\"")).count();
+        (reports, new.len() - reports)
+    };
+    let there_and_back = || {
+        attach("v", &locator);
+        detach("v");
+    };
+    let at = |name: &str| format!("lvm:{vg}/{name}");
+    assert_eq!(runs(&there_and_back), (1, 2));
+    assert_eq!(runs(&there_and_back), (0, 2));
+    let scope = format!("lvm:{vg}");
+    assert_eq!(runs(&|| drop(mortar(&["volumes", &scope]).ok())), (0, 0));
+
+    sh(&format!("lvrename --quiet {vg}/v {vg}/moved"));
+    let gone = || drop(mortar(&["attach", &locator]).refused(3, "NOT_FOUND"));
+    assert_eq!((runs(&gone), runs(&gone)), ((1, 0), (0, 0)));
+    sh(&format!("lvrename --quiet {vg}/moved {vg}/v; lvextend --quiet -L 32M {vg}/v >/dev/null"));
+    assert_eq!(attach("v", &locator)["size_bytes"], 32 * MIB);
+    detach("v");
+    sh(&format!("lvremove --quiet -f {vg}/v >/dev/null; lvcreate --quiet -y -an -Zn -n v -L 16M {vg} >/dev/null"));
+    assert_eq!(runs(&there_and_back), (2, 4), "of the grown one as well");
+
+    sh(&format!("lvcreate --quiet -y -an -Zn -n managed -L 16M {vg} >/dev/null"));
+    let id = "4b1e4b5e-2f0a-4d39-9d6e-6a1a2f8a4c11";
+    let manage = || drop(mortar(&["manage", &at("managed"), "--id", id]).ok());
+    assert_eq!(runs(&manage), (2, 2), "a look, the tags, the name, and a look at what came of it");
+    assert_eq!(runs(&|| drop(mortar(&["unmanage", id]).ok())), (1, 2));
 }
 
 /// Read-only is the kernel's word, whether the LV was inactive or active; and not for those it would take the writing from.

@@ -37,8 +37,11 @@ async fn a_silent_portal_ends_at_the_callers_deadline() {
 async fn a_look_ends_at_the_callers_deadline() {
     let mut stage = SimStage::new().await;
     let (locator, other) = (stage.volume(Backend::Lvm, "v", SIZE).await, stage.volume(Backend::Lvm, "w", SIZE).await);
-    let (before, mut client) = (stage.snapshot().await, stage.client());
+    let mut client = stage.client();
     for verb in ["attach", "export"] {
+        // What was reported of the VG is true no more.
+        stage.volume(Backend::Lvm, &format!("new-before-{verb}"), SIZE).await;
+        let before = stage.snapshot().await;
         let held = stage.machine.hang(0, "run lvm fullreport");
         let start = Instant::now();
         let refused = if verb == "attach" {

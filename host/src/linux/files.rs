@@ -3,7 +3,7 @@
 use super::{ioctls, is_absent};
 use crate::{Error, FileStat, Result, Room, step::Going};
 use nix::{
-    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2},
     unistd::{Whence, lseek},
 };
 use std::{
@@ -28,6 +28,10 @@ pub(super) fn head(path: &Path, length: usize) -> Result<Vec<u8>> {
         .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
         .map_err(Error::io("open", path))?;
+    // The kernel may have it from before another host has written to the device. It forgets whole pages only.
+    const PAGE: usize = 64 << 10;
+    let pages = i64::try_from(length.next_multiple_of(PAGE)).unwrap_or(i64::MAX);
+    let _asked_anew = posix_fadvise(&file, 0, pages, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     let mut bytes = Vec::with_capacity(length);
     file.take(length as u64).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     Ok(bytes)

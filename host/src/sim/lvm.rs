@@ -11,6 +11,7 @@ use crate::{Command, Output, Result, User};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     path::Path,
 };
 
@@ -184,14 +185,28 @@ pub(crate) fn inquiry(_world: &World, _device: &str, _page: u8) -> Option<Result
     None
 }
 
-/// The first bytes of a device (the rest of it is zeros); `None` if it is not ours.
+/// The first bytes of a device (the rest of it is zeros); `None` if it is not ours. What its area for metadata begins with
+/// is another as soon as anything about the VG is, down to the tag of an LV.
 pub(crate) fn head(world: &World, device: &str) -> Option<Vec<u8>> {
+    const LABEL: usize = 512;
+    const AREA: usize = 4096;
     world.lvm.labels.contains(device).then(|| {
-        let mut head = vec![0; 1024];
-        head[512..520].copy_from_slice(b"LABELONE");
-        head[520] = 1;
-        head[532] = 32;
-        head[536..544].copy_from_slice(b"LVM2 001");
+        let mut head = vec![0; AREA + 512];
+        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(LABEL, b"LABELONE\x01");
+        put(LABEL + 20, &[32]);
+        put(LABEL + 24, b"LVM2 001");
+        // The PV's UUID, where its data begins, and where the area does.
+        put(LABEL + 32, format!("{device:_<32}").as_bytes());
+        put(LABEL + 72, &(1_u64 << 20).to_le_bytes());
+        put(LABEL + 104, &(AREA as u64).to_le_bytes());
+        put(AREA + 4, b" LVM2 x[5A%r0N*>");
+        if let Some(vg) = world.lvm.vgs.iter().find(|vg| vg.pvs.iter().any(|pv| pv == device)) {
+            let mut text = DefaultHasher::new();
+            format!("{vg:?}").hash(&mut text);
+            put(AREA + 40, &512_u64.to_le_bytes());
+            put(AREA + 48, &text.finish().to_le_bytes());
+        }
         head
     })
 }
