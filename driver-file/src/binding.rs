@@ -229,11 +229,7 @@ pub(crate) async fn unbind(
         Ok((shown.as_deref().map(Path::new) != Some(&bound.file)).then_some(()))
     };
     wait_for(host, deadline, changed).await.map_err(machine(format!("wait until {what} is gone")))?;
-    let now = one(host, &bound.name).await?;
-    let shown = host.read(&backing_file(&bound.name)).map_err(machine(format!("look whether {what} is gone")))?;
-    // One that is bound and does not answer is not known to be gone.
-    let same = now.is_none_or(|now| proved(&now) == proved(bound) && now.label == LABEL);
-    if shown.is_none() || !same {
+    if is_gone(host, bound).await? {
         return Ok(None);
     }
     let by = users(host, bound).await?.join(", ");
@@ -242,6 +238,27 @@ pub(crate) async fn unbind(
         false => format!("still bound to {}, and {by}; it goes when its last user does", bound.file.display()),
     };
     Ok(Some(Residual { kind: ResidualKind::Loop, name: what, reason }))
+}
+
+/// Whether a device that was unbound is bound to its file no more: free, or somebody else's by now, as the kernel gives its number
+/// to the next. One that is bound and does not answer is not known to be gone.
+async fn is_gone(host: &dyn Host, bound: &LoopDevice) -> Result<bool> {
+    let shown = || {
+        let doing = || format!("look whether {} is gone", node(bound).display());
+        host.read(&backing_file(&bound.name)).map_err(machine(doing()))
+    };
+    loop {
+        let before = shown()?;
+        if before.is_none() {
+            return Ok(true);
+        }
+        match one(host, &bound.name).await? {
+            Some(now) => return Ok(proved(&now) != proved(bound) || now.label != LABEL),
+            None if shown()? == before => return Ok(false),
+            // It has changed hands meanwhile.
+            None => {}
+        }
+    }
 }
 
 /// Lets a loop device see that its file grew. One that shrank would cut off what its users see.

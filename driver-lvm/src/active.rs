@@ -49,6 +49,11 @@ impl Active {
     }
 }
 
+/// What the device mapper knows an LV by.
+pub(crate) fn mapper_uuid(vg_uuid: &str, lv_uuid: &str) -> String {
+    format!("LVM-{vg_uuid}{lv_uuid}")
+}
+
 /// Every LV that is active, without its inner layers.
 pub(crate) fn list(host: &dyn Host) -> Result<Vec<Active>> {
     read(host).map_err(failed("list the active LVs"))

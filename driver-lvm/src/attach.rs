@@ -10,7 +10,9 @@ use crate::{
     active::{self, Active},
     failed,
     lvm::{Change, Lvm},
-    refuse, scan, tags, uuids, volume_of,
+    refuse,
+    report::{Lv, Vg},
+    scan, tags, uuids, volume_of,
 };
 use driver::{
     Attached, Detached, Device, Error, Footprint, Identity, LogicalVolume, Residual, ResidualKind, Result, Spec,
@@ -24,6 +26,9 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 /// How long data is written of an LV that stays active, and goes on to be written by the kernel after that.
 const WRITING: Duration = Duration::from_secs(5);
+
+/// How long somebody whom no list shows is given to close a device: udev looks into it after each change.
+pub(crate) const GLANCE: Duration = Duration::from_secs(1);
 
 /// What a footprint tells.
 struct Print<'a> {
@@ -89,11 +94,18 @@ pub(crate) async fn users(host: &dyn Host, node: &Path) -> Result<Vec<String>> {
     Ok(users.iter().map(ToString::to_string).collect())
 }
 
+/// Whether an LV is open until then, by the kernel's count, which tells neither by whom nor why.
+pub(crate) async fn stays_open(host: &dyn Host, vg: &Vg, lv: &Lv, until: Instant) -> Result<bool> {
+    let device = [active::mapper_uuid(&vg.uuid, &lv.uuid)];
+    let closed = wait_for(host, until, || Ok(host.open_mapped(&device)?.is_empty().then_some(()))).await;
+    Ok(closed.map_err(failed(format!("ask whether {}/{} is open", vg.name, lv.name)))?.is_none())
+}
+
 impl Lvm {
     /// See [`driver::Driver::prepare`].
     pub(crate) async fn prepare(&self, spec: &Spec) -> Result<Footprint> {
         let at = volume_of(&spec.locator)?;
-        let vg = self.metadata(&at.vg).await?;
+        let vg = self.group(&at.vg).await?;
         let refused = |why: Option<String>| why.map_or(Ok(()), |what| Err(Error::WrongState { what }));
         refused(refuse::group(&vg))?;
         let lv = vg.lv(at.lv.as_str()).ok_or_else(|| absent(at))?;

@@ -50,8 +50,8 @@ impl Lvm {
         })
     }
 
-    /// See [`driver::Driver::derive`]. The look before and the look after cost a process each: LVM knows an origin by its
-    /// name, and the image is known by its UUID.
+    /// See [`driver::Driver::derive`]. It is looked before and after: LVM knows an origin by its name, and the image is known
+    /// by its UUID.
     pub(crate) async fn derive(&self, derivation: &Derivation, deadline: Instant) -> Result<Derived> {
         let plan = Plan::new(derivation)?;
         let _turn = self.lock(&plan.to.vg, Some(deadline)).await?;
@@ -65,7 +65,7 @@ impl Lvm {
         refused(refuse::derive(&vg, image))?;
         let extents = image.pool.is_none().then(|| cow_extents(image.size_bytes, vg.extent_size));
         self.snapshot(&vg, &image.name, plan.to, &plan.tag, extents, deadline).await?;
-        let vg = self.group(&plan.to.vg).await?;
+        let vg = self.reported(&plan.to.vg).await?;
         let image = plan.image(&vg)?;
         match plan.there(&vg)? {
             Some(there) if there.origin.as_ref() == Some(&image.name) => Ok(derived(image)),
@@ -104,7 +104,7 @@ impl Lvm {
             return Err(Error::InUse { what: format!("{}/{}", vg.name, lv.name), by });
         }
         self.change(plan.to, &tags::identity(vg, lv), Change::Remove { tag: &plan.tag }, Some(deadline)).await?;
-        match self.group(&plan.to.vg).await?.by_uuid(&lv.uuid) {
+        match self.reported(&plan.to.vg).await?.by_uuid(&lv.uuid) {
             None => Ok(()),
             Some(_) => Err(Error::WrongState {
                 what: format!("lvm did not remove {}/{}: somebody else changed it; try again", vg.name, lv.name),
@@ -123,7 +123,7 @@ impl Lvm {
                 by.push("attached".into());
             }
         }
-        if by.is_empty() && lv.open {
+        if by.is_empty() && attach::stays_open(host, vg, lv, Instant::now() + attach::GLANCE).await? {
             by.push("open by someone that this host does not show".into());
         }
         // A thick snapshot goes with its origin; a thin one stays.

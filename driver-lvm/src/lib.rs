@@ -72,7 +72,10 @@ impl LvmDriver {
         let active = active::list(self.host())?;
         let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
         let pvs = self.lvm.labels.among(lvs.iter().copied().filter_map(node)).await.pvs;
-        let mut candidates = Vec::new();
+        let mapped = |lv: &Lv| active::mapper_uuid(&vg.uuid, &lv.uuid);
+        let mapped_here: Vec<String> = lvs.iter().filter(|lv| node(lv).is_some()).map(|lv| mapped(lv)).collect();
+        let open = self.host().open_mapped(&mapped_here).map_err(failed("ask which LVs are open"))?;
+        let (mut candidates, until) = (Vec::new(), Instant::now() + attach::GLANCE);
         for lv in lvs {
             let node = node(lv);
             let mut refusal = refuse::manage(vg, lv, &self.templates);
@@ -83,8 +86,9 @@ impl LvmDriver {
                     vg.name, lv.name
                 )));
             }
-            if refusal.is_none() && lv.open {
-                refusal = Some(Refusal::InUse(self.openers(node.as_deref()).await?));
+            if refusal.is_none() && open.contains(&mapped(lv)) {
+                let by = self.openers(vg, lv, node.as_deref(), until).await?;
+                refusal = (!by.is_empty()).then_some(Refusal::InUse(by));
             }
             candidates.push(Candidate {
                 locator: Locator::Lvm(tags::at(vg, lv)?),
@@ -98,13 +102,13 @@ impl LvmDriver {
         Ok(candidates)
     }
 
-    /// Who uses a device that the kernel says is open.
-    async fn openers(&self, node: Option<&Path>) -> Result<Vec<String>> {
+    /// Who uses an LV that the kernel says is open; nobody if it is not for long.
+    async fn openers(&self, vg: &Vg, lv: &Lv, node: Option<&Path>, until: Instant) -> Result<Vec<String>> {
         let mut users = match node {
             Some(node) => attach::users(self.host(), node).await?,
             None => Vec::new(),
         };
-        if users.is_empty() {
+        if users.is_empty() && attach::stays_open(self.host(), vg, lv, until).await? {
             users.push("open by someone that this host does not show".into());
         }
         Ok(users)
@@ -193,7 +197,7 @@ impl Driver for LvmDriver {
 
     async fn volumes(&self, scope: Option<&Scope>) -> Result<Vec<Volume>> {
         let vgs = match scope {
-            Some(scope) => vec![self.lvm.metadata(vg_of(scope)?).await?],
+            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
             None => self.lvm.groups().await?,
         };
         let mut volumes = Vec::new();
@@ -220,7 +224,7 @@ impl Driver for LvmDriver {
 
     async fn derivations(&self, scope: Option<&Scope>) -> Result<Vec<Derivation>> {
         Lvm::derivations_in(&match scope {
-            Some(scope) => vec![self.lvm.metadata(vg_of(scope)?).await?],
+            Some(scope) => vec![self.lvm.group(vg_of(scope)?).await?],
             None => self.lvm.groups().await?,
         })
     }

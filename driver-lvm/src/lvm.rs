@@ -103,20 +103,19 @@ impl Lvm {
         open(&self.attached).contains(&(vg_uuid.to_owned(), lv_uuid.to_owned()))
     }
 
-    /// A VG as its metadata has it. No process if that has not changed since the last report; else as [`Lvm::group`]. Whether
-    /// an LV is open is as it was at that report.
-    pub(crate) async fn metadata(&self, name: &VgName) -> Result<Vg> {
+    /// A VG as its metadata has it now. No process if that has not changed since the last report.
+    pub(crate) async fn group(&self, name: &VgName) -> Result<Vg> {
         if let Some(pvs) = self.known(name).await? {
             let now = self.labels.among(pvs).await.pvs;
             if let Some(vg) = self.known.unchanged(name, &now) {
                 return self.owned(vg).await;
             }
         }
-        self.group(name).await
+        self.reported(name).await
     }
 
-    /// A VG as it is now. One process if its PVs are known still, else one after a look at every disk.
-    pub(crate) async fn group(&self, name: &VgName) -> Result<Vg> {
+    /// A VG as lvm reports it now: after a change. One process if its PVs are known still, else one after a look at every disk.
+    pub(crate) async fn reported(&self, name: &VgName) -> Result<Vg> {
         if let Some(pvs) = self.known(name).await? {
             let before = self.labels.among(pvs.clone()).await.pvs;
             let (mut vgs, complaint) = self.report(&pvs).await?;
@@ -153,7 +152,7 @@ impl Lvm {
         }
     }
 
-    /// Every VG of this host, as its metadata has it: see [`Lvm::metadata`].
+    /// Every VG of this host, as its metadata has it now. No process if that has not changed since the last reports.
     pub(crate) async fn groups(&self) -> Result<Vec<Vg>> {
         let labelled = self.labelled().await?;
         let vgs = match self.known.all_unchanged(&labelled.pvs) {
@@ -181,7 +180,7 @@ impl Lvm {
     ) -> Result<()> {
         let ((_, lv_uuid), within) = (uuids(identity)?, left(&at.vg, deadline)?);
         let Some(pvs) = self.known(&at.vg).await? else {
-            let pvs = self.group(&at.vg).await?.pvs;
+            let pvs = self.reported(&at.vg).await?.pvs;
             return self.run_change(at, lv_uuid, change, &pvs, within).await;
         };
         let Err(error) = self.run_change(at, lv_uuid, change, &pvs, within).await else { return Ok(()) };
@@ -190,7 +189,7 @@ impl Lvm {
         }
         // The VG may have moved to other PVs. Only then is there a reason to try again.
         self.known.forget(&at.vg);
-        match self.group(&at.vg).await {
+        match self.reported(&at.vg).await {
             Ok(vg) if vg.pvs != pvs => self.run_change(at, lv_uuid, change, &vg.pvs, left(&at.vg, deadline)?).await,
             _ => Err(error),
         }

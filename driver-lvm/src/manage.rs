@@ -24,7 +24,7 @@ impl Lvm {
     pub(crate) async fn manage(&self, adoption: &Adoption) -> Result<Volume> {
         let plan = Plan::new(&adoption.from, &adoption.to, &adoption.identity)?;
         let _turn = self.lock(&plan.from.vg, None).await?;
-        let mut vg = self.metadata(&plan.from.vg).await?;
+        let mut vg = self.group(&plan.from.vg).await?;
         let lv = plan.locate(&vg)?;
         if let Some(other) = tags::id(lv).filter(|id| *id != adoption.id.to_string()) {
             return Err(Error::AlreadyExists { what: format!("{}/{} is managed as {other}", vg.name, lv.name) });
@@ -43,7 +43,7 @@ impl Lvm {
             self.rename(&vg, plan.from.lv.as_str(), plan.to.lv.as_str()).await?;
         }
         if to_tag || to_rename {
-            vg = self.group(&plan.from.vg).await?;
+            vg = self.reported(&plan.from.vg).await?;
         }
         let lv = plan.seen(&vg, plan.to)?;
         match tags::volume(&vg, lv)? {
@@ -60,7 +60,7 @@ impl Lvm {
     pub(crate) async fn unmanage(&self, release: &Release) -> Result<()> {
         let plan = Plan::new(&release.from, &release.to, &release.identity)?;
         let _turn = self.lock(&plan.from.vg, None).await?;
-        let vg = self.metadata(&plan.from.vg).await?;
+        let vg = self.group(&plan.from.vg).await?;
         let lv = plan.locate(&vg)?;
         if let Some(other) = tags::id(lv).filter(|id| *id != release.id.to_string()) {
             return Err(Error::Mismatch {
@@ -88,7 +88,7 @@ impl Lvm {
         if !to_go.is_empty() {
             self.tag(plan.to, plan.identity, &[], &to_go).await?;
         }
-        let vg = self.group(&plan.from.vg).await?;
+        let vg = self.reported(&plan.from.vg).await?;
         match tags::ours(plan.seen(&vg, plan.to)?).is_empty() {
             true => Ok(()),
             false => Err(unfinished(plan, "it left the tags".into())),
@@ -102,7 +102,7 @@ impl Lvm {
             Error::TimedOut { .. } | Error::Busy { .. } => return error,
             _ => {}
         }
-        let is = self.group(&plan.from.vg).await.ok();
+        let is = self.reported(&plan.from.vg).await.ok();
         let is = is.as_ref().filter(|vg| vg.uuid == plan.vg_uuid).and_then(|vg| vg.by_uuid(plan.lv_uuid));
         let unchanged = is.is_some_and(|is| is.name == was.name && is.tags == was.tags);
         match (unchanged, says_unchanged(&error)) {

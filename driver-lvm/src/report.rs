@@ -28,7 +28,7 @@ pub(crate) const ARGUMENTS: &[&str] = &[
     "--configreport",
     "lv",
     "-o",
-    "lv_name,lv_uuid,lv_size,lv_role,lv_layout,lv_tags,origin,pool_lv,lv_attr,lv_health_status,lv_device_open",
+    "lv_name,lv_uuid,lv_size,lv_role,lv_layout,lv_tags,origin,pool_lv,lv_attr,lv_health_status",
     "--configreport",
     "pvseg",
     "-o",
@@ -86,8 +86,6 @@ pub(crate) struct Lv {
     pub(crate) writable: bool,
     /// One of its PVs is missing.
     pub(crate) partial: bool,
-    /// The kernel counts an opener.
-    pub(crate) open: bool,
 }
 
 impl Vg {
@@ -181,7 +179,6 @@ struct LvRow {
     pool_lv: String,
     lv_attr: String,
     lv_health_status: String,
-    lv_device_open: String,
 }
 
 impl Group {
@@ -228,7 +225,6 @@ impl LvRow {
             // says `unknown` of an LV that is not active.
             writable: self.lv_attr.as_bytes().get(1) != Some(&b'r'),
             partial: self.lv_health_status == "partial",
-            open: self.lv_device_open == "open",
         })
     }
 }
@@ -272,9 +268,8 @@ mod tests {
         assert_eq!(vga.pvs, [PathBuf::from("/dev/loop0"), PathBuf::from("/dev/loop1")]);
 
         let root = vga.lv("root").unwrap();
-        assert_eq!((root.size_bytes, root.open, root.writable, root.uuid.len()), (20 << 20, true, true, 32));
+        assert_eq!((root.size_bytes, root.writable, root.uuid.len()), (20 << 20, true, 32));
         assert_eq!(vga.lv("a-b").unwrap().tags, ["mortar.id=11", "t2"]);
-        assert!(!vga.lv("a-b").unwrap().open, "an inactive one's state is `unknown`");
         assert!(vga.lv("tp").unwrap().is_laid_out_as("pool"));
         assert!(vga.lv("tp_tmeta").unwrap().hidden);
         assert!(!vga.lv("ro").unwrap().writable);

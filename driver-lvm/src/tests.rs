@@ -712,6 +712,7 @@ async fn only_the_disks_of_the_vg_are_seen_once_they_are_known() {
     let driver = driver(&machine);
     let (at, _) = attach(&driver, &spec("vg0/a-1")).await;
     assert!(machine.commands()[0].contains("/dev/vdc"));
+    machine.tag_lv("vg0", "a-1", "x");
     driver.inspect(&locator("vg0/a-1")).await.unwrap();
     driver.detach(&at, soon()).await.unwrap();
     for command in &machine.commands()[1..] {
@@ -753,10 +754,14 @@ async fn what_a_report_has_said_is_asked_for_again_once_it_may_be_wrong() {
     machine.add_vg("third", &["vdd"]);
     assert_eq!((prepared("vg0/b").await, listed().await, listed().await), ((0, "there"), 1, 0));
 
-    // It is no part of the metadata whether somebody has an LV open.
+    // Whether somebody has an LV open the kernel tells as well, and who closes it at once is nobody.
     let device = machine.lv_device("vg0", "b").unwrap();
-    machine.engage(&device, host::User::Opener { pid: 7, command: "dd".into() });
-    assert!(refusal(&driver, "vg0/b").await.contains("dd"));
+    machine.open(&device, 7, "dd");
+    let (started, why) = processes(&machine, refusal(&driver, "vg0/b")).await;
+    assert!(started == 0 && why.contains("dd"), "{started} {why}");
+    let looked_into = device.clone();
+    machine.before_next(format!("users /dev/{device}"), move |machine| machine.release(&looked_into));
+    assert_eq!(refusal(&driver, "vg0/b").await, "");
     machine.set_vg_system_id("vg0", "elsewhere");
     assert_eq!(prepared("vg0/b").await.1, "WRONG_STATE");
     machine.lose_disk("vdc");
@@ -829,6 +834,7 @@ async fn a_report_that_crashed_is_asked_for_once_more() {
     let (started, inspected) = processes(&machine, driver.inspect(&locator("vg0/a-1"))).await;
     inspected.unwrap();
     assert_eq!(started, 2);
+    machine.tag_lv("vg0", "a-1", "x");
     machine.fail_next("fullreport", crash());
     machine.fail_next("fullreport", crash());
     assert_eq!(driver.inspect(&locator("vg0/a-1")).await.unwrap_err().reason(), "TOOL_FAILED");

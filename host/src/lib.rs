@@ -31,7 +31,7 @@ pub use uevent::{Uevent, Uevents, wait_for};
 
 use async_trait::async_trait;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -103,6 +103,10 @@ pub trait Host: Send + Sync + 'static {
 
     /// Makes a device refuse writes, or take them again (BLKROSET).
     async fn set_read_only(&self, device: &Path, read_only: bool) -> Result<()>;
+
+    /// Which of some mapped devices somebody has open, by the kernel's own count (DM_DEV_STATUS). Each is meant by the UUID that it
+    /// has in the device mapper; one that is not there is not open.
+    fn open_mapped(&self, uuids: &[String]) -> Result<BTreeSet<String>>;
 
     /// Who uses a device or one of its partitions: mounts in any namespace, swap, holders, loop devices, exports to other
     /// machines, openers. Neither we nor udev count, nor multipathd, which has every path open to check it.

@@ -10,6 +10,7 @@ mod inherited;
 mod keys;
 mod lanes;
 mod loops;
+mod mapper;
 mod memory;
 mod multipathd;
 mod netlink;
@@ -31,7 +32,7 @@ use nix::{
     sys::{stat::Mode, utsname::uname},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     net::SocketAddr,
@@ -260,6 +261,10 @@ impl Host for Linux {
             Ok(())
         })
         .await
+    }
+
+    fn open_mapped(&self, uuids: &[String]) -> Result<BTreeSet<String>> {
+        mapper::open_mapped(uuids)
     }
 
     async fn users(&self, device: &Path) -> Result<Vec<User>> {

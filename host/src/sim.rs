@@ -28,7 +28,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -460,6 +460,10 @@ impl Host for Machine {
         let name = format!("flush {}", device.display());
         self.call_within(&name, timeout, |world| world.effect(&name, |world| world.block("flush", device).map(drop)))
             .await
+    }
+
+    fn open_mapped(&self, uuids: &[String]) -> Result<BTreeSet<String>> {
+        self.look(Path::new("/dev/mapper/control"), |world| Ok(lvm::open_mapped(world, uuids)))
     }
 
     async fn users(&self, device: &Path) -> Result<Vec<User>> {

@@ -69,8 +69,8 @@ async fn rename(report: &mut Report, peer: &mut Peer) {
         "**LV manage, unmanage.** The floor is one `lvrename`. Ours looks at the LV (it must not be somebody else's, nor in use), \
          writes its origin beside the data (tags), renames it, and looks again; unmanage gives the old name back. The peer is what Cinder's \
          `manage_existing` does: `lvs` of the LV, and `lvrename`; it remembers no old name, so it has no unmanage. \
-         Ours starts a look at the LV before anything is noted, the tags, the rename, and a look at what came of both. That the id is free in every VG, and \
-         that the LV is still as it was under the VG's lock, the PVs tell without a process, and an unmanage begins with them.",
+         Ours starts the tags, the rename, and a look at what came of both. What the LV is before, that the id is free in every VG, and that the LV is \
+         still as it was under the VG's lock, the PVs tell without a process, unless somebody has changed the VG since the last report.",
     );
     sh("vg_remove bench");
 }

@@ -87,6 +87,19 @@ async fn a_vg_is_reported_once_for_each_change() {
     let manage = || drop(mortar(&["manage", &at("managed"), "--id", id]).ok());
     assert_eq!(runs(&manage), (2, 2), "a look, the tags, the name, and a look at what came of it");
     assert_eq!(runs(&|| drop(mortar(&["unmanage", id]).ok())), (1, 2));
+    assert_eq!(runs(&manage), (1, 2));
+    let why = |name: &str| {
+        let listed = mortar(&["manageable", &scope]).ok();
+        let of = |candidate: &&Value| candidate["reference"] == format!("lvm:{vg}/{name}");
+        listed.as_array().unwrap().iter().find(of).unwrap()["reason_not_safe"].to_string()
+    };
+    // Whether an LV is open its PVs do not tell: that the kernel is asked.
+    sh(&format!("lvchange --quiet -ay {vg}/v; udevadm settle"));
+    assert_eq!(runs(&|| assert!(!why("v").contains("open"), "{}", why("v"))), (0, 0));
+    let opened = std::fs::File::open(format!("/dev/{vg}/v")).unwrap();
+    assert_eq!(runs(&|| assert!(why("v").contains("open by"), "{}", why("v"))), (0, 0));
+    drop(opened);
+    assert_eq!(runs(&|| assert!(!why("v").contains("open"), "{}", why("v"))), (0, 0));
 }
 
 /// Read-only is the kernel's word, whether the LV was inactive or active; and not for those it would take the writing from.

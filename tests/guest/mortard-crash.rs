@@ -207,6 +207,10 @@ impl Host for Crashing {
         self.doing(format!("loop_resize {}", device.display()), self.machine.loop_resize(device)).await
     }
 
+    fn open_mapped(&self, uuids: &[String]) -> Result<BTreeSet<String>> {
+        self.machine.open_mapped(uuids)
+    }
+
     fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
         self.machine.stat(path)
     }

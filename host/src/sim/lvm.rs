@@ -211,6 +211,12 @@ pub(crate) fn head(world: &World, device: &str) -> Option<Vec<u8>> {
     })
 }
 
+/// Which of some devices of the device mapper are open.
+pub(crate) fn open_mapped(world: &World, uuids: &[String]) -> BTreeSet<String> {
+    let is_open = |uuid: &&String| device_of(world, uuid).is_some_and(|device| !world.users_of(&device).is_empty());
+    uuids.iter().filter(is_open).cloned().collect()
+}
+
 /// The machine was turned on: `/sys`, `/dev` and `/run` are empty.
 pub(crate) fn boot(world: &mut World) {
     world.files.put("/sys/class/misc/device-mapper/dev", "10:236\n");
@@ -339,11 +345,6 @@ fn row(world: &World, vg: &Vg, lv: &Lv, partial: bool) -> serde_json::Value {
     let has_snapshot = vg.lvs.iter().any(|other| other.kind == Kind::Snapshot { origin: lv.name.clone() });
     let role = if has_snapshot { "public,origin,thickorigin" } else { role };
     let device = device_of(world, &vg.dm_uuid(lv));
-    let open = match &device {
-        None => "unknown",
-        Some(device) if world.users_of(device).is_empty() => "",
-        Some(_) => "open",
-    };
     let read_only =
         device.and_then(|name| world.files.text(format!("/sys/block/{name}/ro"))).is_some_and(|ro| ro == "1");
     let mode = match (lv.writable, read_only) {
@@ -368,7 +369,6 @@ fn row(world: &World, vg: &Vg, lv: &Lv, partial: bool) -> serde_json::Value {
         "pool_lv": pool,
         "lv_attr": format!("{first}{mode}i-------"),
         "lv_health_status": if partial { "partial" } else { "" },
-        "lv_device_open": open,
     })
 }
 

@@ -7,7 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -213,6 +213,10 @@ impl Host for Attended {
 
     fn stat(&self, path: &Path) -> Result<Option<FileStat>> {
         self.0.stat(path)
+    }
+
+    fn open_mapped(&self, uuids: &[String]) -> Result<BTreeSet<String>> {
+        self.0.open_mapped(uuids)
     }
 
     fn facts(&self) -> Result<Facts> {
