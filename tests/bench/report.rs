@@ -137,7 +137,7 @@ const INTRODUCTION: &str = "\
 
 Written by `make bench`; nothing in this file is written by hand. Each section is of one run in one guest. \
 Starting a process is dear there, and the machine under it does other things, so the times mean nothing by themselves: \
-only ratios within a section do.
+only ratios within a section do. The benchmark, with the floor and the peer in it, runs at the nice level of `mortard`'s unit (-10).
 
 Times are milliseconds: the median, and in brackets the first and the third quartile (with fewer than seven rounds: the least and the most).
 
