@@ -10,7 +10,6 @@
 //! | 16 | 4 | checksum |
 //! | 20 | 4 | where its content begins |
 //! | 24 | 8 | `LVM2 001` |
-
 //!
 //! In it stands where the PV keeps the metadata of its VG. That area begins with a header which every change of the VG writes
 //! anew: it says where in the area the text is, and its checksum (lvm2 `lib/format_text/layout.h`, `struct mda_header` and
