@@ -70,7 +70,7 @@ async fn rename(report: &mut Report, peer: &mut Peer) {
          writes its origin beside the data (tags), renames it, and looks again; unmanage gives the old name back. The peer is what Cinder's \
          `manage_existing` does: `lvs` of the LV, and `lvrename`; it remembers no old name, so it has no unmanage. \
          Ours starts the tags, the rename, and a look at what came of both. What the LV is before, that the id is free in every VG, and that the LV is \
-         still as it was under the VG's lock, the PVs tell without a process, unless somebody has changed the VG since the last report.",
+         still as it was under the VG's lock, the PVs tell without a process, unless somebody has changed the VG since the last report, as the floor and the peer do here in each round.",
     );
     sh("vg_remove bench");
 }
