@@ -94,11 +94,12 @@ pub(crate) async fn users(host: &dyn Host, node: &Path) -> Result<Vec<String>> {
     Ok(users.iter().map(ToString::to_string).collect())
 }
 
-/// Whether an LV is open until then, by the kernel's count, which tells neither by whom nor why.
-pub(crate) async fn stays_open(host: &dyn Host, vg: &Vg, lv: &Lv, until: Instant) -> Result<bool> {
+/// Somebody who has an LV open until then by the kernel's count, which tells neither who that is nor why, in words.
+pub(crate) async fn unseen_user(host: &dyn Host, vg: &Vg, lv: &Lv, until: Instant) -> Result<Option<String>> {
     let device = [active::mapper_uuid(&vg.uuid, &lv.uuid)];
     let closed = wait_for(host, until, || Ok(host.open_mapped(&device)?.is_empty().then_some(()))).await;
-    Ok(closed.map_err(failed(format!("ask whether {}/{} is open", vg.name, lv.name)))?.is_none())
+    let closed = closed.map_err(failed(format!("ask whether {}/{} is open", vg.name, lv.name)))?;
+    Ok(closed.is_none().then(|| "open by someone that this host does not show".into()))
 }
 
 impl Lvm {

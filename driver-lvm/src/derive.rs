@@ -123,8 +123,8 @@ impl Lvm {
                 by.push("attached".into());
             }
         }
-        if by.is_empty() && attach::stays_open(host, vg, lv, Instant::now() + attach::GLANCE).await? {
-            by.push("open by someone that this host does not show".into());
+        if by.is_empty() {
+            by.extend(attach::unseen_user(host, vg, lv, Instant::now() + attach::GLANCE).await?);
         }
         // A thick snapshot goes with its origin; a thin one stays.
         let goes_with = |other: &&Lv| other.is("thicksnapshot") && other.origin.as_ref() == Some(&lv.name);

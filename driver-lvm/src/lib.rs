@@ -33,6 +33,7 @@ use host::Host;
 use lvm::Lvm;
 use report::{Lv, Vg};
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -70,8 +71,10 @@ impl LvmDriver {
     /// The candidates among some LVs of a VG.
     async fn candidates(&self, vg: &Vg, lvs: &[&Lv]) -> Result<Vec<Candidate>> {
         let active = active::list(self.host())?;
-        let node = |lv: &Lv| active.iter().find(|a| a.lv_uuid == lv.uuid && a.vg_uuid == vg.uuid).map(|a| a.node());
-        let pvs = self.lvm.labels.among(lvs.iter().copied().filter_map(node)).await.pvs;
+        let of_this_vg = active.iter().filter(|active| active.vg_uuid == vg.uuid);
+        let nodes: HashMap<&str, PathBuf> = of_this_vg.map(|lv| (lv.lv_uuid.as_str(), lv.node())).collect();
+        let node = |lv: &Lv| nodes.get(lv.uuid.as_str());
+        let pvs = self.lvm.labels.among(lvs.iter().filter_map(|lv| node(lv).cloned())).await.pvs;
         let mapped = |lv: &Lv| active::mapper_uuid(&vg.uuid, &lv.uuid);
         let mapped_here: Vec<String> = lvs.iter().filter(|lv| node(lv).is_some()).map(|lv| mapped(lv)).collect();
         let open = self.host().open_mapped(&mapped_here).map_err(failed("ask which LVs are open"))?;
@@ -79,7 +82,7 @@ impl LvmDriver {
         for lv in lvs {
             let node = node(lv);
             let mut refusal = refuse::manage(vg, lv, &self.templates);
-            if refusal.is_none() && node.as_ref().is_some_and(|node| pvs.contains_key(node)) {
+            if refusal.is_none() && node.is_some_and(|node| pvs.contains_key(node)) {
                 refusal = Some(Refusal::Kind(format!(
                     "{0}/{1} is a PV of another VG; if that is one that a guest made inside of its disk, manage {0}/{1} \
                      while it is inactive (lvchange -an)",
@@ -87,7 +90,7 @@ impl LvmDriver {
                 )));
             }
             if refusal.is_none() && open.contains(&mapped(lv)) {
-                let by = self.openers(vg, lv, node.as_deref(), until).await?;
+                let by = self.openers(vg, lv, node.map(PathBuf::as_path), until).await?;
                 refusal = (!by.is_empty()).then_some(Refusal::InUse(by));
             }
             candidates.push(Candidate {
@@ -108,8 +111,8 @@ impl LvmDriver {
             Some(node) => attach::users(self.host(), node).await?,
             None => Vec::new(),
         };
-        if users.is_empty() && attach::stays_open(self.host(), vg, lv, until).await? {
-            users.push("open by someone that this host does not show".into());
+        if users.is_empty() {
+            users.extend(attach::unseen_user(self.host(), vg, lv, until).await?);
         }
         Ok(users)
     }

@@ -105,19 +105,29 @@ impl Lvm {
 
     /// A VG as its metadata has it now. No process if that has not changed since the last report.
     pub(crate) async fn group(&self, name: &VgName) -> Result<Vg> {
-        if let Some(pvs) = self.known(name).await? {
-            let now = self.labels.among(pvs).await.pvs;
-            if let Some(vg) = self.known.unchanged(name, &now) {
-                return self.owned(vg).await;
-            }
+        let now = self.labels_of(name).await?;
+        match now.as_ref().and_then(|(_, now)| self.known.unchanged(name, now)) {
+            Some(vg) => self.owned(vg).await,
+            None => self.report_of(name, now).await,
         }
-        self.reported(name).await
     }
 
     /// A VG as lvm reports it now: after a change. One process if its PVs are known still, else one after a look at every disk.
     pub(crate) async fn reported(&self, name: &VgName) -> Result<Vg> {
-        if let Some(pvs) = self.known(name).await? {
-            let before = self.labels.among(pvs.clone()).await.pvs;
+        let before = self.labels_of(name).await?;
+        self.report_of(name, before).await
+    }
+
+    /// The PVs that a VG is known on, and what those that answer begin with now.
+    async fn labels_of(&self, name: &VgName) -> Result<Option<(Vec<PathBuf>, PvLabels)>> {
+        let Some(pvs) = self.known(name).await? else { return Ok(None) };
+        let labels = self.labels.among(pvs.clone()).await.pvs;
+        Ok(Some((pvs, labels)))
+    }
+
+    /// A report of a VG: of the PVs that it is known on, which began like this before, or else of all.
+    async fn report_of(&self, name: &VgName, known: Option<(Vec<PathBuf>, PvLabels)>) -> Result<Vg> {
+        if let Some((pvs, before)) = known {
             let (mut vgs, complaint) = self.report(&pvs).await?;
             vgs.retain(|vg| vg.name == name.as_str() && vg.missing_pvs == 0);
             if let Some(vg) = vgs.pop() {

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
@@ -115,6 +115,21 @@ fn timed_out(command: &Command) -> Error {
     Error::TimedOut { what: command.line(), after: command.timeout }
 }
 
+/// What the kernel tells of a process in one line.
+pub(super) struct Stat {
+    pub(super) parent: u32,
+    /// `PF_…` of the kernel (`include/linux/sched.h`).
+    pub(super) flags: u64,
+}
+
+/// What stands in a process's `stat` (proc_pid_stat(5)): `PID (COMMAND) STATE PPID PGRP SESSION TTY TPGID FLAGS …`. The command
+/// may hold anything, so what counts comes after its last bracket. `None` if the process has gone.
+pub(super) fn stat(process: &Path) -> Option<Stat> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(1);
+    Some(Stat { parent: fields.next()?.parse().ok()?, flags: fields.nth(4)?.parse().ok()? })
+}
+
 /// The command lines of tools that carry our mark and whose agent is gone: they have another parent now. A daemon that a
 /// tool started (dmeventd, iscsid) has inherited the mark, and is none of them.
 pub(super) fn orphans() -> Vec<String> {
@@ -128,9 +143,7 @@ pub(super) fn orphans() -> Vec<String> {
         Tool::ALL.into_iter().find(|tool| tool.name() == program)?;
         let environment = fs::read(directory.join("environ")).ok()?;
         environment.split(|byte| *byte == 0).find(|setting| *setting == mark.as_bytes())?;
-        // `PID (COMMAND) STATE PPID …`; the command may hold anything, so what counts comes after its last bracket.
-        let stat = fs::read_to_string(directory.join("stat")).ok()?;
-        let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?;
+        let parent = stat(&directory)?.parent;
         let parent_is_an_agent = fs::read_to_string(format!("/proc/{parent}/comm"))
             .is_ok_and(|command| command.trim().starts_with("mortard"));
         let line = fs::read(directory.join("cmdline")).ok()?;
@@ -142,7 +155,7 @@ pub(super) fn orphans() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{path::Path, process, time::Duration};
+    use std::{process, time::Duration};
 
     #[tokio::test]
     async fn a_tool_that_hangs_keeps_no_other_from_running() {

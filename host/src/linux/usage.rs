@@ -8,7 +8,7 @@ mod look;
 
 pub(super) use look::Looks;
 
-use super::files;
+use super::{files, process};
 use crate::{Error, Result, User};
 use look::Look;
 use std::{
@@ -187,9 +187,8 @@ fn helps_udev(pid: u32) -> bool {
     if group.contains("/systemd-udevd.service") {
         return true;
     }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
-    parent.and_then(program).is_some_and(|parent| is_udev(&parent))
+    let stat = process::stat(Path::new(&format!("/proc/{pid}")));
+    stat.and_then(|stat| program(stat.parent)).is_some_and(|parent| is_udev(&parent))
 }
 
 /// What a process has open. One that we have just forked has open what we have, until exec(2) closes that; so what is found is
@@ -200,14 +199,10 @@ fn of_its_own<T>(pid: u32, what_is_open: impl Fn() -> Vec<T>) -> Vec<T> {
 
 /// Whether a process is a fork of ours that is not yet the program it was made for.
 fn is_about_to_exec(pid: u32) -> bool {
-    /// PF_FORKNOEXEC (`include/linux/sched.h`), and where the flags and the parent are behind the name (proc_pid_stat(5)).
+    /// PF_FORKNOEXEC (`include/linux/sched.h`).
     const NO_EXEC_YET: u64 = 0x40;
-    const PARENT: usize = 1;
-    const FLAGS: usize = 6;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let Some((_, behind_the_name)) = stat.rsplit_once(')') else { return false };
-    let number = |at| behind_the_name.split_whitespace().nth(at).and_then(|word| word.parse::<u64>().ok());
-    number(PARENT) == Some(u64::from(std::process::id())) && number(FLAGS).is_some_and(|flags| flags & NO_EXEC_YET != 0)
+    let stat = process::stat(Path::new(&format!("/proc/{pid}")));
+    stat.is_some_and(|stat| stat.parent == std::process::id() && stat.flags & NO_EXEC_YET != 0)
 }
 
 /// `None`: one of them has ended.
